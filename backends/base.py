@@ -1,0 +1,64 @@
+"""The contract of a backend: the verbs of Algorithm 1 on arrays of its own.
+
+A backend is a module of this package; its file name is the value of `--backend`.  It owns device arrays and nothing
+else: configuration, random numbers, minibatches, the loop (`refgba.gba.train`), files and metrics are shared.  It is
+judged against `backends/numpy.py`, the reference itself: gradient by gradient and step by step, in float64 to 1e-10
+relative and in float32 to 1e-5 a step, with `counters` exactly equal in float64.
+
+Nothing falls back: `backends.load` refuses a backend that cannot run here, with the reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeAlias
+
+from refgba.bias import Buffer
+from refgba.gba import GBAConfig, Metrics
+from refgba.sae import Params
+from refgba.types import Array
+
+DeviceArray: TypeAlias = Any
+
+
+class State(Protocol):
+    """A run between two steps: the backend's own, opaque but for these two."""
+
+    config: GBAConfig
+    t: int  # steps done
+
+
+class Backend(Protocol):
+    """What every backend module provides.  L rows in a batch, d dimensions, M neurons."""
+
+    def unusable(self) -> str | None:
+        """Why this backend cannot run here and what to install, in one line; None when it can."""
+
+    def init(self, params: Params, config: GBAConfig) -> Any:
+        """The state before the first step, from host arrays, which are copied."""
+
+    def params(self, state: Any) -> Params:
+        """A copy of the parameters, on the host."""
+
+    def put(self, state: Any, x: Array) -> DeviceArray:
+        """Host rows x (L, d) on the device in the dtype of the run; may return before the copy is done."""
+
+    def get(self, array: DeviceArray) -> Array:
+        """A device array on the host."""
+
+    def step(self, state: Any, x: DeviceArray) -> Metrics:
+        """Lines 2 to 5: forward, backward, AdamW, renormalise, accumulate counts and peaks; x (L, d) from `put`.
+
+        Returns loss and L0 as scalars of the backend and never waits for the device: `float()` of them does.
+        """
+
+    def adapt(self, state: Any) -> None:
+        """Line 6: Algorithm 2 on the buffers, which are emptied and kept for `counters`."""
+
+    def counters(self, state: Any) -> Buffer:
+        """Counts and peaks that the last adaptation used (before the first: so far), on the host."""
+
+    def encode(self, state: Any, x: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
+        """Pre-activations y and codes s of rows x (L, d) from `put`, each (L, M)."""
+
+    def decode(self, state: Any, s: DeviceArray) -> DeviceArray:
+        """Reconstructions f (L, d) of codes s (L, M)."""

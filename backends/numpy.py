@@ -1,0 +1,47 @@
+"""The reference behind the contract: NumPy arrays on the host, `refgba.gba` and `refgba.sae` as they stand."""
+
+from __future__ import annotations
+
+from refgba import sae
+from refgba.bias import Buffer
+from refgba.gba import State, adapt, init, step
+from refgba.sae import Params
+from refgba.types import Array
+
+__all__ = ["adapt", "counters", "decode", "encode", "get", "init", "params", "put", "step", "unusable"]
+
+
+def unusable() -> str | None:
+    """None: NumPy is always there."""
+    return None
+
+
+def params(state: State) -> Params:
+    """A copy of the parameters."""
+    return state.params.astype(state.config.dtype)
+
+
+def put(state: State, x: Array) -> Array:
+    """The rows x (L, d) in the dtype of the run."""
+    return x.astype(state.config.dtype, copy=False)
+
+
+def get(array: Array) -> Array:
+    """The array itself."""
+    return array
+
+
+def counters(state: State) -> Buffer:
+    """Counts and peaks that the last adaptation used (before the first: so far)."""
+    return state.last
+
+
+def encode(state: State, x: Array) -> tuple[Array, Array]:
+    """Pre-activations y and codes s of rows x (L, d), each (L, M)."""
+    y, _, s = sae.encode(state.params, x, state.config.activation)
+    return y, s
+
+
+def decode(state: State, s: Array) -> Array:
+    """Reconstructions f (L, d) of codes s (L, M)."""
+    return sae.decode(state.params, s)

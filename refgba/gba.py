@@ -1,0 +1,160 @@
+"""Section 3, Algorithm 1: Group Bias Adaptation, whole.
+
+`step` is lines 2 to 5, `adapt` is line 6, `train` is the loop around them.  These functions are the reference behind
+the contract of `backends/base.py`: a backend repeats `init`, `step` and `adapt` on its own arrays, and `train` drives
+it unchanged.
+
+Everything random (initial weights, batch order) is drawn here with NumPy's Generator, so that backends see the same
+numbers.  Settings are in `config`; what this project adds to the paper is in `recipe`, each piece called from the line
+where it acts and without effect at the paper's settings.  Reading files, logging and checkpoints are left to
+`refgba.runs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from refgba import recipe, sae
+from refgba.adam import AdamW
+from refgba.bias import Buffer
+from refgba.bias import adapt as algorithm_2
+from refgba.config import GBAConfig
+from refgba.errors import InputError
+from refgba.sae import Params, unit_rows
+from refgba.types import Array, Mask
+
+__all__ = ["GBAConfig", "Metrics", "State", "adapt", "init", "minibatches", "random_params", "step", "train"]
+
+
+class Metrics(NamedTuple):
+    """What a step reports: the loss of its batch and L0, its mean active neurons a row (scalars of the backend)."""
+
+    loss: Any
+    l0: Any
+
+
+@dataclass
+class State:
+    """A run between two steps.
+
+    buffer: counts and peaks since the last adaptation.  last: those that the last adaptation used (before the first,
+    the running ones).  held: (M,) neurons whose w_m no longer turns (see `recipe`).  t: steps done.
+    """
+
+    config: GBAConfig
+    params: Params
+    optimiser: dict[str, AdamW]
+    buffer: Buffer
+    last: Buffer
+    held: Mask
+    t: int = 0
+
+
+def random_params(config: GBAConfig, d: int, mean: Array | None = None) -> Params:
+    """Θ before the first step: random unit w_m, every a_m at `a_init`, b = 0, and W_dec = W if untied.
+
+    b_pre is 0, or with `b_pre_init` "mean" (ours) the mean (d,) of the unit rows, which must then be given.
+    """
+    if config.b_pre_init == "mean" and mean is None:
+        raise InputError('b_pre_init "mean" needs the mean of the rows; give it, or use "zero"')
+    W = unit_rows(_stream(config.seed, 0).standard_normal((config.width, d)))  # (M, d)
+    params = Params(
+        W=W,
+        a=np.full(config.width, config.a_init),
+        b=np.zeros(config.width),
+        b_pre=np.zeros(d) if mean is None or config.b_pre_init == "zero" else mean,
+        W_dec=W.copy() if config.untied else None,
+    )
+    return params.astype(config.dtype)
+
+
+def _stream(seed: int, *key: int) -> np.random.Generator:
+    """Stream (0,) draws the weights, stream (1, e) the order of epoch e: independent of each other, and of the data's.
+
+    A spawn key, not a longer list of entropy: NumPy pads the latter with zeros, so [seed] and [seed, 0] coincide.
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def minibatches(X: Array, config: GBAConfig, start: int = 0) -> Iterator[Array]:
+    """Line 1 of Algorithm 1: the minibatches of steps start + 1..T, each L rows of X (N, d) at unit norm.
+
+    Sampled without replacement within an epoch; a batch may straddle two.  Which rows a step gets is a pure function
+    of (seed, step), whatever `start` is.
+    """
+    N, L = len(X), config.batch
+    epoch, order = -1, np.empty(0, np.int64)
+    for t in range(start, config.steps):
+        rows = np.empty(L, np.int64)
+        position = np.arange(t * L, (t + 1) * L)  # (L,)   in the endless sequence of shuffled epochs
+        for e in range(position[0] // N, position[-1] // N + 1):
+            if e != epoch:
+                epoch, order = e, _stream(config.seed, 1, e).permutation(N)  # (N,)
+            here = position // N == e
+            rows[here] = order[position[here] % N]
+        yield unit_rows(X[rows].astype(config.dtype))
+
+
+def init(params: Params, config: GBAConfig) -> State:
+    """The state before the first step; the arrays of `params` are not shared with it."""
+    params = params.astype(config.dtype)
+    optimiser = {name: AdamW.like(theta) for name, theta in params.arrays().items() if name != "b"}
+    buffer = Buffer(config.width)
+    return State(config, params, optimiser, buffer, buffer, np.zeros(config.width, bool))
+
+
+def step(state: State, x: Array) -> Metrics:
+    """Lines 2 to 5 of Algorithm 1 on a minibatch x (L, d) of unit rows, in the dtype of the run."""
+    config, params = state.config, state.params
+    state.t += 1
+    if state.t == recipe.forming_steps(config) + 1:
+        state.held = recipe.agreeing(params.W, config.hold)
+    lr = recipe.learning_rate(config, state.t)
+    fwd = sae.forward(params, x, config.activation)  # 2. forward
+    grads = sae.gradients(params, x, fwd)  # 3. backward, and one optimiser step on everything but b
+    W = params.W
+    for name in recipe.trained(config, state.t):
+        theta, g = getattr(params, name), getattr(grads, name)
+        setattr(params, name, state.optimiser[name].update(theta, g, lr, config))
+    params.W = np.where(state.held[:, None], W, unit_rows(params.W))  # 4. renormalise
+    if params.W_dec is not None:
+        params.W_dec = unit_rows(params.W_dec)
+    state.buffer.add(fwd.y)  # 5. the buffers
+    return Metrics(sae.loss(x, fwd.f), np.count_nonzero(fwd.on) / len(x))
+
+
+def adapt(state: State) -> None:
+    """Line 6 of Algorithm 1: b <- A(b, B), then empty the buffers."""
+    c = state.config
+    state.params.b = algorithm_2(
+        state.params.b, state.buffer, c.group(), c.target(), c.gamma_minus, c.gamma_plus, c.eps
+    )  # fmt: skip
+    state.last, state.buffer = state.buffer, Buffer(c.width)
+
+
+class _Run(Protocol):
+    """What `train` must know of a backend's state."""
+
+    config: GBAConfig
+    t: int
+
+
+S = TypeVar("S", bound=_Run)
+
+
+def train(
+    state: S,
+    minibatches: Iterable[Array],
+    step: Callable[[S, Array], Metrics] = step,  # type: ignore[assignment]
+    adapt: Callable[[S], None] = adapt,  # type: ignore[assignment]
+) -> Iterator[Metrics]:
+    """Algorithm 1, from the state's step on: yields after every step.  A backend passes its own two verbs."""
+    for x in minibatches:  # 1. draw a minibatch, rows at unit norm
+        metrics = step(state, x)  # 2. to 5.
+        if state.t % state.config.adapt_every == 0:
+            adapt(state)  # 6.
+        yield metrics

@@ -1,0 +1,106 @@
+"""What this project adds to Algorithm 1 (all ours), and the settings that follow from the data and the run's length.
+
+How the output scales a start is not known from the paper, and decides everything: neurons that begin at a = 1 compete
+for the reconstruction and recover nothing; at a small fixed scale they stay nearly independent, as in the theory's
+limit a -> 0, and recover, but hardly reconstruct.  Training all of them for reconstruction afterwards undoes the
+recovery.  The default recipe therefore runs in two phases:
+
+    form    the first `form` T steps: a small and fixed, b_pre fixed, so that each neuron finds a feature nearly alone
+    hold    at their end: neurons that agree with another, cos >= `hold`, keep their direction from here on.  They
+            started at random and hardly interacted, so two that ended up alike have found what is in the data
+    fit     the other steps: a, b_pre and all neurons not held are trained for reconstruction
+
+and each phase ends with a linear decay of the learning rate over its last `lr_decay` share.  With `form` = 0,
+`hold` = 1 and `lr_decay` = 0 every function here is without effect: that is `--recipe paper`.
+
+The experiments behind each choice are in benchmarks/recipe.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refgba.config import GBAConfig
+from refgba.errors import InputError
+from refgba.types import Array, Mask
+
+BLOCK = 2**24  # cosines held at a time: 128 MB in float64
+
+
+def forming_steps(config: GBAConfig) -> int:
+    """How many steps, from the first, form features."""
+    return round(config.form * config.steps)
+
+
+def trained(config: GBAConfig, t: int) -> tuple[str, ...]:
+    """The parameters that step t = 1..T trains: all but b, and while features form neither a nor b_pre."""
+    weights = ("W", "W_dec") if config.untied else ("W",)
+    return weights if t <= forming_steps(config) else (*weights, "a", "b_pre")
+
+
+def learning_rate(config: GBAConfig, t: int) -> float:
+    """The learning rate of step t = 1..T: `lr`, and over the last `lr_decay` share of each phase linearly to zero."""
+    formed = forming_steps(config)
+    first, last = (1, formed) if t <= formed else (formed + 1, config.steps)
+    left = (last - t + 1) / (last - first + 1)  # share of the phase still to go, from 1 down
+    return config.lr * min(1.0, left / config.lr_decay) if config.lr_decay else config.lr
+
+
+def agreeing(W: Array, tau: float) -> Mask:
+    """Which rows of W (M, d), at unit norm, have another row within cosine tau: (M,) bool.  tau = 1: none.
+
+    Blockwise, O(M^2 d) time.
+    """
+    M = len(W)
+    if tau == 1:
+        return np.zeros(M, bool)
+    found = np.zeros(M, bool)
+    size = max(1, BLOCK // M)
+    for start in range(0, M, size):
+        stop = min(start + size, M)
+        cosine = W[start:stop] @ W.T  # (block, M)
+        cosine[np.arange(stop - start), np.arange(start, stop)] = -1  # a row does not vouch for itself
+        found[start:stop] = cosine.max(axis=1) >= tau
+    return found
+
+
+def paper(d: int, **given: Any) -> GBAConfig:  # noqa: ARG001 - both recipes are called alike
+    """Algorithms 1 and 2 with the paper's settings, as far as they are known, and what is `given` instead."""
+    return GBAConfig(**given)
+
+
+def default(d: int, **given: Any) -> GBAConfig:
+    """Settings for data of d dimensions that need no tuning; what is `given` stays, and the rest follows from it.
+
+    - a_init = 1.2 d / M: random tied neurons, of which b = 0 lets half fire, then reconstruct 0.6 of their input,
+      whatever M and d are.
+    - adapt_every spreads 240 adaptations over the run, however long.  A bias moves by `gamma` of its neuron's peak
+      each time, so it always gets equally far: through the resonance while features form, to its target afterwards.
+    """
+    width = given.get("width", max(2048, 8 * d))
+    steps = given.get("steps", 4000)
+    settings: dict[str, Any] = {
+        "width": width,
+        "steps": steps,
+        "htf": 0.1,
+        "lr": 5e-3,
+        "adapt_every": max(1, round(steps / 240)) if isinstance(steps, int) else 1,
+        "a_init": 1.2 * d / width if isinstance(width, int) and width > 0 else 1.0,
+        "b_pre_init": "mean",
+        "form": 0.5,
+        "hold": 0.9,
+        "lr_decay": 0.5,
+    }
+    return GBAConfig(**settings | given)
+
+
+RECIPES = {"default": default, "paper": paper}
+
+
+def configure(name: str, d: int, **given: Any) -> GBAConfig:
+    """The configuration of a recipe for data of d dimensions, with the settings `given` kept; InputError if invalid."""
+    if name not in RECIPES:
+        raise InputError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
+    return RECIPES[name](d, **given)

@@ -1,0 +1,140 @@
+"""Activations in: a `.npy` file of rows, memory-mapped, checked before anything is trained on it.
+
+`Activations` behaves like the array it maps (length, rows by index, chunks) and never loads it whole.  `survey` reads
+it once, start to end, and gives what training needs to know of it; it is also what finds bad rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from refgba.errors import InputError
+from refgba.types import Array, Float64, Int64
+
+CHUNK = 8192  # rows read at a time
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Rows of a memory-mapped array X (rows, d); `keep` has the indices of those that count, None if all do."""
+
+    path: Path
+    X: Array
+    keep: Int64 | None = None
+
+    @property
+    def d(self) -> int:
+        """Input dimensions."""
+        return int(self.X.shape[1])
+
+    def __len__(self) -> int:
+        """Rows that count."""
+        return len(self.X) if self.keep is None else len(self.keep)
+
+    def __getitem__(self, rows: Int64) -> Array:
+        """The rows of these indices, (len(rows), d), read from disk."""
+        picked: Array = self.X[rows if self.keep is None else self.keep[rows]]
+        return picked
+
+    def chunks(self, size: int = CHUNK) -> Iterator[Array]:
+        """All rows in order, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self[np.arange(start, min(start + size, len(self)))]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over the rows, each scaled to unit norm, found.
+
+    rows: how many count.  dropped: rows of zeros left out.  mean: (d,) float64.  variance: mean of ||x - mean||^2, the
+    denominator of FVU.
+    """
+
+    rows: int
+    dropped: int
+    mean: Float64
+    variance: float
+
+
+def open_npy(path: Path) -> Activations:
+    """Memory-map a `.npy` file of activations (N, d).
+
+    InputError when there is no such file, when it is empty, truncated or no `.npy`, when the array is not 2-D or has
+    no rows, or when its dtype is not float16, float32 or float64.  Nothing is unpickled.
+    """
+    array = load_array(path, mmap=True)
+    if array.ndim != 2:
+        raise InputError(f"{path}: activations are a 2-D array (rows, d), this one is {array.ndim}-D {array.shape}")
+    if array.size == 0:
+        raise InputError(f"{path}: the array is empty, shape {array.shape}")
+    return Activations(path, array)
+
+
+def load_array(path: Path, mmap: bool = False) -> Array:
+    """A floating-point array from a `.npy` file; InputError, naming the file, for anything else."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if not path.is_file():
+        raise InputError(f"{path}: not a file; give a .npy file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    try:
+        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: {_npy_complaint(path, str(error))}") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path}: an archive of several arrays; give a .npy file of one")
+    if array.dtype not in (np.float16, np.float32, np.float64):
+        raise InputError(f"{path}: dtype is {array.dtype}; activations are float16, float32 or float64")
+    return array
+
+
+def _npy_complaint(path: Path, message: str) -> str:
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            return "not a .npy file"
+    if "bject" in message:
+        return "dtype is object; activations are float16, float32 or float64"
+    return "the file is truncated or its header is damaged"
+
+
+def survey(
+    data: Activations, drop_zero_rows: bool = False, tick: Callable[[int], object] = id
+) -> tuple[Activations, Survey]:
+    """Read every row once: the rows to train on, and what they are like.
+
+    `tick` is called with the number of rows of each chunk read.  InputError names the first row with a NaN or an
+    infinity; so it does the first row of zeros, which has no direction, and how many there are, unless
+    `drop_zero_rows` leaves them out.
+    """
+    zero: list[Int64] = []
+    total, count, start = np.zeros(data.d), 0, 0
+    for chunk in data.chunks():
+        x = chunk.astype(np.float64)
+        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+        if bad.size:
+            raise InputError(f"{data.path}: row {start + bad[0]} holds a NaN or an infinity")
+        norm = np.linalg.norm(x, axis=1)
+        zero.append(start + np.flatnonzero(norm == 0))
+        x = x[norm > 0] / norm[norm > 0, None]
+        total += x.sum(axis=0)
+        count += len(x)
+        start += len(chunk)
+        tick(len(chunk))
+    dropped = np.concatenate(zero)
+    if dropped.size and not drop_zero_rows:
+        raise InputError(
+            f"{data.path}: row {dropped[0]} is all zeros, {dropped.size} such rows in all; --drop-zero-rows skips them"
+        )
+    if count == 0:
+        raise InputError(f"{data.path}: every row is all zeros")
+    mean = total / count
+    keep = np.setdiff1d(np.arange(start), dropped) if dropped.size else None
+    # Rows are at unit norm, so E||x - mean||^2 = 1 - ||mean||^2 needs no second pass.
+    return Activations(data.path, data.X, keep), Survey(count, int(dropped.size), mean, float(1 - mean @ mean))
