@@ -1,1 +1,396 @@
-"""The command line."""
+"""The command line: one thin command a verb, no arithmetic.
+
+Results go to stdout, progress and remarks to stderr.  With --json a command prints one JSON object as its last line of
+stdout.  Exit status: 0, 1 for a run that failed, 2 for bad usage or bad input.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import click
+import numpy as np
+
+import backends
+from refgba import model, theory
+from refgba.config import GBAConfig, settings_from_json
+from refgba.errors import InputError
+from refgba.identifiability import identifiability
+from refgba.metrics import Evaluation, frr, per_group
+from refgba.recipe import RECIPES, configure
+from refgba.runs import folder, synthetic
+from refgba.runs.activations import Activations, Survey, load_array, open_npy, survey
+from refgba.runs.evaluation import evaluate as evaluate_network
+from refgba.runs.evaluation import recovery
+from refgba.runs.trainer import Progress, TrainingError, train_run
+from refgba.sae import unit_rows
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEMO = {"width": 1024, "steps": 3000}  # enough for 128 features, and under a minute on two cores
+HELD_OUT = 20_000  # fresh rows that the demo is judged on
+EVALUATE = 2048  # rows evaluated at a time
+SAMPLE = 65_536  # rows of its own data, at most, that a training run is judged on
+
+
+class _Commands(click.Group):
+    """Turns a mistake in the input into one line and exit status 2, a failed run into one line and 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2)
+        except (TrainingError, OSError) as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="refgba")
+def main() -> None:
+    """Group Bias Adaptation for sparse autoencoders: train one, and judge what it found.
+
+    Start with `refgba demo`; then `refgba train your-activations.npy -o runs/mine`.
+    """
+
+
+# ---- options that several commands share -----------------------------------------------------------------------------
+
+
+def _settings(command: F) -> F:
+    """A flag for every field of GBAConfig, all of them optional: the recipe fills in what is not given."""
+    hints = get_type_hints(GBAConfig)
+    for field in reversed(fields(GBAConfig)):
+        kind, name = hints[field.name], "--" + field.name.replace("_", "-")
+        if kind is bool:
+            name += "/--no-" + field.name.replace("_", "-")
+        choice = click.Choice(get_args(kind)) if get_origin(kind) is Literal else kind
+        command = click.option(name, field.name, type=choice, default=None, help=field.metadata["help"])(command)
+    shared = [
+        click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest"),
+        click.option("--config", "config_file", type=Path, help="JSON file of settings; flags go before it"),
+        click.option("--backend", default="numpy", help="what computes; see `refgba backends`"),
+    ]
+    for option in reversed(shared):
+        command = option(command)
+    return command
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
+
+
+def _configure(recipe: str, config_file: Path | None, d: int, flags: dict[str, Any], **defaults: Any) -> GBAConfig:
+    """The settings of a run: a command's own defaults, under those of the file, under the flags; then the recipe."""
+    given = dict(defaults)
+    if config_file is not None:
+        try:
+            given |= settings_from_json(config_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{config_file}: cannot be read ({error})") from None
+        except InputError as error:
+            raise InputError(f"{config_file}: {error}") from None
+    given |= {name: value for name, value in flags.items() if value is not None}
+    return configure(recipe, d, **given)
+
+
+# ---- what is shown ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _counting(label: str, rows: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar over rows, on stderr; yields what to call with the number of rows done."""
+    with click.progressbar(length=rows, label=label, file=sys.stderr) as bar:
+        yield bar.update
+
+
+def _train(
+    data: Activations, found: Survey, config: GBAConfig, backend_name: str, out: Path
+) -> tuple[backends.Backend, Progress]:
+    """Train with a progress bar; returns the backend and how the last step stood."""
+    backend = backends.load(backend_name)
+    steps = train_run(data, found, config, backend, backend_name, out)
+    last: Progress | None = None
+    with click.progressbar(
+        length=config.steps, label="training", item_show_func=_standing, file=sys.stderr, update_min_steps=1
+    ) as bar:
+        for progress in steps:
+            bar.update(progress.step - (last.step if last else 0), progress)
+            last = progress
+    assert last is not None  # a run has at least one step
+    return backend, last
+
+
+def _standing(progress: Progress | None) -> str:
+    if progress is None:
+        return ""
+    return (
+        f"loss {progress.loss:.4f}  L0 {progress.l0:.1f}  FVU {progress.fvu:.3f}"
+        f"  dead {progress.dead:.1%}  at or under target {progress.within:.0%}"
+    )
+
+
+def _groups(evaluation: Evaluation, config: GBAConfig) -> list[dict[str, Any]]:
+    return [asdict(g) for g in per_group(evaluation.frequency, config.group(), config.target())]
+
+
+def _show_groups(groups: list[dict[str, Any]]) -> None:
+    click.echo("group   target    median      mean   at or under target")
+    for k, g in enumerate(groups, start=1):
+        click.echo(f"{k:5d} {g['target']:8.4f}  {g['median']:8.4f}  {g['mean']:8.4f}   {g['within']:8.0%}")
+
+
+def _show_summary(summary: dict[str, Any]) -> None:
+    click.echo(
+        f"FVU {summary['fvu']:.4f} (explained variance {summary['explained_variance']:.4f})   "
+        f"L0 {summary['l0']:.1f}   dead {summary['dead']:.2%}   over {summary['rows']} rows"
+    )
+
+
+def _show_recovery(found: dict[str, Any]) -> None:
+    for tau, share in found["frr"].items():
+        click.echo(f"FRR({tau}) {share:.1%}   one-to-one {found['one_to_one'][tau]:.1%}")
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("-o", "--out", type=Path, help="folder of the run  [default: runs/demo, or the first free runs/demo-N]")
+@click.option("--rows", default=50_000, help="rows of data to train on")
+@click.option("--weights", type=click.Choice(list(model.WEIGHTS)), default="constant", help="law of the entries of H")
+@_settings
+@_json
+def demo(
+    out: Path | None, rows: int, weights: str, recipe: str, config_file: Path | None, backend: str, as_json: bool,
+    **flags: Any,
+) -> None:  # fmt: skip
+    """Recover known features: the paper's imbalanced set, from data to features, in under a minute.
+
+    n = 128 features in d = 42 dimensions; half of the rows hold 3 of them, half hold 20.  --seed sets data and weights.
+    """
+    out = out or _free(Path("runs/demo"))
+    config = _configure(recipe, config_file, 42, flags, **DEMO)
+    truth = replace(model.imbalanced(config.seed), weights=weights)
+    backends.load(backend)
+    folder.refuse_existing(out)
+    synthetic.write(truth, rows, out / "data", {"set": "imbalanced", "weights": weights, "seed": config.seed}, False)
+    data, found = survey(open_npy(out / "data" / "X.npy"), config.dtype)
+    engine, last = _train(data, found, config, backend, out)
+    W = folder.open_run(out).params.W
+    fresh = (draw.X for draw in synthetic.rows_between(truth, rows, rows + HELD_OUT))
+    evaluation = evaluate_network(folder.open_run(out).params, config, engine, fresh)
+    result = _result(evaluation, config, last, out) | recovery(W, truth.V)
+    if as_json:
+        return click.echo(json.dumps(result))
+    click.echo(f"\nGBA on the imbalanced set: n = 128 features in d = 42 dimensions, {rows} rows, M = {config.width}")
+    band = theory.resonance_band(truth.n, truth.d, 3)
+    click.echo(
+        f"Each feature occurs in f = {truth.rows.f[0]:.3f} of the rows.  Theory's resonance band for the rows of s = 3:"
+        f" p from {band.low:.4f} to {band.high:.4f}\n"
+    )
+    _show_groups(result["groups"])
+    click.echo()
+    _show_recovery(result)
+    click.echo("the paper's GBA: FRR(0.8) 100.0%, FRR(0.9) 100.0%")
+    _show_summary(result)
+    click.echo(f"\nThe run is in {out}, trained in {last.seconds:.0f} s.  Judge it again, or on data of your own:")
+    click.echo(f"  refgba evaluate {out} {out}/data/X.npy --truth {out}/data/V.npy")
+    return None
+
+
+def _free(path: Path) -> Path:
+    """`path` itself, or the first of path-2, path-3, ... that does not exist."""
+    numbered = (path.with_name(f"{path.name}-{k}") for k in count(2))
+    return next(candidate for candidate in chain([path], numbered) if not candidate.exists())
+
+
+@main.command()
+@click.argument("data", type=Path)
+@click.option("-o", "--out", type=Path, required=True, help="folder of the run")
+@click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
+@_settings
+@_json
+def train(
+    data: Path, out: Path, drop_zero_rows: bool, recipe: str, config_file: Path | None, backend: str, as_json: bool,
+    **flags: Any,
+) -> None:  # fmt: skip
+    """Train on DATA, a .npy file of activations (rows, d), and write the run to the folder -o.
+
+    The file is memory-mapped; rows are scaled to unit norm.  Without flags the recipe chooses every setting from d.
+    """
+    activations = open_npy(data)
+    config = _configure(recipe, config_file, activations.d, flags)
+    backends.load(backend)
+    folder.refuse_existing(out)
+    with _counting("checking", len(activations)) as tick:
+        activations, found = survey(activations, config.dtype, drop_zero_rows, tick)
+    engine, last = _train(activations, found, config, backend, out)
+    sample = activations.sample(SAMPLE)
+    with _counting("evaluating", len(sample)) as tick:
+        evaluation = evaluate_network(folder.open_run(out).params, config, engine, sample.chunks(EVALUATE), tick)
+    result = _result(evaluation, config, last, out)
+    if as_json:
+        return click.echo(json.dumps(result))
+    _show_groups(result["groups"])
+    _show_summary(result)
+    click.echo(f"The run is in {out}, trained in {last.seconds:.0f} s.  On other data: refgba evaluate {out} DATA")
+    return None
+
+
+def _result(evaluation: Evaluation, config: GBAConfig, last: Progress, out: Path) -> dict[str, Any]:
+    """What train and demo promise under --json."""
+    ending = {"steps": last.step, "seconds": last.seconds, "run": str(out), "groups": _groups(evaluation, config)}
+    return evaluation.summary() | ending
+
+
+@main.command()
+@click.argument("run", type=Path)
+@click.argument("data", type=Path)
+@click.option("--truth", type=Path, help="V.npy, the true features (n, d), to report recovery")
+@click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
+@click.option("--backend", default="numpy", help="what computes; see `refgba backends`")
+@_json
+def evaluate(run: Path, data: Path, truth: Path | None, drop_zero_rows: bool, backend: str, as_json: bool) -> None:
+    """Judge the network of RUN on DATA, a .npy file of activations: reconstruction, sparsity, frequencies."""
+    opened = folder.open_run(run)
+    W, engine = opened.params.W, backends.load(backend)
+    activations = open_npy(data)
+    found: dict[str, Any] = {} if truth is None else recovery(W, load_array(truth))
+    with _counting("checking", len(activations)) as tick:
+        activations, _ = survey(activations, opened.config.dtype, drop_zero_rows, tick)
+    with _counting("evaluating", len(activations)) as tick:
+        evaluation = evaluate_network(opened.params, opened.config, engine, activations.chunks(EVALUATE), tick)
+    result = evaluation.summary() | {"groups": _groups(evaluation, opened.config)} | found
+    if as_json:
+        return click.echo(json.dumps(result))
+    _show_groups(result["groups"])
+    _show_summary(result)
+    if found:
+        _show_recovery(found)
+    return None
+
+
+KINDS = ["imbalanced", "uniform", "independent", "zipf", "pairs", "hierarchy"]
+
+
+@main.command()
+@click.option("-o", "--out", type=Path, required=True, help="folder for X.npy, V.npy and model.json")
+@click.option("--kind", type=click.Choice(KINDS), default="imbalanced", help="which features a row holds")
+@click.option("--rows", default=100_000, help="N")
+@click.option("--n", default=128, help="number of features")
+@click.option("--d", default=42, help="dimensions")
+@click.option("--s", "sparsity", type=int, multiple=True, help="uniform, imbalanced: features a row; may repeat")
+@click.option("--frequency", default=0.05, help="independent, zipf, pairs: mean frequency; hierarchy: of a parent")
+@click.option("--exponent", default=1.0, help="zipf: how fast frequencies fall")
+@click.option("--rho-2", default=0.2, help="pairs: how often the partner of a feature is there too")
+@click.option("--children", default=3, help="hierarchy: children a parent")
+@click.option("--p-child", default=0.3, help="hierarchy: how often a child is there when its parent is")
+@click.option("--weights", type=click.Choice(list(model.WEIGHTS)), default="constant", help="law of the entries of H")
+@click.option("--features", type=click.Choice(list(model.FEATURES)), default="gaussian", help="law of V")
+@click.option("--noise", default=0.0, help="standard deviation of noise added to each coordinate")
+@click.option("--seed", default=0, help="seed of everything")
+@click.option("--dtype", type=click.Choice(["float64", "float32"]), default="float64", help="of X")
+@click.option("--keep-h", is_flag=True, help="write H.npy (rows, n) too")
+@_json
+def synth(out: Path, as_json: bool, keep_h: bool, rows: int, **asked: Any) -> None:
+    """Write synthetic activations with known features, and say whether section 5 calls them identifiable."""
+    truth = model.SyntheticModel(
+        _rows_law(asked), asked["d"], asked["weights"], asked["features"], asked["noise"], asked["seed"], asked["dtype"]
+    )
+    with _counting("drawing", rows) as tick:
+        synthetic.write(truth, rows, out, asked, keep_h, tick)
+    report = identifiability((draw.H for draw in synthetic.rows_between(truth, 0, rows)), truth.V)
+    if as_json:
+        conditions = {c.name: asdict(c) for c in report.conditions}
+        return click.echo(json.dumps({"out": str(out), "rows": rows, "conditions": conditions}))
+    click.echo(f"Wrote {rows} rows to {out}.  Section 5 asks:")
+    click.echo(str(report))
+    return None
+
+
+def _rows_law(asked: dict[str, Any]) -> model.Rows:
+    """The law of the supports that the flags of `synth` ask for."""
+    kind, n, f = asked["kind"], asked["n"], asked["frequency"]
+    if kind in ("imbalanced", "uniform"):
+        return model.Uniform(n, asked["sparsity"] or ((3, 20) if kind == "imbalanced" else (3,)))
+    if kind == "pairs":
+        return model.Pairs(n, f, asked["rho_2"])
+    if kind == "hierarchy":
+        parents, rest = divmod(n, 1 + asked["children"])
+        if rest or parents < 1:
+            raise InputError(f"--n {n} must be a multiple of 1 + --children = {1 + asked['children']}")
+        return model.Hierarchy(parents, asked["children"], f, asked["p_child"])
+    return model.Independent(
+        np.full(n, f) if kind == "independent" else model.zipf_frequencies(n, f, asked["exponent"])
+    )
+
+
+@main.command("theory")
+@click.option("--n", required=True, type=int, help="number of features")
+@click.option("--d", required=True, type=int, help="dimensions")
+@click.option("--s", required=True, type=int, help="features a row")
+@click.option("--p", type=float, help="a frequency to judge and, with --simulate, to run  [default: 1 / n]")
+@click.option("--simulate", is_flag=True, help="run Modified BA at --p and print what it recovers, step by step")
+@click.option("--width", default=2048, help="simulate: M")
+@click.option("--rows", default=50_000, help="simulate: N")
+@click.option("--steps", default=5, help="simulate: steps")
+@click.option("--seed", default=0, help="simulate: seed of data and weights")
+@_json
+def theory_command(
+    n: int, d: int, s: int, p: float | None, simulate: bool, width: int, rows: int, steps: int, seed: int, as_json: bool
+) -> None:
+    """What section 4 of the theory says of n features in d dimensions, s a row: the resonance band and the width.
+
+    The bounds hide constants, here set to 1: read them as orders of magnitude.
+    """
+    band, frequencies = theory.resonance_band(n, d, s), theory.frequency_band(n, d, s)
+    p = 1 / n if p is None else p
+    bound = theory.width_bound(n, p, s)
+    inside = band.low <= p <= band.high
+    recovered = _simulate(n, d, s, p, width, rows, steps, seed) if simulate else []
+    if as_json:
+        said = {
+            "band": asdict(band),
+            "frequency_band": asdict(frequencies),
+            "superposition": theory.superposition(n, d),
+        }
+        return click.echo(json.dumps(said | {"p": p, "inside": inside, "width": bound, "frr": recovered}))
+    click.echo(
+        f"n = {n}, d = {d}, s = {s}: {theory.superposition(n, d)} superposition (d against sqrt n = {n**0.5:.1f})"
+    )
+    empty = ", which is empty" if band.empty else ""
+    click.echo(f"resonance band   {band.low:.4g} <~ p <~ {band.high:.4g}   ({band.binding} binds){empty}")
+    click.echo(
+        f"by frequency     {frequencies.low:.4g} <~ p <~ {frequencies.high:.4g}   (f = s/n; {frequencies.binding})"
+    )
+    click.echo(f"at p = {p:.4g}, {'inside' if inside else 'outside'} the band, width M >~ {bound:.3g}")
+    for step, share in enumerate(recovered, start=1):
+        click.echo(f"Modified BA, step {step}: FRR(0.9) {share:.1%}")
+    return None
+
+
+def _simulate(n: int, d: int, s: int, p: float, width: int, rows: int, steps: int, seed: int) -> list[float]:
+    truth = model.SyntheticModel(model.Uniform(n, (s,)), d, seed=seed)
+    W = np.random.default_rng(seed).standard_normal((width, d))
+    return [frr(W, truth.V, 0.9) for W in theory.modified_ba(unit_rows(truth.draw(0, rows).X), W, p, steps)]
+
+
+@main.command("backends")
+@_json
+def backends_command(as_json: bool) -> None:
+    """Which backends can run here, and for the others why not."""
+    status = backends.status()
+    if as_json:
+        return click.echo(json.dumps({name: {"usable": why is None, "reason": why} for name, why in status.items()}))
+    for name, why in status.items():
+        click.echo(f"{name:8} {'usable' if why is None else 'not usable: ' + why}")
+    return None

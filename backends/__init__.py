@@ -8,6 +8,8 @@ from typing import cast
 from backends.base import Backend
 from refgba.errors import InputError
 
+__all__ = ["NAMES", "Backend", "load", "status"]
+
 NAMES = ("numpy",)
 
 

@@ -30,9 +30,9 @@ class AdamW:
         """θ after one step along its gradient g.  The decay is decoupled: θ shrinks, g is untouched."""
         beta1, beta2 = config.beta1, config.beta2
         self.t += 1
-        self.m = beta1 * self.m + (1 - beta1) * g
-        self.v = beta2 * self.v + (1 - beta2) * g**2
+        self.m += (1 - beta1) * (g - self.m)  # m <- beta1 m + (1 - beta1) g
+        self.v += (1 - beta2) * (g * g - self.v)
         m_hat = self.m / (1 - beta1**self.t)
         v_hat = self.v / (1 - beta2**self.t)
-        moved: Array = theta - lr * config.weight_decay * theta - lr * m_hat / (np.sqrt(v_hat) + config.adam_eps)
+        moved: Array = (1 - lr * config.weight_decay) * theta - lr * m_hat / (np.sqrt(v_hat) + config.adam_eps)
         return moved

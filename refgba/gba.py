@@ -25,7 +25,7 @@ from refgba.bias import adapt as algorithm_2
 from refgba.config import GBAConfig
 from refgba.errors import InputError
 from refgba.sae import Params, unit_rows
-from refgba.types import Array, Mask
+from refgba.types import Array, Int64, Mask
 
 __all__ = ["GBAConfig", "Metrics", "State", "adapt", "init", "minibatches", "random_params", "step", "train"]
 
@@ -80,7 +80,15 @@ def _stream(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def minibatches(X: Array, config: GBAConfig, start: int = 0) -> Iterator[Array]:
+class Rows(Protocol):
+    """Rows of activations (N, d) that can be picked by index: an array, or something that reads them from disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Int64, /) -> Array: ...
+
+
+def minibatches(X: Rows, config: GBAConfig, start: int = 0) -> Iterator[Array]:
     """Line 1 of Algorithm 1: the minibatches of steps start + 1..T, each L rows of X (N, d) at unit norm.
 
     Sampled without replacement within an epoch; a batch may straddle two.  Which rows a step gets is a pure function

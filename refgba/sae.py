@@ -87,7 +87,7 @@ def encode(params: Params, x: Array, activation: Activation) -> tuple[Array, Mas
 
 def decode(params: Params, s: Array) -> Array:
     """f = Σ_m a_m v_m s_m + b_pre for codes s (L, M): (L, d)."""
-    f: Array = (s * params.a) @ params.V + params.b_pre
+    f: Array = s @ (params.a[:, None] * params.V) + params.b_pre  # a on (M, d), not (L, M): the smaller array
     return f
 
 
@@ -113,13 +113,13 @@ def gradients(params: Params, x: Array, fwd: Forward) -> Params:
     each averaged over the batch.  The same lines serve both activations, since dφ/dz = on for either.  b gets none:
     Algorithm 2 moves it.
     """
-    L = len(x)
+    L, a = len(x), params.a[:, None]
     r = fwd.f - x  # (L, d)
-    vr = (r @ params.V.T) * fwd.on  # (L, M)   (v_m · r) on_m
-    g = vr * params.a  # (L, M)
-    dW = g.T @ (x - params.b_pre) / L  # (M, d)
-    dV = (fwd.s * params.a).T @ r / L  # (M, d)
+    vr = r @ params.V.T  # (L, M)
+    vr *= fwd.on  # (v_m · r) on_m
+    dW = a * (vr.T @ (x - params.b_pre)) / L  # (M, d)
+    dV = a * (fwd.s.T @ r) / L  # (M, d)
     da = np.einsum("lm,lm->m", fwd.s, vr) / L  # (M,)
-    db_pre = r.mean(axis=0) - g.mean(axis=0) @ params.W  # (d,)   the mean goes inside: no third product of L x M x d
+    db_pre = r.mean(axis=0) - (params.a * vr.mean(axis=0)) @ params.W  # (d,)   the mean goes inside the product
     tied = params.W_dec is None
     return Params(dW + dV if tied else dW, da, np.zeros_like(params.b), db_pre, None if tied else dV)

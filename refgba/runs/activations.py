@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from refgba.errors import InputError
+from refgba.sae import unit_rows
 from refgba.types import Array, Float64, Int64
 
+MAGIC = b"\x93NUMPY"
 CHUNK = 8192  # rows read at a time
 
 
@@ -39,6 +41,13 @@ class Activations:
         """The rows of these indices, (len(rows), d), read from disk."""
         picked: Array = self.X[rows if self.keep is None else self.keep[rows]]
         return picked
+
+    def sample(self, rows: int) -> Activations:
+        """At most that many of the rows, picked at random (always the same ones), in their order."""
+        if rows >= len(self):
+            return self
+        picked = np.sort(np.random.default_rng(0).choice(len(self), rows, replace=False))
+        return Activations(self.path, self.X, picked if self.keep is None else self.keep[picked])
 
     def chunks(self, size: int = CHUNK) -> Iterator[Array]:
         """All rows in order, at most `size` at a time."""
@@ -83,47 +92,44 @@ def load_array(path: Path, mmap: bool = False) -> Array:
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
     try:
-        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise InputError(f"{path}: not a .npy file")
+        array: Array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except InputError:
+        raise
     except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: {_npy_complaint(path, str(error))}") from None
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: an archive of several arrays; give a .npy file of one")
+        pickled = "bject" in str(error)  # "Object arrays cannot be loaded", "Python objects in dtype"
+        what = "dtype is object; activations are float16, float32 or float64" if pickled else "truncated or damaged"
+        raise InputError(f"{path}: {what}") from None
     if array.dtype not in (np.float16, np.float32, np.float64):
         raise InputError(f"{path}: dtype is {array.dtype}; activations are float16, float32 or float64")
     return array
 
 
-def _npy_complaint(path: Path, message: str) -> str:
-    with path.open("rb") as file:
-        if file.read(6) != b"\x93NUMPY":
-            return "not a .npy file"
-    if "bject" in message:
-        return "dtype is object; activations are float16, float32 or float64"
-    return "the file is truncated or its header is damaged"
-
-
 def survey(
-    data: Activations, drop_zero_rows: bool = False, tick: Callable[[int], object] = id
+    data: Activations, dtype: str = "float64", drop_zero_rows: bool = False, tick: Callable[[int], object] = id
 ) -> tuple[Activations, Survey]:
-    """Read every row once: the rows to train on, and what they are like.
+    """Read every row once: the rows to train on in the arithmetic `dtype`, and what they are like.
 
-    `tick` is called with the number of rows of each chunk read.  InputError names the first row with a NaN or an
-    infinity; so it does the first row of zeros, which has no direction, and how many there are, unless
+    `tick` is called with the number of rows of each chunk read.  InputError names the first row whose norm is not
+    finite; so it does the first row of zeros, which has no direction, and how many there are, unless
     `drop_zero_rows` leaves them out.
     """
     zero: list[Int64] = []
     total, count, start = np.zeros(data.d), 0, 0
     for chunk in data.chunks():
-        x = chunk.astype(np.float64)
-        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+        with np.errstate(over="ignore"):
+            x = chunk.astype(dtype)
+            norm = np.linalg.norm(x, axis=1)
+        bad = np.flatnonzero(~np.isfinite(norm))
         if bad.size:
-            raise InputError(f"{data.path}: row {start + bad[0]} holds a NaN or an infinity")
-        norm = np.linalg.norm(x, axis=1)
+            raise InputError(f"{data.path}: row {start + bad[0]} holds a NaN, an infinity or values beyond {dtype}")
         zero.append(start + np.flatnonzero(norm == 0))
-        x = x[norm > 0] / norm[norm > 0, None]
-        total += x.sum(axis=0)
+        x = unit_rows(x[norm > 0])
+        total += x.sum(axis=0, dtype=np.float64)
         count += len(x)
         start += len(chunk)
         tick(len(chunk))

@@ -1,0 +1,257 @@
+"""The command line: what it prints, what it promises under --json, and that a mistake costs nothing but one line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from cli import main
+from refgba.config import GBAConfig
+from refgba.model import imbalanced
+from refgba.runs import folder
+
+QUICK = ["--width", "24", "--groups", "3", "--steps", "30", "--batch", "32"]
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        return CliRunner().invoke(main, [str(a) for a in arguments])
+
+    return run
+
+
+@pytest.fixture
+def data(tmp_path):
+    truth = imbalanced()
+    np.save(tmp_path / "x.npy", truth.draw(0, 500).X)
+    np.save(tmp_path / "v.npy", truth.V)
+    return tmp_path / "x.npy"
+
+
+def last_json(result):
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_train_then_evaluate(cli, data, tmp_path):
+    result = last_json(cli("train", data, "-o", "run", *QUICK, "--json"))
+    assert {"fvu", "l0", "dead", "loss", "steps", "seconds", "run"} <= set(result)
+    assert (result["steps"], result["run"]) == (30, "run")
+    assert len(result["groups"]) == 3
+    judged = last_json(cli("evaluate", "run", data, "--truth", tmp_path / "v.npy", "--json"))
+    assert {"fvu", "explained_variance", "l0", "dead", "frr"} <= set(judged)
+    assert set(judged["frr"]) == {"0.8", "0.9"}
+    for name in ("fvu", "l0", "dead", "loss"):  # train judged itself on the same 500 rows
+        assert judged[name] == pytest.approx(result[name], rel=1e-12)
+    shown = cli("evaluate", "run", data)
+    assert shown.exit_code == 0
+    assert f"FVU {judged['fvu']:.4f}" in shown.stdout
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(cli, data):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert cli("train", data, "-o", name, *QUICK, "--seed", seed).exit_code == 0
+    a, b, c = ((folder.open_run(data.parent / name)).params.W for name in "abc")
+    assert (a == b).all()
+    assert (a != c).any()
+
+
+def test_demo_reports_what_it_promises(cli):
+    arguments = ["demo", "--rows", "2000", *QUICK]
+    result = last_json(cli(*arguments, "--seed", "3", "--json"))
+    assert {"fvu", "l0", "dead", "loss", "steps", "seconds", "run", "frr"} <= set(result)
+    assert result["run"] == "runs/demo"
+    shown = cli(*arguments)
+    assert shown.exit_code == 0
+    for part in ("FRR(0.8)", "FRR(0.9)", "100.0%", "resonance band", "at or under target", "runs/demo-2"):
+        assert part in shown.stdout
+    judged = last_json(
+        cli("evaluate", "runs/demo", "runs/demo/data/X.npy", "--truth", "runs/demo/data/V.npy", "--json")
+    )
+    assert judged["frr"] == result["frr"]
+
+
+@pytest.mark.parametrize("command", ["demo", "train"])
+def test_every_setting_is_a_flag(cli, command):
+    text = cli(command, "--help").stdout
+    for field in fields(GBAConfig):
+        assert f"--{field.name.replace('_', '-')} " in text, field.name
+
+
+def test_a_flag_goes_before_the_file_and_the_file_before_the_recipe(cli, data, tmp_path):
+    (tmp_path / "settings.json").write_text('{"lr": 0.25, "gamma_plus": 0.125}')
+    assert cli("train", data, "-o", "run", *QUICK, "--config", "settings.json", "--lr", "0.5").exit_code == 0
+    config = folder.open_run(tmp_path / "run").config
+    assert (config.lr, config.gamma_plus, config.form) == (0.5, 0.125, 0.5)
+
+
+def test_the_papers_recipe_is_selectable(cli, data, tmp_path):
+    assert cli("train", data, "-o", "run", *QUICK, "--recipe", "paper").exit_code == 0
+    assert folder.open_run(tmp_path / "run").config == GBAConfig(width=24, groups=3, steps=30, batch=32)
+
+
+def test_zero_rows_can_be_dropped(cli, tmp_path):
+    x = imbalanced().draw(0, 100).X
+    x[10] = 0
+    np.save(tmp_path / "x.npy", x)
+    assert "row 10 is all zeros, 1 such rows in all; --drop-zero-rows skips" in cli("train", "x.npy", "-o", "r").stderr
+    assert last_json(cli("train", "x.npy", "-o", "r", *QUICK, "--drop-zero-rows", "--json"))["rows"] == 99
+
+
+@pytest.mark.parametrize("kind", ["imbalanced", "uniform", "independent", "zipf", "pairs", "hierarchy"])
+def test_synth_writes_what_it_says(cli, tmp_path, kind):
+    result = last_json(
+        cli("synth", "-o", "s", "--kind", kind, "--rows", 300, "--keep-h", "--dtype", "float32", "--json")
+    )
+    assert set(result["conditions"]) == {"H1", "H2", "H3", "V1"}
+    X, H, V = (np.load(tmp_path / "s" / f"{name}.npy") for name in "XHV")
+    assert (X.shape, H.shape, V.shape, X.dtype) == ((300, 42), (300, 128), (128, 42), np.float32)
+    np.testing.assert_allclose(X, H @ V, atol=1e-4)
+    assert cli("synth", "-o", "s").exit_code == 2
+
+
+def test_theory_prints_the_band(cli):
+    said = last_json(cli("theory", "--n", 128, "--d", 42, "--s", 3, "--p", 0.1, "--json"))
+    assert said["band"]["low"] == pytest.approx(1 / 128)
+    assert said["band"]["high"] == pytest.approx(128 ** (-2 / 3))
+    assert said["inside"] is False
+    assert "outside the band" in cli("theory", "--n", 128, "--d", 42, "--s", 3, "--p", 0.1).stdout
+
+
+def test_theory_simulates_modified_ba(cli):
+    arguments = ["theory", "--n", 32, "--d", 24, "--s", 2, "--p", 0.02, "--simulate", "--width", 512, "--rows", 8000]
+    recovered = last_json(cli(*arguments, "--json"))["frr"]
+    assert len(recovered) == 5
+    assert recovered[-1] == 1.0
+
+
+def test_backends_lists_numpy(cli):
+    assert last_json(cli("backends", "--json"))["numpy"] == {"usable": True, "reason": None}
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def npy(array):
+    def write(path):
+        np.save(path, array)
+
+    return write
+
+
+def raw(data):
+    return lambda path: path.write_bytes(data)
+
+
+def truncated(path):
+    np.save(path, np.ones((50, 4)))
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+BAD_ROWS = np.ones((20, 4))
+BAD_ROWS[7, 2] = np.nan
+ZERO_ROWS = np.ones((20, 4))
+ZERO_ROWS[[5, 9]] = 0
+
+BAD_DATA = {
+    "missing": (lambda _: None, "no such file"),
+    "empty file": (raw(b""), "the file is empty"),
+    "not npy": (raw(b"PK\x03\x04 or whatever"), "not a .npy file"),
+    "truncated": (truncated, "truncated"),
+    "truncated header": (raw(b"\x93NUMPY\x01\x00v\x00{'descr'"), "truncated or damaged"),
+    "1-D": (npy(np.ones(4)), "1-D (4,)"),
+    "3-D": (npy(np.ones((2, 3, 4))), "3-D (2, 3, 4)"),
+    "no rows": (npy(np.ones((0, 4))), "the array is empty, shape (0, 4)"),
+    "complex": (npy(np.ones((5, 4), complex)), "dtype is complex128"),
+    "integer": (npy(np.ones((5, 4), int)), "dtype is int64"),
+    "object": (npy(np.array([[{}, 1]], dtype=object)), "dtype is object"),
+    "NaN": (npy(BAD_ROWS), "row 7 holds a NaN, an infinity"),
+    "zero rows": (npy(ZERO_ROWS), "row 5 is all zeros, 2 such rows in all"),
+}
+
+
+def assert_one_line(result, complaint):
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1
+    assert complaint in lines[0]
+    assert result.stderr.rstrip().splitlines()[-1] == lines[0]
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(("write", "complaint"), BAD_DATA.values(), ids=BAD_DATA)
+def test_bad_data_is_one_line_and_nothing_is_written(cli, tmp_path, write, complaint):
+    write(tmp_path / "bad.npy")
+    before = sorted(tmp_path.rglob("*"))
+    result = cli("train", "bad.npy", "-o", "runs/mine")
+    assert_one_line(result, complaint)
+    assert "bad.npy" in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--width", 5], "width (5) must be at least groups (10)"),
+        (["--htf", 0.001, "--ltf", 0.1], "htf (0.001) must be above ltf (0.1)"),
+        (["--htf", 1.5], "htf must lie strictly between 0 and 1, not 1.5"),
+        (["--ltf", 0], "ltf must lie strictly between 0 and 1, not 0.0"),
+        (["--lr", -1], "lr must not be negative, not -1.0"),
+        (["--gamma-minus", -0.1], "gamma_minus must not be negative, not -0.1"),
+        (["--steps", 0], "steps must be at least 1, not 0"),
+        (["--steps", "many"], "not a valid integer"),
+        (["--width", 0], "width must be at least 1, not 0"),
+        (["--config", "absent.json"], "absent.json: cannot be read"),
+        (["--backend", "abacus"], "there is no backend 'abacus'; the backends are numpy"),
+        (["--recipe", "best"], "'best' is not one of 'default', 'paper'"),
+    ],
+)
+@pytest.mark.parametrize("command", [["train", "x.npy", "-o", "runs/mine"], ["demo"]], ids=["train", "demo"])
+def test_a_bad_setting_is_one_line_and_nothing_is_written(cli, data, tmp_path, command, arguments, complaint):  # noqa: ARG001
+    before = sorted(tmp_path.rglob("*"))
+    assert_one_line(cli(*command, *arguments), complaint)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", [["train", "x.npy"], ["demo", "--rows", "500"]], ids=["train", "demo"])
+def test_a_folder_with_a_run_is_left_alone(cli, data, tmp_path, command):
+    assert cli("train", data, "-o", "run", *QUICK).exit_code == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert_one_line(cli(*command, "-o", "run", *QUICK), "run: already holds a run")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_output_that_is_a_file_is_left_alone(cli, data, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    assert_one_line(cli("train", data, "-o", "out", *QUICK), "out: exists and is not a folder")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_evaluating_what_does_not_fit_is_one_line(cli, data, tmp_path):
+    assert cli("train", data, "-o", "run", *QUICK).exit_code == 0
+    np.save(tmp_path / "narrow.npy", np.ones((5, 3)))
+    assert_one_line(cli("evaluate", "run", "narrow.npy"), "the data has d = 3, the network d = 42")
+    assert_one_line(cli("evaluate", "run", data, "--truth", "narrow.npy"), "with the same d")
+    assert_one_line(cli("evaluate", "nowhere", data), "nowhere: not a run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["theory", "--n", 8, "--d", 4, "--s", 9], "s must be at most n"),
+        (["theory", "--n", 8, "--d", 4, "--s", 2, "--p", 2], "p must lie strictly between 0 and 1"),
+        (["synth", "-o", "s", "--rows", 0], "rows must be at least 1, not 0"),
+        (["synth", "-o", "s", "--features", "orthogonal"], "128 features cannot be orthogonal in 42 dimensions"),
+        (["synth", "-o", "s", "--kind", "hierarchy", "--n", 127], "--n 127 must be a multiple of 1 + --children = 4"),
+    ],
+)
+def test_what_cannot_be_is_one_line(cli, tmp_path, arguments, complaint):
+    assert_one_line(cli(*arguments), complaint)
+    assert not list(tmp_path.iterdir())

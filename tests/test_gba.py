@@ -1,0 +1,195 @@
+"""Algorithm 1: what a step is, what the loop does, what the recipe adds; and that together they recover the truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refgba import gba, recipe, sae
+from refgba.adam import AdamW
+from refgba.bias import adapt as algorithm_2
+from refgba.config import GBAConfig
+from refgba.errors import InputError
+from refgba.metrics import frr
+from refgba.model import SyntheticModel, Uniform, imbalanced
+from refgba.sae import unit_rows
+
+PAPER = GBAConfig(width=12, groups=3, steps=9, batch=16, adapt_every=4, lr=0.01, a_init=0.3)
+
+
+def rows(N=64, d=5, seed=0):
+    return np.random.default_rng(seed).standard_normal((N, d))
+
+
+def start(config, d=5):
+    return gba.init(gba.random_params(config, d, np.full(d, 0.1)), config)
+
+
+# ---- a step ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("untied", [False, True])
+def test_a_step_is_lines_2_to_5(untied):
+    config = replace(PAPER, untied=untied)
+    state, x = start(config), unit_rows(rows(16))
+    before = state.params.astype("float64")
+    fwd = sae.forward(before, x, "jumprelu")
+    grads = sae.gradients(before, x, fwd)
+    metrics = gba.step(state, x)
+    assert metrics.loss == sae.loss(x, fwd.f)
+    assert metrics.l0 == (fwd.y > 0).sum(axis=1).mean()
+    for name in ("W", "W_dec", "a", "b_pre") if untied else ("W", "a", "b_pre"):
+        theta = getattr(before, name)
+        moved = AdamW.like(theta).update(theta, getattr(grads, name), config.lr, config)
+        expected = unit_rows(moved) if name.startswith("W") else moved
+        np.testing.assert_array_equal(getattr(state.params, name), expected)
+    assert (state.params.b == before.b).all()  # Algorithm 2 alone moves b
+    assert state.buffer.counts.tolist() == (fwd.y > 0).sum(axis=0).tolist()  # y of the forward pass, before the update
+    assert state.buffer.peaks.tolist() == fwd.y.max(axis=0).tolist()
+
+
+def test_the_loop_adapts_every_so_many_steps_and_empties_the_buffers():
+    state = start(PAPER)
+    biases, buffered = [], []
+    for _ in gba.train(state, gba.minibatches(rows(), PAPER)):
+        biases.append(state.params.b.copy())
+        buffered.append(state.buffer.rows)
+    assert buffered == [16, 32, 48, 0, 16, 32, 48, 0, 16]
+    changes = [t for t in range(1, 9) if (biases[t] != biases[t - 1]).any()]
+    assert changes == [3, 7]  # after steps 4 and 8
+    assert state.last.rows == 64
+
+
+def test_adapt_is_algorithm_2_on_the_buffers():
+    state = start(PAPER)
+    for x in list(gba.minibatches(rows(), PAPER))[:3]:
+        gba.step(state, x)
+    expected = algorithm_2(
+        state.params.b, state.buffer, PAPER.group(), PAPER.target(), PAPER.gamma_minus, PAPER.gamma_plus, PAPER.eps
+    )
+    gba.adapt(state)
+    assert state.params.b.tolist() == expected.tolist()
+    assert (expected < 0).any()
+
+
+def test_init_shares_no_memory_with_its_parameters():
+    params = gba.random_params(PAPER, 5)
+    before = params.astype("float64")
+    state = gba.init(params, PAPER)
+    for _ in gba.train(state, gba.minibatches(rows(), PAPER)):
+        pass
+    assert all((a == b).all() for a, b in zip(params.arrays().values(), before.arrays().values(), strict=True))
+
+
+# ---- minibatches -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(N=st.integers(1, 30), L=st.integers(1, 40), begin=st.integers(0, 12), seed=st.integers(0, 1000))
+def test_minibatches_are_epochs_and_a_pure_function_of_seed_and_step(N, L, begin, seed):
+    config = replace(PAPER, batch=L, steps=12, seed=seed)
+    X = np.arange(1, N + 1)[:, None] * np.array([[1.0, 0.0]]) + np.array([[0.0, 1.0]])  # row i has tan = 1 / (i + 1)
+    drawn = [np.round(x[:, 0] / x[:, 1]).astype(int) - 1 for x in gba.minibatches(X, config)]
+    assert [len(rows) for rows in drawn] == [L] * 12
+    sequence = np.concatenate(drawn)
+    for epoch in range(len(sequence) // N):
+        assert sorted(sequence[epoch * N : (epoch + 1) * N]) == list(range(N))
+    resumed = [x for x in gba.minibatches(X, config, begin)]
+    assert len(resumed) == 12 - begin
+    for x, full in zip(resumed, list(gba.minibatches(X, config))[begin:], strict=True):
+        np.testing.assert_array_equal(x, full)
+
+
+def test_minibatches_have_unit_rows_in_the_dtype_of_the_run():
+    x = next(gba.minibatches(rows().astype(np.float16), replace(PAPER, dtype="float32")))
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-6)
+
+
+# ---- the recipe ------------------------------------------------------------------------------------------------------
+
+
+def test_at_the_papers_settings_the_recipe_is_without_effect():
+    config = recipe.paper(5)
+    assert config == GBAConfig()
+    assert {recipe.learning_rate(config, t) for t in (1, 100, config.steps)} == {config.lr}
+    assert {recipe.trained(config, t) for t in (1, config.steps)} == {("W", "a", "b_pre")}
+    assert not recipe.agreeing(np.ones((3, 1)), config.hold).any()
+
+
+def test_while_features_form_scale_and_offset_stand_still_and_held_neurons_never_turn_again():
+    config = replace(PAPER, width=30, steps=20, form=0.5, hold=0.999)
+    state = start(config, d=2)  # thirty directions in a plane: some agree
+    seen = []
+    for _ in gba.train(state, gba.minibatches(rows(d=2), config)):
+        seen.append(state.params.astype("float64"))
+    formed = seen[9]
+    assert (formed.a == config.a_init).all()
+    assert (formed.b_pre == 0).all()
+    assert (seen[10].a != config.a_init).any()
+    assert (seen[10].b_pre != 0).any()
+    cosine = formed.W @ formed.W.T - 2 * np.eye(30)
+    assert (state.held == (cosine.max(axis=1) >= 0.999)).all()
+    assert 0 < state.held.sum() < 30
+    assert (seen[-1].W == formed.W)[state.held].all()
+    assert (seen[-1].W != formed.W)[~state.held].all()
+
+
+def test_each_phase_ends_with_a_linear_decay():
+    config = replace(PAPER, steps=8, form=0.5, lr_decay=0.5, lr=1.0)
+    assert [recipe.learning_rate(config, t) for t in range(1, 9)] == [1, 1, 1, 0.5, 1, 1, 1, 0.5]
+    config = replace(config, form=0.0)
+    assert [recipe.learning_rate(config, t) for t in range(1, 9)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+
+
+def test_agreeing_does_not_depend_on_the_blocks(monkeypatch):
+    W = unit_rows(rows(40, 3))
+    whole = recipe.agreeing(W, 0.95)
+    monkeypatch.setattr(recipe, "BLOCK", 40 * 7)
+    assert (recipe.agreeing(W, 0.95) == whole).all()
+    assert 0 < whole.sum() < 40
+
+
+def test_the_default_recipe_follows_the_run_and_yields_to_what_is_given():
+    short, long = recipe.default(42, steps=1000), recipe.default(42, steps=100_000)
+    assert short.steps / short.adapt_every == pytest.approx(long.steps / long.adapt_every, rel=0.05)
+    assert recipe.default(42, a_init=0.7, steps=10).a_init == 0.7
+    with pytest.raises(InputError, match="width must be a whole number"):
+        recipe.default(42, width="many")
+    with pytest.raises(InputError, match="there is no recipe 'best'"):
+        recipe.configure("best", 42)
+
+
+# ---- ground truth ----------------------------------------------------------------------------------------------------
+
+
+def recovered(truth, config, N=50_000):
+    X = truth.draw(0, N).X
+    state = gba.init(gba.random_params(config, truth.d, unit_rows(X).mean(axis=0)), config)
+    for _ in gba.train(state, gba.minibatches(X, config)):
+        pass
+    return state.params.W
+
+
+def test_orthogonal_features_are_recovered_in_seconds():
+    truth = SyntheticModel(Uniform(16, (2,)), d=20, features="orthogonal", seed=1)
+    W = recovered(truth, recipe.default(20, width=128, steps=600, batch=256), N=10_000)
+    assert frr(W, truth.V, 0.9) == 1.0
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_default_recipe_recovers_the_imbalanced_set(seed):
+    truth = imbalanced(seed)
+    W = recovered(truth, recipe.default(truth.d, width=1024, steps=3000, seed=seed, dtype="float32"))
+    assert frr(W, truth.V, 0.8) == 1.0
+    assert frr(W, truth.V, 0.9) >= 0.95
+
+
+def test_frequencies_far_from_the_features_recover_almost_nothing():
+    truth = imbalanced(0)
+    config = recipe.default(truth.d, width=1024, steps=3000, seed=0, dtype="float32", htf=0.9, ltf=0.5)
+    assert frr(recovered(truth, config), truth.V, 0.9) < 0.2

@@ -1,0 +1,245 @@
+"""A run on disk: what is read, what is refused, and that nothing is ever half written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import backends
+from refgba import gba
+from refgba.config import GBAConfig
+from refgba.errors import InputError
+from refgba.runs import folder, trainer
+from refgba.runs.activations import open_npy, survey
+from refgba.runs.evaluation import evaluate, recovery
+from refgba.runs.trainer import TrainingError, train_run
+from refgba.sae import unit_rows
+
+CONFIG = GBAConfig(width=12, groups=3, steps=40, batch=16, adapt_every=4, lr=0.01, a_init=0.3, dtype="float32")
+NUMPY = backends.load("numpy")
+
+
+def rows(N=100, d=5):
+    return np.random.default_rng(0).standard_normal((N, d)).astype(np.float32)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(array, name="x.npy"):
+        np.save(tmp_path / name, array)
+        return tmp_path / name
+
+    return save
+
+
+def trained(path, out, config=CONFIG):
+    data, found = survey(open_npy(path))
+    return list(train_run(data, found, config, NUMPY, "numpy", out))
+
+
+# ---- activations -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_activations_are_memory_mapped_and_read_by_row(saved, dtype):
+    x = rows().astype(dtype)
+    data = open_npy(saved(x))
+    assert isinstance(data.X, np.memmap)
+    assert (len(data), data.d) == (100, 5)
+    assert (data[np.array([7, 3])] == x[[7, 3]]).all()
+    assert (np.concatenate(list(data.chunks(33))) == x).all()
+
+
+def test_a_survey_finds_mean_and_variance_of_the_unit_rows(saved):
+    x = rows() + 1
+    _, found = survey(open_npy(saved(x)))
+    unit = unit_rows(x.astype(np.float64))
+    np.testing.assert_allclose(found.mean, unit.mean(axis=0), rtol=1e-12)
+    assert found.variance == pytest.approx(unit.var(axis=0).sum(), rel=1e-12)
+    assert (found.rows, found.dropped) == (100, 0)
+
+
+def test_zero_rows_are_named_or_dropped(saved):
+    x = rows()
+    x[[3, 50]] = 0
+    path = saved(x)
+    with pytest.raises(InputError, match="row 3 is all zeros, 2 such rows in all; --drop-zero-rows skips them"):
+        survey(open_npy(path))
+    data, found = survey(open_npy(path), drop_zero_rows=True)
+    assert (len(data), found.rows, found.dropped) == (98, 98, 2)
+    assert (data[np.array([2, 3, 48])] == x[[2, 4, 49]]).all()
+    assert (data.sample(98)[np.arange(98)] == np.delete(x, [3, 50], axis=0)).all()
+
+
+def test_only_zero_rows_is_an_error_even_when_they_are_dropped(saved):
+    with pytest.raises(InputError, match="every row is all zeros"):
+        survey(open_npy(saved(np.zeros((4, 3)))), drop_zero_rows=True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_the_first_row_that_is_not_finite_is_named(saved, value):
+    x = rows(20_000, 2)
+    x[9_000, 1] = x[15_000, 0] = value
+    with pytest.raises(InputError, match="row 9000 holds a NaN, an infinity"):
+        survey(open_npy(saved(x)))
+
+
+def test_rows_that_only_float64_can_hold_are_refused_in_float32(saved):
+    x = rows().astype(np.float64)
+    x[4] *= 1e200
+    survey(open_npy(saved(x)), "float64")
+    with pytest.raises(InputError, match="row 4 holds .* values beyond float32"):
+        survey(open_npy(saved(x)), "float32")
+
+
+def test_a_sample_is_rows_of_the_data_without_repetition(saved):
+    x = np.arange(200.0).reshape(100, 2)
+    sample = open_npy(saved(x)).sample(30)
+    picked = sample[np.arange(30)][:, 0] / 2
+    assert (np.diff(picked) > 0).all()
+    assert set(picked) <= set(range(100))
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def test_training_is_algorithm_1_and_leaves_a_run_behind(saved, tmp_path):
+    path, out = saved(rows()), tmp_path / "runs" / "one"
+    log = trained(path, out)
+    data, found = survey(open_npy(path))
+    state = gba.init(gba.random_params(CONFIG, 5, found.mean), CONFIG)
+    losses = [metrics.loss for metrics in gba.train(state, gba.minibatches(data, CONFIG))]
+    run = folder.open_run(out)
+    for name, array in state.params.arrays().items():
+        assert (getattr(run.params, name) == array).all(), name
+    assert run.config == CONFIG
+    assert run.about["backend"] == "numpy"
+    assert run.about["data"] == {"path": str(path), "rows": 100, "dropped": 0, "d": 5}
+    written = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in written] == losses
+    assert [p.step for p in log] == list(range(1, 41))
+    assert log[-1].fvu == pytest.approx(2 * losses[-1] / found.variance)
+    assert sorted(p.name for p in out.iterdir()) == ["config.json", "final", "metrics.jsonl"]
+
+
+def test_a_run_is_never_overwritten(saved, tmp_path):
+    path, out = saved(rows()), tmp_path / "run"
+    trained(path, out)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="already holds a run"):
+        trained(path, out, replace(CONFIG, seed=1))
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_without_a_result(saved, tmp_path):
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf); try a lower lr"), np.errstate(all="ignore"):
+        trained(saved(rows()), tmp_path / "run", replace(CONFIG, a_init=1e38))
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_a_run_that_dies_while_writing_its_result_leaves_none(saved, tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    path, out = saved(rows()), tmp_path / "run"
+    data, found = survey(open_npy(path))
+    steps = train_run(data, found, CONFIG, NUMPY, "numpy", out)
+    next(steps)
+    monkeypatch.setattr(folder, "_write", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        list(steps)
+    assert not (out / "final").exists()
+    with pytest.raises(InputError, match="the run has not finished"):
+        folder.open_run(out)
+
+
+def test_about_two_hundred_lines_are_logged_whatever_the_length(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "LOGS", 5)
+    steps = [p.step for p in trained(saved(rows()), tmp_path / "run", replace(CONFIG, steps=42))]
+    assert steps == [8, 16, 24, 32, 40, 42]
+
+
+# ---- reading back ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    trained(saved(rows()), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"not a run, it has no config.json"):
+        folder.open_run(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": 3}', '{"settings": {"width": -1}}', "\ud800"])
+def test_a_damaged_record_is_refused(run, text):
+    (run / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(InputError, match=r"config.json: "):
+        folder.open_run(run)
+
+
+def test_damaged_parameters_are_refused(run):
+    path = run / "final" / "params.safetensors"
+    whole, arrays = path.read_bytes(), load_file(path)
+    for damaged in (b"", whole[:40], whole[:-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="damaged or not a run's parameters"):
+            folder.open_run(run)
+    for change, complaint in [
+        ({"W": arrays["W"][:5].copy()}, r"W has shape \(5, 5\), it should be \(12, 5\)"),
+        ({"a": arrays["a"].astype(np.float64)}, "a should hold finite float32 values"),
+        ({"b": np.full_like(arrays["b"], np.nan)}, "b should hold finite float32 values"),
+    ]:
+        save_file(arrays | change, path)
+        with pytest.raises(InputError, match=complaint):
+            folder.open_run(run)
+    save_file({"W": arrays["W"]}, path)
+    with pytest.raises(InputError, match="damaged or not a run's parameters"):
+        folder.open_run(run)
+
+
+def test_arrays_that_are_not_contiguous_survive(run):
+    opened = folder.open_run(run)
+    W = np.asfortranarray(opened.params.W)
+    again = run / "again"
+    again.mkdir()
+    folder.finish(again, replace(opened.params, W=W), {})
+    assert (load_file(again / "final" / "params.safetensors")["W"] == W).all()
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_is_the_same_for_any_chunks_and_equals_the_formulas(run):
+    opened, x = folder.open_run(run), rows()
+    whole = evaluate(opened.params, opened.config, NUMPY, [x])
+    split = evaluate(opened.params, opened.config, NUMPY, np.split(x, [10, 55]))
+    unit = unit_rows(x)
+    s = unit @ opened.params.W.T
+    s = (s - opened.params.b_pre @ opened.params.W.T) * (s - opened.params.b_pre @ opened.params.W.T > -opened.params.b)
+    f = (s * opened.params.a) @ opened.params.W + opened.params.b_pre
+    assert whole.fvu == pytest.approx(((f - unit) ** 2).sum() / ((unit - unit.mean(axis=0)) ** 2).sum(), rel=1e-5)
+    assert whole.l0 == pytest.approx((s > 0).sum() / 100)
+    for name, value in whole.summary().items():
+        assert split.summary()[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_data_of_another_dimension_is_refused(run):
+    opened = folder.open_run(run)
+    with pytest.raises(InputError, match="the data has d = 4, the network d = 5"):
+        evaluate(opened.params, opened.config, NUMPY, [rows(d=4)])
+
+
+def test_recovery_worked_by_hand():
+    V = np.eye(2)
+    W = np.array([[1.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])  # cosine 1 with v_1, 0.87 with v_2
+    assert recovery(W, V) == {
+        "frr": {"0.8": 1.0, "0.9": 0.5},
+        "one_to_one": {"0.8": 1.0, "0.9": 0.5},
+    }
