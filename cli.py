@@ -31,6 +31,7 @@ from refgba.runs.evaluation import evaluate as evaluate_network
 from refgba.runs.evaluation import recovery
 from refgba.runs.trainer import Progress, TrainingError, train_run
 from refgba.sae import unit_rows
+from refgba.streams import stream
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -380,7 +381,7 @@ def theory_command(
 
 def _simulate(n: int, d: int, s: int, p: float, width: int, rows: int, steps: int, seed: int) -> list[float]:
     truth = model.SyntheticModel(model.Uniform(n, (s,)), d, seed=seed)
-    W = np.random.default_rng(seed).standard_normal((width, d))
+    W = stream(seed, "weights").standard_normal((width, d))
     return [frr(W, truth.V, 0.9) for W in theory.modified_ba(unit_rows(truth.draw(0, rows).X), W, p, steps)]
 
 

@@ -25,6 +25,7 @@ from refgba.bias import adapt as algorithm_2
 from refgba.config import GBAConfig
 from refgba.errors import InputError
 from refgba.sae import Params, unit_rows
+from refgba.streams import stream
 from refgba.types import Array, Int64, Mask
 
 __all__ = ["GBAConfig", "Metrics", "State", "adapt", "init", "minibatches", "random_params", "step", "train"]
@@ -61,7 +62,7 @@ def random_params(config: GBAConfig, d: int, mean: Array | None = None) -> Param
     """
     if config.b_pre_init == "mean" and mean is None:
         raise InputError('b_pre_init "mean" needs the mean of the rows; give it, or use "zero"')
-    W = unit_rows(_stream(config.seed, 0).standard_normal((config.width, d)))  # (M, d)
+    W = unit_rows(stream(config.seed, "weights").standard_normal((config.width, d)))  # (M, d)
     params = Params(
         W=W,
         a=np.full(config.width, config.a_init),
@@ -70,14 +71,6 @@ def random_params(config: GBAConfig, d: int, mean: Array | None = None) -> Param
         W_dec=W.copy() if config.untied else None,
     )
     return params.astype(config.dtype)
-
-
-def _stream(seed: int, *key: int) -> np.random.Generator:
-    """Stream (0,) draws the weights, stream (1, e) the order of epoch e: independent of each other, and of the data's.
-
-    A spawn key, not a longer list of entropy: NumPy pads the latter with zeros, so [seed] and [seed, 0] coincide.
-    """
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 class Rows(Protocol):
@@ -101,7 +94,7 @@ def minibatches(X: Rows, config: GBAConfig, start: int = 0) -> Iterator[Array]:
         position = np.arange(t * L, (t + 1) * L)  # (L,)   in the endless sequence of shuffled epochs
         for e in range(position[0] // N, position[-1] // N + 1):
             if e != epoch:
-                epoch, order = e, _stream(config.seed, 1, e).permutation(N)  # (N,)
+                epoch, order = e, stream(config.seed, "order", e).permutation(N)  # (N,)
             here = position // N == e
             rows[here] = order[position[here] % N]
         yield unit_rows(X[rows].astype(config.dtype))

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refgba.errors import InputError
+from refgba.streams import stream
 from refgba.types import Array, Mask
 
 BLOCK = 256  # rows drawn from one stream: changing it changes every data set
@@ -298,7 +299,7 @@ class SyntheticModel:
     @cached_property
     def V(self) -> Array:
         """The true features, unit rows, float64 (n, d).  Raises InputError as `features` does."""
-        return features(self.n, self.d, self.features, self._rng(0))
+        return features(self.n, self.d, self.features, stream(self.seed, "features"))
 
     def draw(self, start: int, stop: int) -> Draw:
         """Rows start .. stop - 1.  Raises InputError unless 0 <= start <= stop."""
@@ -325,15 +326,11 @@ class SyntheticModel:
 
     def _block(self, b: int) -> tuple[Array, Array]:
         """Rows b BLOCK .. (b + 1) BLOCK - 1, always all of them: a matrix product of another shape rounds otherwise."""
-        rng = self._rng(1, b)
+        rng = stream(self.seed, "rows", b)
         support = self.rows(rng, BLOCK)  # (BLOCK, n)
         H = np.zeros((BLOCK, self.n))
         H[support] = WEIGHTS[self.weights](rng, int(support.sum()))
         return H @ self.V + self.noise * rng.standard_normal((BLOCK, self.d)), H  # (BLOCK, d), (BLOCK, n)
-
-    def _rng(self, *stream: int) -> np.random.Generator:
-        # spawn_key, not a longer entropy list: NumPy pads the latter with zeros, so [seed] and [seed, 0] coincide.
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=stream))
 
 
 def imbalanced(seed: int = 0) -> SyntheticModel:

@@ -164,6 +164,11 @@ def test_the_default_recipe_follows_the_run_and_yields_to_what_is_given():
         recipe.configure("best", 42)
 
 
+def test_initial_weights_know_nothing_of_the_features_drawn_from_the_same_seed():
+    W, V = gba.random_params(replace(PAPER, width=1000), 42).W, imbalanced(PAPER.seed).V
+    assert np.abs(W @ V.T).max() < 0.8  # 128,000 random pairs in 42 dimensions reach about 0.65
+
+
 # ---- ground truth ----------------------------------------------------------------------------------------------------
 
 
