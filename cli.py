@@ -35,7 +35,7 @@ from refgba.streams import stream
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DEMO = {"width": 1024, "steps": 3000}  # enough for 128 features, and under a minute on two cores
+DEMO = {"steps": 3000}  # enough for 128 features, and well under a minute on two cores
 HELD_OUT = 20_000  # fresh rows that the demo is judged on
 EVALUATE = 2048  # rows evaluated at a time
 SAMPLE = 65_536  # rows of its own data, at most, that a training run is judged on

@@ -51,11 +51,15 @@ def adapt(
     gamma_minus: float,
     gamma_plus: float,
     eps: float,
+    floor: float = 0.0,
 ) -> Array:
     """Algorithm 2: the new biases (M,), in the dtype of b (M,).
 
     group: (M,) each neuron's group, 0..K-1.  target: (K,) the TAFs p_k.  Raises InputError on an empty buffer.
     A group without a single positive peak has T_k = 0, so nothing moves in it (ours; the paper's quotient is 0 / 0).
+
+    floor (ours): a neuron also counts as never firing, and is raised, below this share of its target.  At the paper's 0
+    nothing brings back a neuron that still fires now and then; with 0.5 each settles between half its target and it.
     """
     if buffer.rows == 0:
         raise InputError("the buffers are empty: add at least one batch of pre-activations before adapting")
@@ -65,7 +69,7 @@ def adapt(
     positive = np.bincount(group, r > 0, K)  # (K,)  |{m in G_k : r_m > 0}|
     T = np.bincount(group, r, K) / np.maximum(positive, 1)  # (K,)  T_k = Σ_{m in G_k} r_m / |{m in G_k : r_m > 0}|
     too_often = p > target[group]  # (M,)
-    never = p < eps  # (M,)
+    never = p < np.maximum(eps, floor * target[group])  # (M,)
     lowered = np.maximum(b - gamma_minus * r, -1)  # (M,)
     raised = np.minimum(b + gamma_plus * T[group], 0)  # (M,)
     return np.where(too_often, lowered, np.where(never, raised, b)).astype(b.dtype)

@@ -48,7 +48,7 @@ class GBAConfig:
     seed: int = _setting(0, "seed of the initial weights and the batch order")
     dtype: Literal["float64", "float32"] = _setting("float64", "arithmetic of the run")
     untied: bool = _setting(False, "ours: a decoder W_dec of its own instead of the paper's tied weights")
-    b_pre_init: Literal["zero", "mean"] = _setting("zero", "ours: mean starts b_pre at the mean of the rows")
+    floor: float = _setting(0.0, "ours: share of its target below which a neuron is raised like a dead one")
     form: float = _setting(0.0, "ours: share of the steps, from the first, that form features: a and b_pre stay fixed")
     hold: float = _setting(1.0, "ours: cosine from which neurons that agree when forming ends are held; 1 holds none")
     lr_decay: float = _setting(0.0, "ours: share of each phase, to its end, over which lr falls linearly to zero")
@@ -71,7 +71,7 @@ class GBAConfig:
             yield getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}"
         for name in ("beta1", "beta2"):
             yield 0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), not {getattr(self, name)}"
-        for name in ("form", "hold", "lr_decay"):
+        for name in ("floor", "form", "hold", "lr_decay"):
             yield 0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], not {getattr(self, name)}"
 
     def target(self) -> Float64:

@@ -23,7 +23,6 @@ from refgba.adam import AdamW
 from refgba.bias import Buffer
 from refgba.bias import adapt as algorithm_2
 from refgba.config import GBAConfig
-from refgba.errors import InputError
 from refgba.sae import Params, unit_rows
 from refgba.streams import stream
 from refgba.types import Array, Int64, Mask
@@ -55,19 +54,14 @@ class State:
     t: int = 0
 
 
-def random_params(config: GBAConfig, d: int, mean: Array | None = None) -> Params:
-    """Θ before the first step: random unit w_m, every a_m at `a_init`, b = 0, and W_dec = W if untied.
-
-    b_pre is 0, or with `b_pre_init` "mean" (ours) the mean (d,) of the unit rows, which must then be given.
-    """
-    if config.b_pre_init == "mean" and mean is None:
-        raise InputError('b_pre_init "mean" needs the mean of the rows; give it, or use "zero"')
+def random_params(config: GBAConfig, d: int) -> Params:
+    """Θ before the first step: random unit w_m, every a_m at `a_init`, b = 0, b_pre = 0, and W_dec = W if untied."""
     W = unit_rows(stream(config.seed, "weights").standard_normal((config.width, d)))  # (M, d)
     params = Params(
         W=W,
         a=np.full(config.width, config.a_init),
         b=np.zeros(config.width),
-        b_pre=np.zeros(d) if mean is None or config.b_pre_init == "zero" else mean,
+        b_pre=np.zeros(d),
         W_dec=W.copy() if config.untied else None,
     )
     return params.astype(config.dtype)
@@ -132,7 +126,7 @@ def adapt(state: State) -> None:
     """Line 6 of Algorithm 1: b <- A(b, B), then empty the buffers."""
     c = state.config
     state.params.b = algorithm_2(
-        state.params.b, state.buffer, c.group(), c.target(), c.gamma_minus, c.gamma_plus, c.eps
+        state.params.b, state.buffer, c.group(), c.target(), c.gamma_minus, c.gamma_plus, c.eps, c.floor
     )  # fmt: skip
     state.last, state.buffer = state.buffer, Buffer(c.width)
 

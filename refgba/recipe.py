@@ -5,13 +5,15 @@ for the reconstruction and recover nothing; at a small fixed scale they stay nea
 limit a -> 0, and recover, but hardly reconstruct.  Training all of them for reconstruction afterwards undoes the
 recovery.  The default recipe therefore runs in two phases:
 
-    form    the first `form` T steps: a small and fixed, b_pre fixed, so that each neuron finds a feature nearly alone
+    form    the first `form` T steps: a small and fixed, b_pre = 0, so that each neuron finds a feature nearly alone
     hold    at their end: neurons that agree with another, cos >= `hold`, keep their direction from here on.  They
             started at random and hardly interacted, so two that ended up alike have found what is in the data
     fit     the other steps: a, b_pre and all neurons not held are trained for reconstruction
 
-and each phase ends with a linear decay of the learning rate over its last `lr_decay` share.  With `form` = 0,
-`hold` = 1 and `lr_decay` = 0 every function here is without effect: that is `--recipe paper`.
+Each phase ends with a linear decay of the learning rate over its last `lr_decay` share.  Algorithm 2 gets a second
+side: below `floor` of its target a neuron is raised like a dead one (`bias.adapt`), since frequencies sink while
+neurons sharpen and nothing else brings them back.  With `form`, `lr_decay` and `floor` = 0 and `hold` = 1 every one of
+these is without effect: that is `--recipe paper`.
 
 The experiments behind each choice are in benchmarks/recipe.md.
 """
@@ -26,6 +28,8 @@ from refgba.config import GBAConfig
 from refgba.errors import InputError
 from refgba.types import Array, Mask
 
+ADAPTATIONS = 150  # in a run of any length, or as many as it has steps
+TRAVEL = 3.75  # sum over a run's adaptations of the share of its peak by which a bias moves
 BLOCK = 2**24  # cosines held at a time: 128 MB in float64
 
 
@@ -76,20 +80,24 @@ def default(d: int, **given: Any) -> GBAConfig:
 
     - a_init = 1.2 d / M: random tied neurons, of which b = 0 lets half fire, then reconstruct 0.6 of their input,
       whatever M and d are.
-    - adapt_every spreads 240 adaptations over the run, however long.  A bias moves by `gamma` of its neuron's peak
-      each time, so it always gets equally far: through the resonance while features form, to its target afterwards.
+    - ADAPTATIONS are spread over the run, and each moves a bias by TRAVEL / ADAPTATIONS of its neuron's peak.  So
+      biases get equally far in any run: through the resonance while features form, to their targets afterwards.
     """
-    width = given.get("width", max(2048, 8 * d))
-    steps = given.get("steps", 4000)
-    settings: dict[str, Any] = {
+    GBAConfig(**given)  # refuses what cannot be, before anything is derived from it
+    width, steps = given.get("width", max(1024, 8 * d)), given.get("steps", 4000)
+    adapt_every = given.get("adapt_every", max(1, round(steps / ADAPTATIONS)))
+    gamma = TRAVEL * adapt_every / steps
+    settings = {
         "width": width,
         "steps": steps,
+        "adapt_every": adapt_every,
+        "gamma_minus": gamma,
+        "gamma_plus": gamma,
         "htf": 0.1,
-        "lr": 5e-3,
-        "adapt_every": max(1, round(steps / 240)) if isinstance(steps, int) else 1,
-        "a_init": 1.2 * d / width if isinstance(width, int) and width > 0 else 1.0,
-        "b_pre_init": "mean",
-        "form": 0.5,
+        "lr": 7.5e-3,
+        "a_init": 1.2 * d / width,
+        "floor": 0.5,
+        "form": 0.4,
         "hold": 0.9,
         "lr_decay": 0.5,
     }

@@ -39,6 +39,13 @@ def test_two_groups_worked_by_hand():
     )
 
 
+def test_with_a_floor_a_neuron_far_below_target_is_raised():
+    # Target 0.5, floor 0.5: frequencies 0.2, 0.3 and 0.6 are below the floor of 0.25, in between, and over target.
+    buffer = filled(counts=[20, 30, 60], peaks=[0.2, 0.4, 0.6], rows=100)
+    new = adapt(np.full(3, -0.5), buffer, np.zeros(3, int), np.array([0.5]), 0.1, 0.1, EPS, floor=0.5)
+    assert new == pytest.approx([-0.5 + 0.1 * 0.4, -0.5, -0.5 - 0.1 * 0.6])
+
+
 def test_a_silent_group_does_not_move():
     buffer = filled([0, 0], [-0.5, -np.inf], 10)
     b = np.array([-0.3, -0.9])
@@ -61,7 +68,8 @@ def situations(draw):
     b = -rng.choice([0.0, 1.0, *rng.random(3)], M)
     target = np.sort(rng.uniform(0.01, 0.9, K))[::-1]
     gammas = rng.uniform(1e-3, 3, 2)
-    return b, filled(counts, peaks, rows), assign_groups(M, K), target, *gammas, EPS
+    floor = draw(st.sampled_from([0.0, 0.5, 1.0]))
+    return b, filled(counts, peaks, rows), assign_groups(M, K), target, *gammas, EPS, floor
 
 
 @settings(max_examples=200, deadline=None)
@@ -75,14 +83,14 @@ def test_bias_never_leaves_minus_one_to_zero(case):
 @settings(max_examples=200, deadline=None)
 @given(situations())
 def test_over_target_never_rises_and_in_between_never_moves(case):
-    b, buffer, group, target, *_ = case
+    b, buffer, group, target, *_, floor = case
     p = buffer.counts / buffer.rows
     new = adapt(*case)
-    over = p > target[group]
-    between = (p >= EPS) & ~over
+    over, under = p > target[group], (p < EPS) | (p < floor * target[group])
+    between = ~over & ~under
     assert (new[over] <= b[over]).all()
     assert (new[between] == b[between]).all()
-    assert (new[p < EPS] >= b[p < EPS]).all()
+    assert (new[under] >= b[under]).all()
 
 
 @settings(max_examples=100, deadline=None)

@@ -89,7 +89,7 @@ def test_a_flag_goes_before_the_file_and_the_file_before_the_recipe(cli, data, t
     (tmp_path / "settings.json").write_text('{"lr": 0.25, "gamma_plus": 0.125}')
     assert cli("train", data, "-o", "run", *QUICK, "--config", "settings.json", "--lr", "0.5").exit_code == 0
     config = folder.open_run(tmp_path / "run").config
-    assert (config.lr, config.gamma_plus, config.form) == (0.5, 0.125, 0.5)
+    assert (config.lr, config.gamma_plus, config.form) == (0.5, 0.125, 0.4)
 
 
 def test_the_papers_recipe_is_selectable(cli, data, tmp_path):

@@ -26,7 +26,7 @@ def rows(N=64, d=5, seed=0):
 
 
 def start(config, d=5):
-    return gba.init(gba.random_params(config, d, np.full(d, 0.1)), config)
+    return gba.init(gba.random_params(config, d), config)
 
 
 # ---- a step ----------------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_initial_weights_know_nothing_of_the_features_drawn_from_the_same_seed()
 
 def recovered(truth, config, N=50_000):
     X = truth.draw(0, N).X
-    state = gba.init(gba.random_params(config, truth.d, unit_rows(X).mean(axis=0)), config)
+    state = gba.init(gba.random_params(config, truth.d), config)
     for _ in gba.train(state, gba.minibatches(X, config)):
         pass
     return state.params.W

@@ -14,7 +14,7 @@ import numpy as np
 
 from refgba.errors import InputError
 from refgba.sae import unit_rows
-from refgba.types import Array, Float64, Int64
+from refgba.types import Array, Int64
 
 MAGIC = b"\x93NUMPY"
 CHUNK = 8192  # rows read at a time
@@ -59,13 +59,11 @@ class Activations:
 class Survey:
     """What one pass over the rows, each scaled to unit norm, found.
 
-    rows: how many count.  dropped: rows of zeros left out.  mean: (d,) float64.  variance: mean of ||x - mean||^2, the
-    denominator of FVU.
+    rows: how many count.  dropped: rows of zeros left out.  variance: mean of ||x - mean||^2, the denominator of FVU.
     """
 
     rows: int
     dropped: int
-    mean: Float64
     variance: float
 
 
@@ -143,4 +141,4 @@ def survey(
     mean = total / count
     keep = np.setdiff1d(np.arange(start), dropped) if dropped.size else None
     # Rows are at unit norm, so E||x - mean||^2 = 1 - ||mean||^2 needs no second pass.
-    return Activations(data.path, data.X, keep), Survey(count, int(dropped.size), mean, float(1 - mean @ mean))
+    return Activations(data.path, data.X, keep), Survey(count, int(dropped.size), float(1 - mean @ mean))

@@ -56,7 +56,7 @@ def train_run(
         "refgba": version("refgba"),
         "data": {"path": str(data.path), "rows": survey.rows, "dropped": survey.dropped, "d": data.d},
     }
-    params = gba.random_params(config, data.d, survey.mean)
+    params = gba.random_params(config, data.d)
     folder.create(out, config, about)
     state = backend.init(params, config)
     batches = (backend.put(state, x) for x in gba.minibatches(data, config))
