@@ -24,7 +24,7 @@ from refgba.config import GBAConfig, settings_from_json
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
 from refgba.metrics import Evaluation, frr, per_group
-from refgba.recipe import RECIPES, configure
+from refgba.recipe import FIXED, RECIPES
 from refgba.runs import folder, synthetic
 from refgba.runs.activations import Activations, Survey, load_array, open_npy, survey
 from refgba.runs.evaluation import evaluate as evaluate_network
@@ -36,6 +36,7 @@ from refgba.streams import stream
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEMO = {"steps": 3000}  # enough for 128 features, and well under a minute on two cores
+DERIVED = {"width", "a_init", "adapt_every", "gamma_minus", "gamma_plus"}  # settings the recipe works out
 HELD_OUT = 20_000  # fresh rows that the demo is judged on
 EVALUATE = 2048  # rows evaluated at a time
 SAMPLE = 65_536  # rows of its own data, at most, that a training run is judged on
@@ -75,7 +76,8 @@ def _settings(command: F) -> F:
         if kind is bool:
             name += "/--no-" + field.name.replace("_", "-")
         choice = click.Choice(get_args(kind)) if get_origin(kind) is Literal else kind
-        command = click.option(name, field.name, type=choice, default=None, help=field.metadata["help"])(command)
+        said = f"{field.metadata['help']}  [{_defaults(field.name, field.default)}]"
+        command = click.option(name, field.name, type=choice, default=None, help=said)(command)
     shared = [
         click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest"),
         click.option("--config", "config_file", type=Path, help="JSON file of settings; flags go before it"),
@@ -84,6 +86,13 @@ def _settings(command: F) -> F:
     for option in reversed(shared):
         command = option(command)
     return command
+
+
+def _defaults(name: str, paper: Any) -> str:
+    """What the recipes make of a setting that is not given, for --help."""
+    if name in FIXED and FIXED[name] != paper:
+        return f"default: {FIXED[name]}; recipe paper: {paper}"
+    return f"default: from the data and the run; recipe paper: {paper}" if name in DERIVED else f"default: {paper}"
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
@@ -100,7 +109,7 @@ def _configure(recipe: str, config_file: Path | None, d: int, flags: dict[str, A
         except InputError as error:
             raise InputError(f"{config_file}: {error}") from None
     given |= {name: value for name, value in flags.items() if value is not None}
-    return configure(recipe, d, **given)
+    return RECIPES[recipe](d, **given)
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------

@@ -160,8 +160,6 @@ def test_the_default_recipe_follows_the_run_and_yields_to_what_is_given():
     assert recipe.default(42, a_init=0.7, steps=10).a_init == 0.7
     with pytest.raises(InputError, match="width must be a whole number"):
         recipe.default(42, width="many")
-    with pytest.raises(InputError, match="there is no recipe 'best'"):
-        recipe.configure("best", 42)
 
 
 def test_initial_weights_know_nothing_of_the_features_drawn_from_the_same_seed():
