@@ -130,7 +130,7 @@ def _train(
     steps = train_run(data, found, config, backend, backend_name, out)
     last: Progress | None = None
     with click.progressbar(
-        length=config.steps, label="training", item_show_func=_standing, file=sys.stderr, update_min_steps=1
+        length=config.steps, label="training", item_show_func=_standing, file=sys.stderr, width=18
     ) as bar:
         for progress in steps:
             bar.update(progress.step - (last.step if last else 0), progress)
@@ -144,7 +144,7 @@ def _standing(progress: Progress | None) -> str:
         return ""
     return (
         f"loss {progress.loss:.4f}  L0 {progress.l0:.1f}  FVU {progress.fvu:.3f}"
-        f"  dead {progress.dead:.1%}  at or under target {progress.within:.0%}"
+        f"  dead {progress.dead:.1%}  <= target {progress.within:.0%}"
     )
 
 

@@ -92,6 +92,14 @@ def test_a_flag_goes_before_the_file_and_the_file_before_the_recipe(cli, data, t
     assert (config.lr, config.gamma_plus, config.form) == (0.5, 0.125, 0.4)
 
 
+def test_the_record_of_a_run_repeats_it(cli, data, tmp_path):
+    assert cli("train", data, "-o", "a", *QUICK, "--seed", 5).exit_code == 0
+    assert cli("train", data, "-o", "b", "--config", "a/config.json").exit_code == 0
+    a, b = (folder.open_run(tmp_path / name) for name in "ab")
+    assert a.config == b.config
+    assert (a.params.W == b.params.W).all()
+
+
 def test_the_papers_recipe_is_selectable(cli, data, tmp_path):
     assert cli("train", data, "-o", "run", *QUICK, "--recipe", "paper").exit_code == 0
     assert folder.open_run(tmp_path / "run").config == GBAConfig(width=24, groups=3, steps=30, batch=32)

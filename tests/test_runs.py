@@ -116,13 +116,14 @@ def test_training_is_algorithm_1_and_leaves_a_run_behind(saved, tmp_path):
     for name, array in state.params.arrays().items():
         assert (getattr(run.params, name) == array).all(), name
     assert run.config == CONFIG
-    assert run.about["backend"] == "numpy"
-    assert run.about["data"] == {"path": str(path), "rows": 100, "dropped": 0, "d": 5}
+    about = json.loads((out / "about.json").read_text())
+    assert about["backend"] == "numpy"
+    assert about["data"] == {"path": str(path), "rows": 100, "dropped": 0, "d": 5}
     written = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in written] == losses
     assert [p.step for p in log] == list(range(1, 41))
     assert log[-1].fvu == pytest.approx(2 * losses[-1] / found.variance)
-    assert sorted(p.name for p in out.iterdir()) == ["config.json", "final", "metrics.jsonl"]
+    assert sorted(p.name for p in out.iterdir()) == ["about.json", "config.json", "final", "metrics.jsonl"]
 
 
 def test_a_run_is_never_overwritten(saved, tmp_path):
@@ -176,7 +177,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         folder.open_run(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": 3}', '{"settings": {"width": -1}}', "\ud800"])
+@pytest.mark.parametrize("text", ["", "[]", '{"settings": 3}', '{"width": -1}', "\ud800"])
 def test_a_damaged_record_is_refused(run, text):
     (run / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(InputError, match=r"config.json: "):

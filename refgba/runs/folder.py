@@ -1,6 +1,7 @@
 """A run on disk.  Layout:
 
-    config.json         what was run: the settings, the backend, the data and what a survey of it found
+    config.json         the settings: `--config` of another run reads it
+    about.json          the backend, the version and the data
     metrics.jsonl       one JSON object a line, as training went
     final/              the result: params.safetensors, and state.json with the step it belongs to
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from refgba.config import GBAConfig
 from refgba.errors import InputError
 from refgba.sae import Params
 
-CONFIG, METRICS, FINAL = "config.json", "metrics.jsonl", "final"
+CONFIG, ABOUT, METRICS, FINAL = "config.json", "about.json", "metrics.jsonl", "final"
 PARAMS, STATE = "params.safetensors", "state.json"
 
 
@@ -35,7 +36,6 @@ class Run:
     path: Path
     config: GBAConfig
     params: Params
-    about: dict[str, Any]
 
 
 def refuse_existing(path: Path) -> None:
@@ -47,11 +47,12 @@ def refuse_existing(path: Path) -> None:
 
 
 def create(path: Path, config: GBAConfig, about: dict[str, Any]) -> None:
-    """Make the folder of a new run with its `config.json`."""
+    """Make the folder of a new run with its `config.json` and `about.json`."""
     refuse_existing(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _write(path / CONFIG, json.dumps({"settings": asdict(config)} | about, indent=2).encode() + b"\n")
+        _write(path / ABOUT, json.dumps(about, indent=2).encode() + b"\n")
+        _write(path / CONFIG, config.to_json().encode() + b"\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
@@ -77,12 +78,10 @@ def open_run(path: Path) -> Run:
     if not (path / FINAL / PARAMS).is_file():
         raise InputError(f"{path}: the run has not finished, it has no {FINAL}/{PARAMS}")
     try:
-        about = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        config = GBAConfig.from_json(json.dumps(about.pop("settings")))
-    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-        reason = error if isinstance(error, InputError) else "not the record of a run"
-        raise InputError(f"{path / CONFIG}: {reason}") from None
-    return Run(path, config, _load_params(path / FINAL / PARAMS, config), about)
+        config = GBAConfig.from_json((path / CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path / CONFIG}: {error}") from None
+    return Run(path, config, _load_params(path / FINAL / PARAMS, config))
 
 
 def _load_params(path: Path, config: GBAConfig) -> Params:
