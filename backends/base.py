@@ -13,22 +13,19 @@ from __future__ import annotations
 from typing import Any, Protocol, TypeAlias
 
 from refgba.bias import Buffer
-from refgba.gba import GBAConfig, Metrics
+from refgba.config import GBAConfig
+from refgba.gba import Metrics
 from refgba.sae import Params
 from refgba.types import Array
 
 DeviceArray: TypeAlias = Any
 
 
-class State(Protocol):
-    """A run between two steps: the backend's own, opaque but for these two."""
-
-    config: GBAConfig
-    t: int  # steps done
-
-
 class Backend(Protocol):
-    """What every backend module provides.  L rows in a batch, d dimensions, M neurons."""
+    """What every backend module provides.  L rows in a batch, d dimensions, M neurons.
+
+    `state` is the backend's own and opaque, but for the `config` and the `t` of `refgba.gba.AnyState`.
+    """
 
     def unusable(self) -> str | None:
         """Why this backend cannot run here and what to install, in one line; None when it can."""

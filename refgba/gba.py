@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,8 +26,6 @@ from refgba.config import GBAConfig
 from refgba.sae import Params, unit_rows
 from refgba.streams import stream
 from refgba.types import Array, Int64, Mask
-
-__all__ = ["GBAConfig", "Metrics", "State", "adapt", "init", "minibatches", "random_params", "step", "train"]
 
 
 class Metrics(NamedTuple):
@@ -131,21 +129,18 @@ def adapt(state: State) -> None:
     state.last, state.buffer = state.buffer, Buffer(c.width)
 
 
-class _Run(Protocol):
-    """What `train` must know of a backend's state."""
+class AnyState(Protocol):
+    """What the loop knows of a state, the reference's or a backend's."""
 
     config: GBAConfig
-    t: int
-
-
-S = TypeVar("S", bound=_Run)
+    t: int  # steps done
 
 
 def train(
-    state: S,
+    state: AnyState,
     minibatches: Iterable[Array],
-    step: Callable[[S, Array], Metrics] = step,  # type: ignore[assignment]
-    adapt: Callable[[S], None] = adapt,  # type: ignore[assignment]
+    step: Callable[[Any, Array], Metrics] = step,
+    adapt: Callable[[Any], None] = adapt,
 ) -> Iterator[Metrics]:
     """Algorithm 1, from the state's step on: yields after every step.  A backend passes its own two verbs."""
     for x in minibatches:  # 1. draw a minibatch, rows at unit norm

@@ -8,7 +8,7 @@ recovery.  The default recipe therefore runs in two phases:
     form    the first `form` T steps: a small and fixed, b_pre = 0, so that each neuron finds a feature nearly alone
     hold    at their end: neurons that agree with another, cos >= `hold`, keep their direction from here on.  They
             started at random and hardly interacted, so two that ended up alike have found what is in the data (two
-            at cosine 0.9 from one feature are at about 0.8 from each other)
+            at cosine 0.9 from one feature are at about 0.8 from each other).  An untied decoder stays free
     fit     the other steps: a, b_pre and all neurons not held are trained for reconstruction
 
 Each phase ends with a linear decay of the learning rate over its last `lr_decay` share.  Algorithm 2 gets a second

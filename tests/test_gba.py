@@ -184,7 +184,10 @@ def test_orthogonal_features_are_recovered_in_seconds():
     assert frr(W, truth.V, 0.9) == 1.0
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+SEEDS = [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 10))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_the_default_recipe_recovers_the_imbalanced_set(seed):
     truth = imbalanced(seed)
     W = recovered(truth, recipe.default(truth.d, width=1024, steps=3000, seed=seed, dtype="float32"))

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from backends.base import Backend, State
+from backends.base import Backend
 from refgba import gba
 from refgba.config import GBAConfig
 from refgba.runs import folder
@@ -72,7 +72,7 @@ def train_run(
     folder.finish(out, backend.params(state), {"step": state.t})
 
 
-def _progress(state: State, metrics: gba.Metrics, backend: Backend, survey: Survey, seconds: float) -> Progress:
+def _progress(state: gba.AnyState, metrics: gba.Metrics, backend: Backend, survey: Survey, seconds: float) -> Progress:
     loss, config = float(metrics.loss), state.config
     if not math.isfinite(loss):
         raise TrainingError(f"step {state.t}: the loss is {loss}; try a lower lr than {config.lr}")
