@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from itertools import chain, count
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -26,7 +27,7 @@ from refgba.identifiability import identifiability
 from refgba.metrics import Evaluation, frr, per_group
 from refgba.recipe import FIXED, RECIPES
 from refgba.runs import folder, synthetic
-from refgba.runs.activations import Activations, Survey, load_array, open_npy, survey
+from refgba.runs.activations import Activations, Survey, load_truth, open_npy, survey
 from refgba.runs.evaluation import evaluate as evaluate_network
 from refgba.runs.evaluation import recovery
 from refgba.runs.trainer import Progress, TrainingError, train_run
@@ -36,7 +37,7 @@ from refgba.streams import stream
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEMO = {"steps": 3000}  # enough for 128 features, and well under a minute on two cores
-DERIVED = {"width", "a_init", "adapt_every", "gamma_minus", "gamma_plus"}  # settings the recipe works out
+DERIVED = {"width", "a_init", "adapt_every", "gamma_minus", "gamma_plus", "hold"}  # settings the recipe works out
 HELD_OUT = 20_000  # fresh rows that the demo is judged on
 EVALUATE = 2048  # rows evaluated at a time
 SAMPLE = 65_536  # rows of its own data, at most, that a training run is judged on
@@ -47,16 +48,29 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with np.errstate(all="ignore"):  # what is not finite is found and told where it matters
+                return super().invoke(ctx)
         except InputError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(2)
-        except (TrainingError, OSError) as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(1)
+            _fail(ctx, str(error), 2)
+        except TrainingError as error:
+            _fail(ctx, str(error), 1)
+        except MemoryError as error:
+            _fail(ctx, f"not enough memory ({error})", 1)
+        except BrokenPipeError:
+            raise  # click ends quietly
+        except OSError as error:
+            _fail(ctx, f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+def _fail(ctx: click.Context, message: str, status: int) -> None:
+    click.echo(f"Error: {message}", err=True)
+    ctx.exit(status)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110},
+)
 @click.version_option(package_name="refgba")
 def main() -> None:
     """Group Bias Adaptation for sparse autoencoders: train one, and judge what it found.
@@ -80,7 +94,7 @@ def _settings(command: F) -> F:
         command = click.option(name, field.name, type=choice, default=None, help=said)(command)
     shared = [
         click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest"),
-        click.option("--config", "config_file", type=Path, help="JSON file of settings; flags go before it"),
+        click.option("--config", "config_file", type=Path, help="JSON file of settings; flags win over it"),
         click.option("--backend", default="numpy", help="what computes; see `refgba backends`"),
     ]
     for option in reversed(shared):
@@ -109,7 +123,13 @@ def _configure(recipe: str, config_file: Path | None, d: int, flags: dict[str, A
         except InputError as error:
             raise InputError(f"{config_file}: {error}") from None
     given |= {name: value for name, value in flags.items() if value is not None}
-    return RECIPES[recipe](d, **given)
+    try:
+        config = RECIPES[recipe](d, **given)
+    except InputError as error:
+        raise error if config_file is None else InputError(f"{error} (from {config_file} and the flags)") from None
+    if config.adapt_every > config.steps:
+        click.echo(f"Note: adapt_every {config.adapt_every} > steps {config.steps}: no bias will adapt", err=True)
+    return config
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------
@@ -123,11 +143,11 @@ def _counting(label: str, rows: int) -> Iterator[Callable[[int], object]]:
 
 
 def _train(
-    data: Activations, found: Survey, config: GBAConfig, backend_name: str, out: Path
+    data: Activations, found: Survey, config: GBAConfig, backend_name: str, recipe: str, out: Path
 ) -> tuple[backends.Backend, Progress]:
     """Train with a progress bar; returns the backend and how the last step stood."""
     backend = backends.load(backend_name)
-    steps = train_run(data, found, config, backend, backend_name, out)
+    steps = train_run(data, found, config, backend, {"backend": backend_name, "recipe": recipe}, out)
     last: Progress | None = None
     with click.progressbar(
         length=config.steps, label="training", item_show_func=_standing, file=sys.stderr, width=18
@@ -194,11 +214,11 @@ def demo(
     folder.refuse_existing(out)
     synthetic.write(truth, rows, out / "data", {"set": "imbalanced", "weights": weights, "seed": config.seed}, False)
     data, found = survey(open_npy(out / "data" / "X.npy"), config.dtype)
-    engine, last = _train(data, found, config, backend, out)
-    W = folder.open_run(out).params.W
+    engine, last = _train(data, found, config, backend, recipe, out)
+    params = folder.open_run(out).params
     fresh = (draw.X for draw in synthetic.rows_between(truth, rows, rows + HELD_OUT))
-    evaluation = evaluate_network(folder.open_run(out).params, config, engine, fresh)
-    result = _result(evaluation, config, last, out) | recovery(W, truth.V)
+    evaluation = evaluate_network(params, config, engine, fresh)
+    result = _result(evaluation, config, last, out) | recovery(params.W, truth.V)
     if as_json:
         return click.echo(json.dumps(result))
     click.echo(f"\nGBA on the imbalanced set: n = 128 features in d = 42 dimensions, {rows} rows, M = {config.width}")
@@ -243,7 +263,7 @@ def train(
     folder.refuse_existing(out)
     with _counting("checking", len(activations)) as tick:
         activations, found = survey(activations, config.dtype, drop_zero_rows, tick)
-    engine, last = _train(activations, found, config, backend, out)
+    engine, last = _train(activations, found, config, backend, recipe, out)
     sample = activations.sample(SAMPLE)
     with _counting("evaluating", len(sample)) as tick:
         evaluation = evaluate_network(folder.open_run(out).params, config, engine, sample.chunks(EVALUATE), tick)
@@ -274,7 +294,9 @@ def evaluate(run: Path, data: Path, truth: Path | None, drop_zero_rows: bool, ba
     opened = folder.open_run(run)
     W, engine = opened.params.W, backends.load(backend)
     activations = open_npy(data)
-    found: dict[str, Any] = {} if truth is None else recovery(W, load_array(truth))
+    if activations.d != W.shape[1]:
+        raise InputError(f"{data}: the data has d = {activations.d}, the network d = {W.shape[1]}")
+    found: dict[str, Any] = {} if truth is None else recovery(W, load_truth(truth, W.shape[1]))
     with _counting("checking", len(activations)) as tick:
         activations, _ = survey(activations, opened.config.dtype, drop_zero_rows, tick)
     with _counting("evaluating", len(activations)) as tick:
@@ -302,7 +324,7 @@ KINDS = ["imbalanced", "uniform", "independent", "zipf", "pairs", "hierarchy"]
 @click.option("--frequency", default=0.05, help="independent, zipf, pairs: mean frequency; hierarchy: of a parent")
 @click.option("--exponent", default=1.0, help="zipf: how fast frequencies fall")
 @click.option("--rho-2", default=0.2, help="pairs: how often the partner of a feature is there too")
-@click.option("--children", default=3, help="hierarchy: children a parent")
+@click.option("--children", type=click.IntRange(min=1), default=3, help="hierarchy: children a parent")
 @click.option("--p-child", default=0.3, help="hierarchy: how often a child is there when its parent is")
 @click.option("--weights", type=click.Choice(list(model.WEIGHTS)), default="constant", help="law of the entries of H")
 @click.option("--features", type=click.Choice(list(model.FEATURES)), default="gaussian", help="law of V")
@@ -350,22 +372,22 @@ def _rows_law(asked: dict[str, Any]) -> model.Rows:
 @click.option("--s", required=True, type=int, help="features a row")
 @click.option("--p", type=float, help="a frequency to judge and, with --simulate, to run  [default: 1 / n]")
 @click.option("--simulate", is_flag=True, help="run Modified BA at --p and print what it recovers, step by step")
-@click.option("--width", default=2048, help="simulate: M")
-@click.option("--rows", default=50_000, help="simulate: N")
-@click.option("--steps", default=5, help="simulate: steps")
+@click.option("--width", type=click.IntRange(min=1), default=2048, help="simulate: M")
+@click.option("--rows", type=click.IntRange(min=2), default=50_000, help="simulate: N")
+@click.option("--steps", type=click.IntRange(min=1), default=5, help="simulate: steps")
 @click.option("--seed", default=0, help="simulate: seed of data and weights")
 @_json
 def theory_command(
     n: int, d: int, s: int, p: float | None, simulate: bool, width: int, rows: int, steps: int, seed: int, as_json: bool
 ) -> None:
-    """What section 4 of the theory says of n features in d dimensions, s a row: the resonance band and the width.
+    """What the theory (section 6) says of n features in d dimensions, s a row: the resonance band and the width.
 
     The bounds hide constants, here set to 1: read them as orders of magnitude.
     """
     band, frequencies = theory.resonance_band(n, d, s), theory.frequency_band(n, d, s)
     p = 1 / n if p is None else p
     bound = theory.width_bound(n, p, s)
-    inside = band.low <= p <= band.high
+    inside = not band.empty and band.low <= p <= band.high
     recovered = _simulate(n, d, s, p, width, rows, steps, seed) if simulate else []
     if as_json:
         said = {
@@ -373,7 +395,9 @@ def theory_command(
             "frequency_band": asdict(frequencies),
             "superposition": theory.superposition(n, d),
         }
-        return click.echo(json.dumps(said | {"p": p, "inside": inside, "width": bound, "frr": recovered}))
+        return click.echo(
+            json.dumps(said | {"p": p, "inside": inside, "width": bound if isfinite(bound) else None, "frr": recovered})
+        )
     click.echo(
         f"n = {n}, d = {d}, s = {s}: {theory.superposition(n, d)} superposition (d against sqrt n = {n**0.5:.1f})"
     )

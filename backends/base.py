@@ -3,7 +3,7 @@
 A backend is a module of this package; its file name is the value of `--backend`.  It owns device arrays and nothing
 else: configuration, random numbers, minibatches, the loop (`refgba.gba.train`), files and metrics are shared.  It is
 judged against `backends/numpy.py`, the reference itself: gradient by gradient and step by step, in float64 to 1e-10
-relative and in float32 to 1e-5 a step, with `counters` exactly equal in float64.
+relative and in float32 to 1e-5 a step, with `counters` equal but for gates that rounding flips, which are reported.
 
 Nothing falls back: `backends.load` refuses a backend that cannot run here, with the reason.
 """
@@ -43,9 +43,15 @@ class Backend(Protocol):
         """A device array on the host."""
 
     def step(self, state: Any, x: DeviceArray) -> Metrics:
-        """Lines 2 to 5: forward, backward, AdamW, renormalise, accumulate counts and peaks; x (L, d) from `put`.
+        """Lines 2 to 5 on rows x (L, d) from `put`, as `refgba.gba.step` does them, in this order:
 
-        Returns loss and L0 as scalars of the backend and never waits for the device: `float()` of them does.
+        count t up; after the last forming step find the neurons to hold (`refgba.recipe.agreeing`); forward; gradients;
+        AdamW at `recipe.learning_rate` on the parameters `recipe.trained` names, each counting its own updates for the
+        bias correction; renormalise W and W_dec, held neurons staying as they were; add y of the forward pass to the
+        counts and peaks.
+
+        Returns loss and L0 as scalars of the backend and never waits for the device, save once to find the neurons to
+        hold: `float()` of them does.  A weight row that becomes zero need not be noticed here.
         """
 
     def adapt(self, state: Any) -> None:
@@ -53,6 +59,9 @@ class Backend(Protocol):
 
     def counters(self, state: Any) -> Buffer:
         """Counts and peaks that the last adaptation used (before the first: so far), on the host."""
+
+    def gradients(self, state: Any, x: DeviceArray) -> Params:
+        """The gradients at rows x (L, d) from `put`, on the host, nothing moved: how a backend is checked."""
 
     def encode(self, state: Any, x: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
         """Pre-activations y and codes s of rows x (L, d) from `put`, each (L, M)."""

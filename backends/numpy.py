@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 from refgba import sae
 from refgba.bias import Buffer
 from refgba.gba import State, adapt, init, step
 from refgba.sae import Params
 from refgba.types import Array
 
-__all__ = ["adapt", "counters", "decode", "encode", "get", "init", "params", "put", "step", "unusable"]
+__all__ = ["adapt", "counters", "decode", "encode", "get", "gradients", "init", "params", "put", "step", "unusable"]
 
 
 def unusable() -> str | None:
@@ -32,8 +34,13 @@ def get(array: Array) -> Array:
 
 
 def counters(state: State) -> Buffer:
-    """Counts and peaks that the last adaptation used (before the first: so far)."""
-    return state.last
+    """Counts and peaks that the last adaptation used (before the first: so far), a copy."""
+    return deepcopy(state.last or state.buffer)
+
+
+def gradients(state: State, x: Array) -> Params:
+    """The gradients at rows x (L, d); nothing moves."""
+    return sae.gradients(state.params, x, sae.forward(state.params, x, state.config.activation))
 
 
 def encode(state: State, x: Array) -> tuple[Array, Array]:

@@ -28,11 +28,6 @@ class Buffer:
     peaks: Float64 = field(init=False)
 
     def __post_init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Empty the buffers."""
-        self.rows = 0
         self.counts = np.zeros(self.M, np.int64)
         self.peaks = np.full(self.M, -np.inf)
 

@@ -9,11 +9,14 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from refgba.errors import InputError
 from refgba.groups import assign_groups, target_frequencies
 from refgba.types import Activation, Float64, Int64
+
+LARGEST = 2**31 - 1  # of any count: past it a mistyped number would only ask for memory that no machine has
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -63,11 +66,16 @@ class GBAConfig:
     def _rules(self) -> Iterator[tuple[bool, str]]:
         for name in ("width", "groups", "adapt_every", "steps", "batch"):
             yield getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}"
+            yield getattr(self, name) <= LARGEST, f"{name} must be at most {LARGEST:,}, not {getattr(self, name)}"
         yield self.width >= self.groups, f"width ({self.width}) must be at least groups ({self.groups})"
         for name in ("htf", "ltf"):
             yield 0 < getattr(self, name) < 1, f"{name} must lie strictly between 0 and 1, not {getattr(self, name)}"
         yield self.groups == 1 or self.htf > self.ltf, f"htf ({self.htf}) must be above ltf ({self.ltf})"
-        for name in ("gamma_minus", "gamma_plus", "eps", "lr", "adam_eps", "weight_decay", "seed"):
+        yield (
+            self.adam_eps > 0,
+            f"adam_eps must be positive, not {self.adam_eps}: a dead neuron's update is 0 / adam_eps",
+        )
+        for name in ("gamma_minus", "gamma_plus", "eps", "lr", "weight_decay", "seed"):
             yield getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}"
         for name in ("beta1", "beta2"):
             yield 0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), not {getattr(self, name)}"
@@ -96,7 +104,7 @@ def settings_from_json(text: str) -> dict[str, Any]:
     """The settings a JSON object names, unvalidated; InputError when it is no object or names an unknown setting."""
     try:
         given = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not JSON: {error}") from None
     if not isinstance(given, dict):
         raise InputError('a configuration is a JSON object of settings, like {"width": 1024}')
@@ -107,15 +115,24 @@ def settings_from_json(text: str) -> dict[str, Any]:
     return given
 
 
+def _finite(value: Real) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # an integer past the largest float
+        return False
+
+
 def _checked(name: str, value: Any, kind: Any) -> Any:
     """`value` as the type `kind` of a setting, or InputError.  JSON's 1 is a fine float, but True is never a number."""
     if get_origin(kind) is Literal:
         if value in get_args(kind):
             return value
         raise InputError(f"{name} must be one of {', '.join(get_args(kind))}, not {value!r}")
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    if type(value) is kind and kind is not float:
+    if kind is bool and isinstance(value, bool):
         return value
+    if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if kind is float and isinstance(value, Real) and not isinstance(value, bool) and _finite(value):
+        return float(value)
     wanted = {int: "a whole number", float: "a finite number", bool: "true or false"}[kind]
     raise InputError(f"{name} must be {wanted}, not {value!r}")

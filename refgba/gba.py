@@ -39,15 +39,15 @@ class Metrics(NamedTuple):
 class State:
     """A run between two steps.
 
-    buffer: counts and peaks since the last adaptation.  last: those that the last adaptation used (before the first,
-    the running ones).  held: (M,) neurons whose w_m no longer turns (see `recipe`).  t: steps done.
+    buffer: counts and peaks since the last adaptation.  last: those that the last adaptation used, None before the
+    first.  held: (M,) neurons whose w_m no longer turns (see `recipe`).  t: steps done.
     """
 
     config: GBAConfig
     params: Params
     optimiser: dict[str, AdamW]
     buffer: Buffer
-    last: Buffer
+    last: Buffer | None
     held: Mask
     t: int = 0
 
@@ -96,15 +96,15 @@ def init(params: Params, config: GBAConfig) -> State:
     """The state before the first step; the arrays of `params` are not shared with it."""
     params = params.astype(config.dtype)
     optimiser = {name: AdamW.like(theta) for name, theta in params.arrays().items() if name != "b"}
-    buffer = Buffer(config.width)
-    return State(config, params, optimiser, buffer, buffer, np.zeros(config.width, bool))
+    return State(config, params, optimiser, Buffer(config.width), None, np.zeros(config.width, bool))
 
 
 def step(state: State, x: Array) -> Metrics:
     """Lines 2 to 5 of Algorithm 1 on a minibatch x (L, d) of unit rows, in the dtype of the run."""
     config, params = state.config, state.params
     state.t += 1
-    if state.t == recipe.forming_steps(config) + 1:
+    formed = recipe.forming_steps(config)
+    if formed and state.t == formed + 1:
         state.held = recipe.agreeing(params.W, config.hold)
     lr = recipe.learning_rate(config, state.t)
     fwd = sae.forward(params, x, config.activation)  # 2. forward

@@ -6,12 +6,12 @@ Leaves what is done about the targets to `bias`.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from refgba.errors import InputError
+from refgba.types import Float64, Int64
 
 
-def target_frequencies(K: int, htf: float, ltf: float) -> npt.NDArray[np.float64]:
+def target_frequencies(K: int, htf: float, ltf: float) -> Float64:
     """The TAF of each group, (K,): p_k = HTF (LTF / HTF)^((k - 1) / (K - 1)), geometric from highest to lowest.
 
     K = 1 is BA: its only target is HTF, and LTF is not used.
@@ -24,7 +24,7 @@ def target_frequencies(K: int, htf: float, ltf: float) -> npt.NDArray[np.float64
     return htf * (ltf / htf) ** ((k - 1) / (K - 1))
 
 
-def assign_groups(M: int, K: int) -> npt.NDArray[np.int64]:
+def assign_groups(M: int, K: int) -> Int64:
     """The group of each neuron, (M,), counted from 0: consecutive blocks G_1..G_K.
 
     Where K does not divide M the sizes differ by one (ours; the paper's groups are equal).

@@ -11,9 +11,9 @@ recovery.  The default recipe therefore runs in two phases:
             at cosine 0.9 from one feature are at about 0.8 from each other).  An untied decoder stays free
     fit     the other steps: a, b_pre and all neurons not held are trained for reconstruction
 
-Each phase ends with a linear decay of the learning rate over its last `lr_decay` share.  Algorithm 2 gets a second
-side: below `floor` of its target a neuron is raised like a dead one (`bias.adapt`), since frequencies sink while
-neurons sharpen and nothing else brings them back.  With `form`, `lr_decay` and `floor` = 0 and `hold` = 1 every one of
+Each phase ends with a linear decay of the learning rate over its last `lr_decay` share.  And Algorithm 2 raises not
+only dead neurons but all below `floor` of their target (`bias.adapt`), since frequencies sink while neurons sharpen and
+nothing else brings them back.  With `form`, `lr_decay` and `floor` = 0 and `hold` = 1 every one of
 these is without effect: that is `--recipe paper`.
 
 The experiments behind each choice are in benchmarks/recipe.md.
@@ -24,6 +24,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.special import betaincinv
 
 from refgba.config import GBAConfig
 from refgba.types import Array, Mask
@@ -34,10 +35,9 @@ FIXED: dict[str, Any] = {
     "lr": 7.5e-3,
     "floor": 0.5,
     "form": 0.4,
-    "hold": 0.8,
     "lr_decay": 0.5,
 }
-ADAPTATIONS = 150  # in a run of any length, or as many as it has steps
+ADAPTATIONS = 150  # about that many in a run, or one a step if it is shorter
 TRAVEL = 3.75  # sum over a run's adaptations of the share of its peak by which a bias moves
 BLOCK = 2**24  # cosines held at a time: 128 MB in float64
 
@@ -79,6 +79,17 @@ def agreeing(W: Array, tau: float) -> Mask:
     return found
 
 
+def agreement_by_chance(M: int, d: int) -> float:
+    """The cosine that one of M random directions in d dimensions has to another with probability 1%.
+
+    P(w . w' >= c) = I_{1 - c^2}((d - 1) / 2, 1 / 2) / 2 for a regularised incomplete beta function I, and a neuron has
+    M - 1 others.  1 where M or d is 1: there nothing can be told from chance.
+    """
+    if M == 1 or d == 1:
+        return 1.0
+    return float(np.sqrt(1 - betaincinv((d - 1) / 2, 0.5, min(1.0, 2 * 0.01 / (M - 1)))))
+
+
 def paper(d: int, **given: Any) -> GBAConfig:  # noqa: ARG001 - both recipes are called alike
     """Algorithms 1 and 2 with the paper's settings, as far as they are known, and what is `given` instead."""
     return GBAConfig(**given)
@@ -88,6 +99,7 @@ def default(d: int, **given: Any) -> GBAConfig:
     """Settings for data of d dimensions that need no tuning: FIXED, and what follows from d, M and T.
 
     - width = 8 d, at least 1024.
+    - hold = 0.8, or more in so few dimensions that random neurons agree as well: `agreement_by_chance`.
     - a_init = 1.2 d / M: random tied neurons, of which b = 0 lets half fire, then reconstruct 0.6 of their input,
       whatever M and d are.
     - ADAPTATIONS are spread over the run, and each moves a bias by TRAVEL / ADAPTATIONS of its neuron's peak.  So
@@ -95,8 +107,8 @@ def default(d: int, **given: Any) -> GBAConfig:
 
     What is `given` stays, and the rest follows from it.
     """
-    GBAConfig(**given)  # refuses what cannot be, before anything is derived from it
     width = given.get("width", max(1024, 8 * d))
+    GBAConfig(**FIXED | given | {"width": width})  # refuses what cannot be, before anything is derived from it
     steps = given.get("steps", FIXED["steps"])
     adapt_every = given.get("adapt_every", max(1, round(steps / ADAPTATIONS)))
     gamma = TRAVEL * adapt_every / steps
@@ -106,6 +118,7 @@ def default(d: int, **given: Any) -> GBAConfig:
         "adapt_every": adapt_every,
         "gamma_minus": gamma,
         "gamma_plus": gamma,
+        "hold": max(0.8, agreement_by_chance(width, d)),
     }
     return GBAConfig(**FIXED | derived | given)
 

@@ -13,6 +13,7 @@ STREAMS = (
     "rows",  # model: H and the noise, a stream a block of rows
     "weights",  # gba: W before the first step
     "order",  # gba: the minibatches, a stream an epoch
+    "sample",  # runs: rows of the training data to judge a run on
 )
 
 

@@ -198,12 +198,13 @@ def width_bound(n: int, p: float, s: int, e: float = 0.0) -> float:
     Enough of them that every feature finds some neuron that starts near it.  The hidden constant is set to 1, and the
     result is far above what experiments need: n 128, s 3, p 0.01 asks for 1.3e8, where M = 2048 recovers all.
 
-    Raises InputError unless n, s >= 1, s <= n, 0 < p < 1 and 0 <= e < 1.
+    inf past the largest float.  Raises InputError unless n, s >= 1, s <= n, 0 < p < 1 and 0 <= e < 1.
     """
     _check_sizes(n, d=1, s=s)
     _check_slack(e=e)
     _check_frequency(p)
-    return float(n * p ** (-s / (1 - e) ** 2))
+    with np.errstate(over="ignore"):
+        return float(n * np.float64(p) ** (-s / (1 - e) ** 2))
 
 
 def _band(low: float, upper: dict[str, float]) -> Band:

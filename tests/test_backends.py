@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from refgba import gba, sae
 from refgba.config import GBAConfig
 from refgba.errors import InputError
 
-CONFIG = GBAConfig(width=12, groups=3, steps=10, batch=16, adapt_every=3, lr=0.01, a_init=0.3, form=0.5, hold=0.9)
-USABLE = [name for name, reason in backends.status().items() if reason is None]
+CONFIG = GBAConfig(
+    width=12, groups=3, steps=10, batch=16, adapt_every=3, lr=0.01, a_init=0.3, form=0.5, hold=0.9,
+    gamma_minus=0.3, gamma_plus=0.1, floor=0.5, lr_decay=0.5, weight_decay=0.1,
+)  # fmt: skip
 
 
 @pytest.fixture(params=backends.NAMES)
@@ -32,29 +35,46 @@ def test_it_has_every_verb_of_the_contract_with_the_same_parameters(backend):
             assert list(inspect.signature(getattr(backend, name)).parameters) == expected, name
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("activation", ["jumprelu", "relu"])
 @pytest.mark.parametrize("untied", [False, True])
-def test_ten_steps_with_adaptations_equal_the_reference(backend, untied):
-    config = GBAConfig.from_json(CONFIG.to_json().replace('"untied": false', f'"untied": {str(untied).lower()}'))
+def test_ten_steps_with_adaptations_equal_the_reference(backend, untied, activation, dtype):
+    config = replace(CONFIG, untied=untied, activation=activation, dtype=dtype)
+    near = {"rtol": 1e-10, "atol": 1e-12} if dtype == "float64" else {"rtol": 1e-4, "atol": 1e-5}
     X = np.random.default_rng(0).standard_normal((64, 5))
     params = gba.random_params(config, 5)
     reference, state = gba.init(params, config), backend.init(params, config)
     mine = gba.train(state, (backend.put(state, x) for x in gba.minibatches(X, config)), backend.step, backend.adapt)
     for theirs, ours in zip(gba.train(reference, gba.minibatches(X, config)), mine, strict=True):
-        assert float(ours.loss) == pytest.approx(theirs.loss, rel=1e-10)
-        assert float(ours.l0) == pytest.approx(theirs.l0, rel=1e-10)
+        np.testing.assert_allclose(float(ours.loss), theirs.loss, **near)
+        np.testing.assert_allclose(float(ours.l0), theirs.l0, **near)
     assert state.t == config.steps
     result = backend.params(state).arrays()
     for name, expected in reference.params.arrays().items():
-        np.testing.assert_allclose(result[name], expected, rtol=1e-10, atol=1e-13, err_msg=name)
+        assert result[name].dtype == dtype
+        np.testing.assert_allclose(result[name], expected, **near, err_msg=name)
     counters = backend.counters(state)
     assert (counters.rows, counters.counts.tolist()) == (reference.last.rows, reference.last.counts.tolist())
-    np.testing.assert_allclose(counters.peaks, reference.last.peaks, rtol=1e-10)
+    np.testing.assert_allclose(counters.peaks, reference.last.peaks, **near)
     x = next(gba.minibatches(X, config))
-    y, s = backend.encode(state, backend.put(state, x))
-    fwd = sae.forward(reference.params, x, config.activation)
-    np.testing.assert_allclose(backend.get(y), fwd.y, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(backend.get(s), fwd.s, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(backend.get(backend.decode(state, s)), fwd.f, rtol=1e-10, atol=1e-12)
+    device = backend.put(state, x.astype(np.float64))
+    y, s = backend.encode(state, device)
+    fwd = sae.forward(reference.params, x, activation)
+    for ours, theirs in ((y, fwd.y), (s, fwd.s), (backend.decode(state, s), fwd.f)):
+        assert backend.get(ours).dtype == dtype
+        np.testing.assert_allclose(backend.get(ours), theirs, **near)
+    ours, theirs = backend.gradients(state, device).arrays(), sae.gradients(reference.params, x, fwd).arrays()
+    for name, expected in theirs.items():
+        np.testing.assert_allclose(ours[name], expected, **near, err_msg=name)
+
+
+def test_counters_are_copies_of_what_was_seen_so_far(backend):
+    state = backend.init(gba.random_params(CONFIG, 5), CONFIG)
+    batches = gba.minibatches(np.random.default_rng(0).standard_normal((64, 5)), CONFIG)
+    backend.step(state, backend.put(state, next(batches)))
+    first = backend.counters(state)
+    backend.step(state, backend.put(state, next(batches)))
+    assert (first.rows, backend.counters(state).rows) == (16, 32)
 
 
 def test_params_are_copies(backend):

@@ -39,6 +39,30 @@ def test_two_groups_worked_by_hand():
     )
 
 
+def test_at_the_target_or_at_the_floor_nothing_moves():
+    buffer = filled(counts=[50, 25], peaks=[0.4, 0.2], rows=100)
+    assert adapt(np.full(2, -0.5), buffer, np.zeros(2, int), np.array([0.5]), 0.1, 0.1, EPS, 0.5).tolist() == [
+        -0.5,
+        -0.5,
+    ]
+
+
+def test_too_often_comes_before_never():
+    buffer = filled(counts=[30], peaks=[0.4], rows=100)  # 0.3 is over the target of 0.2 and under an eps of 0.4
+    assert adapt(np.array([-0.5]), buffer, np.zeros(1, int), np.array([0.2]), 0.1, 0.1, 0.4) == pytest.approx([-0.54])
+
+
+def test_the_larger_of_eps_and_floor_counts():
+    buffer = filled(counts=[25], peaks=[0.4], rows=100)  # 0.25: over eps 0.2 and over the floor of 0.2, under their sum
+    assert adapt(np.array([-0.5]), buffer, np.zeros(1, int), np.array([0.4]), 0.1, 0.1, 0.2, 0.5).tolist() == [-0.5]
+
+
+def test_a_pre_activation_of_zero_does_not_count():
+    buffer = Buffer(1)
+    buffer.add(np.array([[0.0], [1.0], [-1.0]]))
+    assert (buffer.rows, buffer.counts.tolist(), buffer.peaks.tolist()) == (3, [1], [1.0])
+
+
 def test_with_a_floor_a_neuron_far_below_target_is_raised():
     # Target 0.5, floor 0.5: frequencies 0.2, 0.3 and 0.6 are below the floor of 0.25, in between, and over target.
     buffer = filled(counts=[20, 30, 60], peaks=[0.2, 0.4, 0.6], rows=100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import FrozenInstanceError, asdict
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,9 @@ from refgba.errors import InputError
         ({"gamma_minus": -0.1}, "gamma_minus must not be negative, not -0.1"),
         ({"gamma_plus": -1}, "gamma_plus must not be negative, not -1.0"),
         ({"lr": -1e-3}, "lr must not be negative, not -0.001"),
+        ({"adam_eps": 0}, "adam_eps must be positive, not 0.0"),
+        ({"lr": 10**400}, "lr must be a finite number, not 1000"),
+        ({"width": 2**31}, "width must be at most 2,147,483,647"),
         ({"lr": float("nan")}, "lr must be a finite number, not nan"),
         ({"weight_decay": -1}, "weight_decay must not be negative"),
         ({"seed": -1}, "seed must not be negative, not -1"),
@@ -45,6 +49,17 @@ def test_a_setting_out_of_bounds_is_named(given_, complaint):
 
 def test_with_one_group_the_lowest_frequency_is_not_used():
     assert GBAConfig(groups=1, htf=0.1, ltf=0.5).target().tolist() == [0.1]
+
+
+def test_targets_and_groups_are_those_of_section_3():
+    config = GBAConfig(width=8, groups=4, htf=0.8, ltf=0.1)
+    assert config.target() == pytest.approx([0.8, 0.4, 0.2, 0.1])
+    assert config.group().tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = GBAConfig(width=np.int64(64), lr=np.float32(0.5), seed=np.uint8(3))
+    assert [type(v) for v in (config.width, config.lr, config.seed)] == [int, float, int]
 
 
 def test_it_is_frozen():
@@ -75,6 +90,7 @@ def test_what_json_leaves_out_keeps_its_default():
         ('{"widht": 64}', "unknown setting 'widht'; the settings are width, groups"),
         ("[1, 2]", "a configuration is a JSON object"),
         ('{"width": 64', "not JSON: "),
+        ("[" * 100_000, "not JSON: "),
         ('{"lr": "fast"}', "lr must be a finite number, not 'fast'"),
         ('{"lr": NaN}', "lr must be a finite number, not nan"),
     ],

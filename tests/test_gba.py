@@ -19,6 +19,7 @@ from refgba.model import SyntheticModel, Uniform, imbalanced
 from refgba.sae import unit_rows
 
 PAPER = GBAConfig(width=12, groups=3, steps=9, batch=16, adapt_every=4, lr=0.01, a_init=0.3)
+UNEVEN = replace(PAPER, gamma_minus=0.3, gamma_plus=0.1, floor=0.5, eps=0.02)  # no two settings alike
 
 
 def rows(N=64, d=5, seed=0):
@@ -32,12 +33,27 @@ def start(config, d=5):
 # ---- a step ----------------------------------------------------------------------------------------------------------
 
 
+def test_parameters_start_as_documented():
+    params = gba.random_params(replace(PAPER, untied=True, width=4000), 5)
+    assert (params.W_dec == params.W).all()
+    assert params.W is not params.W_dec
+    assert (params.a == PAPER.a_init).all()
+    assert not params.b.any()
+    assert not params.b_pre.any()
+    np.testing.assert_allclose(np.linalg.norm(params.W, axis=1), 1, rtol=1e-12)
+    assert (params.W**4).mean() == pytest.approx(3 / 35, rel=0.05)  # uniform on the sphere: 3 / (d (d + 2))
+    other = gba.random_params(replace(PAPER, untied=True, width=4000, seed=1), 5)
+    assert (params.W != other.W).all()
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "relu"])
 @pytest.mark.parametrize("untied", [False, True])
-def test_a_step_is_lines_2_to_5(untied):
-    config = replace(PAPER, untied=untied)
+def test_a_step_is_lines_2_to_5(untied, activation):
+    config = replace(PAPER, untied=untied, activation=activation)
     state, x = start(config), unit_rows(rows(16))
+    state.params.b -= 0.1
     before = state.params.astype("float64")
-    fwd = sae.forward(before, x, "jumprelu")
+    fwd = sae.forward(before, x, activation)
     grads = sae.gradients(before, x, fwd)
     metrics = gba.step(state, x)
     assert metrics.loss == sae.loss(x, fwd.f)
@@ -65,15 +81,28 @@ def test_the_loop_adapts_every_so_many_steps_and_empties_the_buffers():
 
 
 def test_adapt_is_algorithm_2_on_the_buffers():
-    state = start(PAPER)
-    for x in list(gba.minibatches(rows(), PAPER))[:3]:
-        gba.step(state, x)
+    state, p = start(UNEVEN), UNEVEN.target()
+    state.params.b[:] = -0.4
+    state.buffer.rows = 1000  # groups of four: over target, between, under the floor, dead by eps or floor
+    counts = [[1000 * q * share for share in (1.5, 0.8, 0.4)] + [15] for q in p]
+    state.buffer.counts[:] = np.round(counts).astype(int).ravel()
+    state.buffer.peaks[:] = np.linspace(0.1, 0.6, 12)
     expected = algorithm_2(
-        state.params.b, state.buffer, PAPER.group(), PAPER.target(), PAPER.gamma_minus, PAPER.gamma_plus, PAPER.eps
+        b=state.params.b,
+        buffer=state.buffer,
+        group=np.repeat([0, 1, 2], 4),
+        target=0.5 * 0.002 ** np.array([0, 0.5, 1]),
+        gamma_minus=0.3,
+        gamma_plus=0.1,
+        eps=0.02,
+        floor=0.5,
     )
+    used = state.buffer
     gba.adapt(state)
     assert state.params.b.tolist() == expected.tolist()
-    assert (expected < 0).any()
+    assert {(expected < -0.4).any(), (expected == -0.4).any(), (expected > -0.4).any()} == {True}
+    assert state.last is used
+    assert (state.buffer.rows, state.buffer.counts.any()) == (0, False)
 
 
 def test_init_shares_no_memory_with_its_parameters():
@@ -104,6 +133,15 @@ def test_minibatches_are_epochs_and_a_pure_function_of_seed_and_step(N, L, begin
         np.testing.assert_array_equal(x, full)
 
 
+def test_every_epoch_and_every_seed_has_an_order_of_its_own():
+    X = np.arange(1, 65)[:, None] * np.array([[1.0, 0.0]]) + np.array([[0.0, 1.0]])
+    config = replace(PAPER, batch=64, steps=2)
+    orders = [x[:, 0].tolist() for seed in (0, 1) for x in gba.minibatches(X, replace(config, seed=seed))]
+    orders.append(unit_rows(X)[:, 0].tolist())
+    assert len({tuple(order) for order in orders}) == 5
+    assert len({tuple(sorted(order)) for order in orders}) == 1
+
+
 def test_minibatches_have_unit_rows_in_the_dtype_of_the_run():
     x = next(gba.minibatches(rows().astype(np.float16), replace(PAPER, dtype="float32")))
     assert x.dtype == np.float32
@@ -130,6 +168,7 @@ def test_while_features_form_scale_and_offset_stand_still_and_held_neurons_never
     formed = seen[9]
     assert (formed.a == config.a_init).all()
     assert (formed.b_pre == 0).all()
+    assert (seen[9].W != seen[8].W).all()  # nothing is held while features form
     assert (seen[10].a != config.a_init).any()
     assert (seen[10].b_pre != 0).any()
     cosine = formed.W @ formed.W.T - 2 * np.eye(30)
@@ -146,6 +185,30 @@ def test_each_phase_ends_with_a_linear_decay():
     assert [recipe.learning_rate(config, t) for t in range(1, 9)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
 
 
+def test_without_a_forming_phase_nothing_is_held():
+    config = replace(PAPER, width=30, steps=3, hold=0.5)
+    state = start(config, d=2)
+    for _ in gba.train(state, gba.minibatches(rows(d=2), config)):
+        pass
+    assert not state.held.any()
+
+
+@pytest.mark.parametrize(("M", "d"), [(50, 2), (200, 5), (1024, 16), (2000, 42)])
+def test_agreement_by_chance_has_probability_one_percent(M, d):
+    random = np.random.default_rng(0)
+    tau = recipe.agreement_by_chance(M, d)
+    share = np.mean([recipe.agreeing(unit_rows(random.standard_normal((M, d))), tau).mean() for _ in range(20)])
+    assert 0.002 < share < 0.025
+
+
+def test_hold_follows_the_dimension():
+    assert recipe.default(384, width=3072).hold == 0.8
+    assert recipe.default(42).hold == 0.8
+    assert 0.8 < recipe.default(16).hold < 1
+    assert recipe.default(2).hold > 0.999
+    assert recipe.default(1).hold == 1
+
+
 def test_agreeing_does_not_depend_on_the_blocks(monkeypatch):
     W = unit_rows(rows(40, 3))
     whole = recipe.agreeing(W, 0.95)
@@ -158,6 +221,7 @@ def test_the_default_recipe_follows_the_run_and_yields_to_what_is_given():
     short, long = recipe.default(42, steps=1000), recipe.default(42, steps=100_000)
     assert short.steps / short.adapt_every == pytest.approx(long.steps / long.adapt_every, rel=0.05)
     assert recipe.default(42, a_init=0.7, steps=10).a_init == 0.7
+    assert recipe.default(384, groups=2000).groups == 2000  # of the 3072 neurons that follow from d
     with pytest.raises(InputError, match="width must be a whole number"):
         recipe.default(42, width="many")
 

@@ -38,7 +38,7 @@ def saved(tmp_path):
 
 def trained(path, out, config=CONFIG):
     data, found = survey(open_npy(path))
-    return list(train_run(data, found, config, NUMPY, "numpy", out))
+    return list(train_run(data, found, config, NUMPY, {"backend": "numpy"}, out))
 
 
 # ---- activations -----------------------------------------------------------------------------------------------------
@@ -91,7 +91,15 @@ def test_rows_that_only_float64_can_hold_are_refused_in_float32(saved):
     x = rows().astype(np.float64)
     x[4] *= 1e30
     survey(open_npy(saved(x)), "float64")
-    with pytest.raises(InputError, match=r"row 4 holds .* values beyond float32"):
+    with pytest.raises(InputError, match=r"row 4 holds .* too large or small for float32"):
+        survey(open_npy(saved(x)), "float32")
+
+
+def test_rows_whose_squares_underflow_are_refused_not_called_zero(saved):
+    x = rows()
+    x[4] *= 1e-30
+    survey(open_npy(saved(x)), "float64")
+    with pytest.raises(InputError, match=r"row 4 .* too large or small for float32"):
         survey(open_npy(saved(x)), "float32")
 
 
@@ -122,6 +130,10 @@ def test_training_is_algorithm_1_and_leaves_a_run_behind(saved, tmp_path):
     written = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in written] == losses
     assert [p.step for p in log] == list(range(1, 41))
+    frequency = state.last.counts / state.last.rows
+    assert log[-1].dead == (frequency == 0).mean()
+    assert log[-1].within == (frequency <= CONFIG.target()[CONFIG.group()]).mean()
+    assert 0 < log[-1].within < 1
     assert log[-1].fvu == pytest.approx(2 * losses[-1] / found.variance)
     assert sorted(p.name for p in out.iterdir()) == ["about.json", "config.json", "final", "metrics.jsonl"]
 
@@ -136,7 +148,7 @@ def test_a_run_is_never_overwritten(saved, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_without_a_result(saved, tmp_path):
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf); try a lower lr"), np.errstate(all="ignore"):
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf); training diverged"), np.errstate(all="ignore"):
         trained(saved(rows()), tmp_path / "run", replace(CONFIG, a_init=1e38))
     assert not (tmp_path / "run" / "final").exists()
 
@@ -147,12 +159,12 @@ def test_a_run_that_dies_while_writing_its_result_leaves_none(saved, tmp_path, m
 
     path, out = saved(rows()), tmp_path / "run"
     data, found = survey(open_npy(path))
-    steps = train_run(data, found, CONFIG, NUMPY, "numpy", out)
+    steps = train_run(data, found, CONFIG, NUMPY, {"backend": "numpy"}, out)
     next(steps)
     monkeypatch.setattr(folder, "_write", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TrainingError, match="No space left on device; the run is not complete"):
         list(steps)
-    assert not (out / "final").exists()
+    assert sorted(p.name for p in out.iterdir()) == ["about.json", "config.json", "metrics.jsonl"]
     with pytest.raises(InputError, match="the run has not finished"):
         folder.open_run(out)
 

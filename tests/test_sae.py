@@ -89,6 +89,14 @@ def test_worked_by_hand():
     assert g.b_pre.tolist() == [3.0 - 2 * 3, -0.5]  # r - a (w . r) w
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_pre_activation_of_zero_is_off(activation):
+    params = Params(W=np.eye(2), a=np.ones(2), b=np.array([-1.0, 0.0]), b_pre=np.zeros(2))
+    fwd = forward(params, np.array([[1.0, 2.0]]), activation)  # y = (0, 2)
+    assert fwd.on.tolist() == [[False, True]]
+    assert fwd.s.tolist() == [[0.0, 2.0]]
+
+
 def test_tied_gradient_is_the_sum_of_the_untied_ones():
     params, x = random_case(7, 4, 5, False, 3)
     untied = replace(params, W_dec=params.W.copy())

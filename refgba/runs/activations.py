@@ -14,6 +14,7 @@ import numpy as np
 
 from refgba.errors import InputError
 from refgba.sae import unit_rows
+from refgba.streams import stream
 from refgba.types import Array, Int64
 
 MAGIC = b"\x93NUMPY"
@@ -46,7 +47,7 @@ class Activations:
         """At most that many of the rows, picked at random (always the same ones), in their order."""
         if rows >= len(self):
             return self
-        picked = np.sort(np.random.default_rng(0).choice(len(self), rows, replace=False))
+        picked = np.sort(stream(0, "sample").choice(len(self), rows, replace=False))
         return Activations(self.path, self.X, picked if self.keep is None else self.keep[picked])
 
     def chunks(self, size: int = CHUNK) -> Iterator[Array]:
@@ -73,7 +74,7 @@ def open_npy(path: Path) -> Activations:
     InputError when there is no such file, when it is empty, truncated or no `.npy`, when the array is not 2-D or has
     no rows, or when its dtype is not float16, float32 or float64.  Nothing is unpickled.
     """
-    array = load_array(path, mmap=True)
+    array = _map(path)
     if array.ndim != 2:
         raise InputError(f"{path}: activations are a 2-D array (rows, d), this one is {array.ndim}-D {array.shape}")
     if array.size == 0:
@@ -81,8 +82,21 @@ def open_npy(path: Path) -> Activations:
     return Activations(path, array)
 
 
-def load_array(path: Path, mmap: bool = False) -> Array:
-    """A floating-point array from a `.npy` file; InputError, naming the file, for anything else."""
+def load_truth(path: Path, d: int) -> Array:
+    """True features V (n, d) from a `.npy` file, float64; InputError as `open_npy`, or for rows without a direction."""
+    data = open_npy(path)
+    if data.d != d:
+        raise InputError(f"{path}: the features have d = {data.d}, the network d = {d}")
+    V = np.asarray(data.X, np.float64)
+    norm = np.linalg.norm(V, axis=1)
+    bad = np.flatnonzero(~((norm > 0) & np.isfinite(norm)))
+    if bad.size:
+        raise InputError(f"{path}: row {bad[0]} is zero or not finite; every feature needs a direction")
+    return V
+
+
+def _map(path: Path) -> Array:
+    """Memory-map an array of floats; InputError, naming the file, for anything else."""
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if not path.is_file():
@@ -93,16 +107,17 @@ def load_array(path: Path, mmap: bool = False) -> Array:
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
                 raise InputError(f"{path}: not a .npy file")
-        array: Array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        with np.errstate(all="ignore"):  # a header may declare a shape whose size overflows
+            array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except InputError:
         raise
-    except (ValueError, EOFError) as error:
-        pickled = "bject" in str(error)  # "Object arrays cannot be loaded", "Python objects in dtype"
-        what = "dtype is object; activations are float16, float32 or float64" if pickled else "truncated or damaged"
-        raise InputError(f"{path}: {what}") from None
-    if array.dtype not in (np.float16, np.float32, np.float64):
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, TypeError, OverflowError, MemoryError, EOFError) as error:
+        if "Python objects" in str(error) or "Object arrays" in str(error):
+            raise InputError(f"{path}: dtype is object; activations are float16, float32 or float64") from None
+        raise InputError(f"{path}: truncated or damaged ({str(error).splitlines()[0][:80]})") from None
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise InputError(f"{path}: dtype is {array.dtype}; activations are float16, float32 or float64")
     return array
 
@@ -112,22 +127,31 @@ def survey(
 ) -> tuple[Activations, Survey]:
     """Read every row once: the rows to train on in the arithmetic `dtype`, and what they are like.
 
-    `tick` is called with the number of rows of each chunk read.  InputError names the first row whose norm is not
-    finite; so it does the first row of zeros, which has no direction, and how many there are, unless
-    `drop_zero_rows` leaves them out.
+    `tick` is called with the number of rows of each chunk read.  InputError names the first row that is not finite, or
+    whose squares are not in `dtype`; so it does the first row of zeros, which has no direction, and how many there are,
+    unless `drop_zero_rows` leaves them out.  It also refuses rows that all point the same way.
     """
+    tiny, largest = np.sqrt(np.finfo(dtype).tiny), np.sqrt(np.finfo(dtype).max)
     zero: list[Int64] = []
-    total, count, start = np.zeros(data.d), 0, 0
+    first: Array = np.zeros(data.d)
+    total, squares, count, start = np.zeros(data.d), 0.0, 0, 0
     for chunk in data.chunks():
+        x: Array = chunk.astype(np.float64)
         with np.errstate(over="ignore"):
-            x = chunk.astype(dtype)
             norm = np.linalg.norm(x, axis=1)
-        bad = np.flatnonzero(~np.isfinite(norm))
+        fits = ~x.any(axis=1) | ((norm >= tiny) & (norm <= largest))  # False for NaN
+        bad = np.flatnonzero(~fits)
         if bad.size:
-            raise InputError(f"{data.path}: row {start + bad[0]} holds a NaN, an infinity or values beyond {dtype}")
+            raise InputError(
+                f"{data.path}: row {start + bad[0]} holds a NaN, an infinity, or is too large or small for {dtype}"
+            )
         zero.append(start + np.flatnonzero(norm == 0))
         x = unit_rows(x[norm > 0])
-        total += x.sum(axis=0, dtype=np.float64)
+        if count == 0 and len(x):
+            first = x[0].copy()
+        x -= first  # moments about a row of the data: a small variance is not lost in rounding
+        total += x.sum(axis=0)
+        squares += float(np.sum(x * x))
         count += len(x)
         start += len(chunk)
         tick(len(chunk))
@@ -138,7 +162,8 @@ def survey(
         )
     if count == 0:
         raise InputError(f"{data.path}: every row is all zeros")
-    mean = total / count
+    variance = squares / count - float(np.sum((total / count) ** 2))
+    if variance < 1e-12:
+        raise InputError(f"{data.path}: all {count} rows point the same way; there is nothing to learn from them")
     keep = np.setdiff1d(np.arange(start), dropped) if dropped.size else None
-    # Rows are at unit norm, so E||x - mean||^2 = 1 - ||mean||^2 needs no second pass.
-    return Activations(data.path, data.X, keep), Survey(count, int(dropped.size), float(1 - mean @ mean))
+    return Activations(data.path, data.X, keep), Survey(count, int(dropped.size), variance)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -39,21 +41,26 @@ class Run:
 
 
 def refuse_existing(path: Path) -> None:
-    """InputError if a run cannot be written to `path`: one is there already, or the path is not a folder."""
-    if (path / CONFIG).exists() or (path / FINAL).exists():
-        raise InputError(f"{path}: already holds a run; choose another folder or remove it")
+    """InputError if a run cannot be written to `path`: there is one, finished or not, or the path is not a folder."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: exists and is not a folder")
+    if (path / FINAL).exists():
+        raise InputError(f"{path}: already holds a run; choose another folder or remove it")
+    for name in (CONFIG, ABOUT, METRICS):
+        if os.path.lexists(path / name):
+            raise InputError(f"{path}: holds {name} of a run that did not finish; choose another folder or remove it")
 
 
 def create(path: Path, config: GBAConfig, about: dict[str, Any]) -> None:
-    """Make the folder of a new run with its `config.json` and `about.json`."""
+    """Make the folder of a new run with its `config.json` and `about.json`; nothing of them is left if it fails."""
     refuse_existing(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         _write(path / ABOUT, json.dumps(about, indent=2).encode() + b"\n")
         _write(path / CONFIG, config.to_json().encode() + b"\n")
     except OSError as error:
+        for name in (ABOUT, CONFIG):
+            (path / name).unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
@@ -61,12 +68,16 @@ def finish(path: Path, params: Params, state: dict[str, Any]) -> Path:
     """Write the result of a run to its `final/`."""
     # safetensors writes an array's memory as it lies, whatever its strides say: a transpose would be scrambled.
     arrays = {name: np.ascontiguousarray(array) for name, array in params.arrays().items()}
-    partial, final = path / f".{FINAL}.partial", path / FINAL
-    partial.mkdir(exist_ok=True)
-    _write(partial / PARAMS, save(arrays))
-    _write(partial / STATE, json.dumps(state, indent=2).encode() + b"\n")
-    _flush_folder(partial)
-    partial.rename(final)
+    partial, final = Path(tempfile.mkdtemp(prefix=f".{FINAL}-", dir=path)), path / FINAL
+    try:
+        partial.chmod(0o755)  # mkdtemp makes it private
+        _write(partial / PARAMS, save(arrays))
+        _write(partial / STATE, json.dumps(state, indent=2).encode() + b"\n")
+        _flush_folder(partial)
+        partial.rename(final)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     _flush_folder(path)
     return final
 
@@ -90,7 +101,9 @@ def _load_params(path: Path, config: GBAConfig) -> Params:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged or not a run's parameters ({error})") from None
+        readable = os.access(path, os.R_OK)
+        what = "damaged or not a run's parameters" if readable else "cannot be read"
+        raise InputError(f"{path}: {what} ({error})") from None
     M, d = config.width, arrays["b_pre"].size
     shapes = {"W": (M, d), "W_dec": (M, d), "a": (M,), "b": (M,), "b_pre": (d,)}
     for name, array in arrays.items():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 
 from refgba.errors import InputError
 from refgba.model import Draw, SyntheticModel
@@ -21,32 +24,43 @@ def write(
 ) -> None:
     """Write the first N rows of `model`, its V, and H if `keep_H`, in the model's dtype, into the folder `out`.
 
-    X.npy is (N, d), V.npy (n, d) float64, H.npy (N, n); `about` goes to model.json.  X.npy, which is renamed into
-    place last, is never half a file.  InputError when `out` already holds one, or cannot be written.
+    X.npy is (N, d), V.npy (n, d) float64, H.npy (N, n); `about` goes to model.json.  All are written under temporary
+    names and renamed at the end.  InputError when one of them exists, cannot be written, or would not be finite.
     """
-    if (out / "X.npy").exists():
-        raise InputError(f"{out}: already holds X.npy; choose another folder or remove it")
-    if N < 1:
-        raise InputError(f"rows must be at least 1, not {N}")
+    names = ["V.npy", "model.json", "X.npy"] + (["H.npy"] if keep_H else [])
+    for name in names:
+        if os.path.lexists(out / name):
+            raise InputError(f"{out}: already holds {name}; choose another folder or remove it")
+    if not 1 <= N <= 2**40:
+        raise InputError(f"rows must be between 1 and {2**40:,}, not {N}")
     V = model.V  # before anything is written: it may refuse
     try:
         out.mkdir(parents=True, exist_ok=True)
-        X = open_memmap(out / ".X.partial", "w+", np.dtype(model.dtype), (N, model.d))
-        H = open_memmap(out / "H.npy", "w+", np.dtype(model.dtype), (N, model.n)) if keep_H else None
-        start = 0
-        for draw in model.chunks(N, CHUNK):
-            stop = start + len(draw.X)
-            X[start:stop] = draw.X
-            if H is not None:
-                H[start:stop] = draw.H
-            tick(stop - start)
-            start = stop
-        X.flush()
-        np.save(out / "V.npy", V)
-        (out / "model.json").write_text(json.dumps(about | {"rows": N}, indent=2) + "\n", encoding="utf-8")
-        (out / ".X.partial").rename(out / "X.npy")
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as name, ExitStack() as files:
+            partial = Path(name)
+            dtype = np.dtype(model.dtype)
+            X = _start(files.enter_context((partial / "X.npy").open("wb")), (N, model.d), dtype)
+            H = _start(files.enter_context((partial / "H.npy").open("wb")), (N, model.n), dtype) if keep_H else None
+            for draw in rows_between(model, 0, N):
+                if not np.isfinite(draw.X).all():
+                    raise InputError(f"noise {model.noise}: the rows would not be finite; choose less")
+                X.write(draw.X.tobytes())
+                if H is not None:
+                    H.write(draw.H.tobytes())
+                tick(len(draw.X))
+            files.close()  # and so flush, before anything is renamed
+            np.save(partial / "V.npy", V)
+            (partial / "model.json").write_text(json.dumps(about | {"rows": N}, indent=2) + "\n", encoding="utf-8")
+            for done in names:
+                (partial / done).rename(out / done)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from None
+
+
+def _start(file: BinaryIO, shape: tuple[int, int], dtype: np.dtype[Any]) -> BinaryIO:
+    """Write the header of a .npy file.  Ordinary writes: on a full disk a memory map would end in SIGBUS."""
+    write_array_header_1_0(file, {"descr": dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+    return file
 
 
 def rows_between(model: SyntheticModel, start: int, stop: int) -> Iterator[Draw]:
