@@ -188,6 +188,8 @@ def _show_summary(summary: dict[str, Any]) -> None:
 def _show_recovery(found: dict[str, Any]) -> None:
     for tau, share in found["frr"].items():
         click.echo(f"FRR({tau}) {share:.1%}   one-to-one {found['one_to_one'][tau]:.1%}")
+    if found["e"] is not None:
+        click.echo(f"every true feature has a neuron of its own within e = {found['e']:.3f} (1 - cosine)")
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Section 5: is the data decomposable, so that V is what there is to find, and how far from V is a dictionary?
 
 `count` reads H once, in chunks, and keeps what H1-H3 need: O(n^2) memory, whatever the number of rows.
-`identifiability` sets these and the incoherence V1 beside their thresholds; `match` measures e.  Theorem 5.3: under
+`identifiability` sets these and the incoherence V1 beside their thresholds; `partners` measures e.  Theorem 5.3: under
 H1-H3 and V1, V is e-identifiable, e = o(1), up to permutation, scaling and feature splitting.
 
 The theorem is asymptotic: it says "much below" and "o(1)", not numbers.  The thresholds here are readings of it, each
@@ -103,7 +103,7 @@ def _check_chunk(chunk: Array, n: int, start: int) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Match:
+class Partners:
     """One-to-one matching of V (n, d) into W (M, d): w_m with m = neuron[i] stands for v_i.
 
     neuron   int64 (n,), all different
@@ -124,7 +124,7 @@ class Match:
         return float(1 - self.cosine.mean())
 
 
-def match(V: Array, W: Array) -> Match:
+def partners(W: Array, V: Array) -> Partners:
     """Match every true feature v_i to a row w_m of its own, so that the sum of their cosines is greatest.
 
     "V is e-identifiable" we read as: every feature has a partner within e = max_i 1 - cos(w_m(i), v_i).  Permutation
@@ -132,12 +132,12 @@ def match(V: Array, W: Array) -> Match:
     surplus rows of W may be anything: a split feature keeps its best copy.  The sum, not the worst cosine, decides
     the matching, so e can exceed the smallest possible maximum when one row of W is the best for two features.  (ours)
 
-    V (n, d), W (M, d) of any scale.  Raises InputError for M < n, different d, and values that are not finite.
+    W (M, d), V (n, d) of any scale.  Raises InputError for M < n, different d, and values that are not finite.
     """
     if len(W) < len(V):
         raise InputError(f"W has {len(W)} rows for {len(V)} features: matching one to one needs M >= n")
     neuron, matched = metrics.match(W, V)
-    return Match(neuron, np.minimum(matched, 1.0))  # a rounded cosine can exceed 1
+    return Partners(neuron, np.minimum(matched, 1.0))  # a rounded cosine can exceed 1
 
 
 def _unit_rows(A: Array, name: str) -> Array:
@@ -175,7 +175,7 @@ class Identifiability:
     H3: Condition
     V1: Condition
     counts: Counts
-    match: Match | None
+    partners: Partners | None
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -193,8 +193,8 @@ class Identifiability:
         for c in self.conditions:
             holds = "yes" if c.satisfied else "NO"
             table.append(f"{c.name}  {c.claim:<32}{c.value:>10.4g}{c.threshold:>11.4g}  {holds:<5}  {c.detail}")
-        if self.match is not None:
-            table.append(f"{'e   max 1 - cos(w, v)':<36}{self.match.e:>10.4g}{'':>20}mean {self.match.mean:.4g}")
+        if self.partners is not None:
+            table.append(f"{'e   max 1 - cos(w, v)':<36}{self.partners.e:>10.4g}{'':>20}mean {self.partners.mean:.4g}")
         return table
 
     def __str__(self) -> str:
@@ -207,14 +207,14 @@ def identifiability(H: Array | Iterable[Array], V: Array, W: Array | None = None
 
     H (N, n) as `count` takes it: one array, or chunks such as (draw.H for draw in model.chunks(N, size)); V (n, d);
     W (M, d).  A maximum over n^2 noisy ratios is biased upwards: read rho_2 only where min |D_i| is in the hundreds.
-    Raises InputError as `count` and `match` do, and if H and V disagree on n.
+    Raises InputError as `count` and `partners` do, and if H and V disagree on n.
     """
     counts = count(H)
     v1 = _v1(_unit_rows(V, "V"))
     if len(V) != len(counts.D):
         raise InputError(f"H has {len(counts.D)} columns and V {len(V)} rows: both must be n")
-    candidate = None if W is None else match(V, W)
-    return Identifiability(_h1(counts, V.shape[1]), _h2(counts), _h3(counts), v1, counts, candidate)
+    found = None if W is None else partners(W, V)
+    return Identifiability(_h1(counts, V.shape[1]), _h2(counts), _h3(counts), v1, counts, found)
 
 
 def _h1(counts: Counts, d: int) -> Condition:

@@ -1,4 +1,4 @@
-"""How good a dictionary is (section 6 of paper.md): against the truth, against another run, and on data.
+"""How good a dictionary is: against the truth, against another run, and on data.
 
 - against the true features V:  `frr`, and stricter, one neuron to one feature, `match` and `matched_recovery`
 - against another seed's run:   `mcs` and `mcs_share`
@@ -148,7 +148,7 @@ class Evaluation:
         evaluation.summary()
 
     Accumulates in float64 whatever comes in, so that the split into chunks matters only by rounding.  What it reports
-    follows section 6 of paper.md, with f the reconstruction x_hat, y_m the pre-activations, and a neuron active where
+    is defined at each property, with f the reconstruction x_hat, y_m the pre-activations, and a neuron active where
     y_m > 0.  Every property raises InputError while no row has been seen.
     """
 

@@ -48,7 +48,7 @@ class Rows(Protocol):
 class Uniform:
     """Exactly s features a row, each set of s equally likely, with s picked at random from a tuple for every row.
 
-    One entry gives the uniform s-sparse rows of the theory, f = s/n; (3, 20) the imbalanced set of section 7, where a
+    One entry gives the uniform s-sparse rows of the theory, f = s/n; (3, 20) the imbalanced set, where a
     feature comes with 2 others or with 19.  Raises InputError unless every 1 <= s <= n.
     """
 
@@ -334,8 +334,8 @@ class SyntheticModel:
 
 
 def imbalanced(seed: int = 0) -> SyntheticModel:
-    """The set of section 7: n = 128, d = 42, half of the rows s = 3 and half s = 20, so every f_i = 0.09.
+    """The imbalanced set of the paper's experiments: half of the rows s = 3, half s = 20, so that every f_i = 0.09.
 
-    Weights (constant) and noise (none) are ours; `dataclasses.replace` gives variants.
+    n = 128, d = 42.  Weights (constant) and noise (none) are ours; `dataclasses.replace` gives variants.
     """
     return SyntheticModel(Uniform(128, (3, 20)), d=42, seed=seed)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refgba.errors import InputError
-from refgba.identifiability import count, identifiability, match
+from refgba.identifiability import count, identifiability, partners
 from refgba.model import Hierarchy, Pairs, SyntheticModel, Uniform, features, imbalanced
 
 # D_0 = {0, 1, 4}, D_1 = {1, 2}, D_2 = {2, 4}; no row holds 0 and 1 and 2; row 3 is empty.
@@ -49,7 +49,7 @@ def test_conditions_by_hand() -> None:
     assert (report.H3.threshold, report.H3.satisfied) == (pytest.approx(0.5 / np.sqrt(3)), False)
     assert (report.V1.threshold, report.V1.satisfied) == (pytest.approx(np.sqrt(2 * np.log(3))), False)  # above 1
     assert not report.decomposable
-    assert report.match is None
+    assert report.partners is None
 
 
 def test_a_feature_that_never_occurs_is_named_and_spoils_no_other_number() -> None:
@@ -136,7 +136,7 @@ def test_chunks_count_like_the_whole(N: int, size: int) -> None:
 def test_e_by_hand() -> None:
     # Row 1 is v_0 turned so that its cosine is 0.8, row 2 is v_1 exactly, row 0 belongs to nobody.
     W = np.array([[-1.0, 0.0], [4.0, 3.0], [0.0, 0.1]])
-    matched = match(np.eye(2), W)
+    matched = partners(W, np.eye(2))
     assert matched.neuron.tolist() == [1, 2]
     np.testing.assert_allclose(matched.cosine, [0.8, 1.0])
     assert matched.e == pytest.approx(0.2)
@@ -147,7 +147,7 @@ def test_e_undoes_permutation_scaling_and_splitting() -> None:
     rng = np.random.default_rng(0)
     V = features(20, 12, "gaussian", rng)
     order = rng.permutation(40) % 20  # every feature twice
-    matched = match(V, rng.uniform(0.1, 10, (40, 1)) * V[order])
+    matched = partners(rng.uniform(0.1, 10, (40, 1)) * V[order], V)
     assert matched.e < 1e-14
     np.testing.assert_array_equal(order[matched.neuron], np.arange(20))
     assert len(set(matched.neuron)) == 20
@@ -155,13 +155,13 @@ def test_e_undoes_permutation_scaling_and_splitting() -> None:
 
 def test_a_neuron_serves_one_feature_only() -> None:
     # Both features like w_0 best (cosines 0.8 and 0.6); one of them has to take w_1, which points away.
-    matched = match(np.eye(2), np.array([[4.0, 3.0], [-1.0, 0.0]]))
+    matched = partners(np.array([[4.0, 3.0], [-1.0, 0.0]]), np.eye(2))
     assert matched.neuron.tolist() == [0, 1]  # sum 0.8 + 0, against 0.6 - 1 the other way round
     assert matched.e == 1.0
 
 
 def test_a_sign_flip_is_no_match() -> None:
-    assert match(np.array([[1.0, 0.0]]), np.array([[-1.0, 0.0]])).e == 2.0
+    assert partners(np.array([[-1.0, 0.0]]), np.array([[1.0, 0.0]])).e == 2.0
 
 
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(0, 2))
@@ -169,7 +169,7 @@ def test_matching_has_the_greatest_sum_of_cosines(seed: int, n: int, surplus: in
     rng = np.random.default_rng(seed)
     V, W = features(n, 3, "gaussian", rng), features(n + surplus, 3, "gaussian", rng)
     best = max(sum(V[i] @ W[m] for i, m in enumerate(way)) for way in permutations(range(n + surplus), n))
-    assert match(V, W).cosine.sum() == pytest.approx(best)
+    assert partners(W, V).cosine.sum() == pytest.approx(best)
 
 
 # ---- the table, and refusals ---------------------------------------------------------------------------------------
@@ -200,9 +200,9 @@ def test_the_table_shows_every_number_and_verdict() -> None:
         (lambda: count(np.array([[1, np.nan]])), r"H\[0, 1\] is nan"),
         (lambda: identifiability(H, np.eye(4)), "H has 3 columns and V 4 rows"),
         (lambda: identifiability(H, np.zeros((3, 2))), "row 0 of V is zero"),
-        (lambda: match(np.eye(3), np.eye(3)[:2]), "2 rows for 3 features: .* needs M >= n"),
-        (lambda: match(np.eye(3), np.ones((5, 4))), "same d"),
-        (lambda: match(np.eye(2), np.array([[1.0, 0], [np.inf, 0]])), "values that are not finite"),
+        (lambda: partners(np.eye(3)[:2], np.eye(3)), "2 rows for 3 features: .* needs M >= n"),
+        (lambda: partners(np.ones((5, 4)), np.eye(3)), "same d"),
+        (lambda: partners(np.array([[1.0, 0], [np.inf, 0]]), np.eye(2)), "values that are not finite"),
     ],
 )
 def test_mistakes_are_refused_with_what_would_be_right(mistake: Callable[[], object], message: str) -> None:

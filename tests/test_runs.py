@@ -254,4 +254,6 @@ def test_recovery_worked_by_hand():
     assert recovery(W, V) == {
         "frr": {"0.8": 1.0, "0.9": 0.5},
         "one_to_one": {"0.8": 1.0, "0.9": 0.5},
+        "e": pytest.approx(1 - np.sqrt(0.75)),
     }
+    assert recovery(W[:1], V)["e"] is None

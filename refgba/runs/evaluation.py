@@ -8,6 +8,7 @@ from typing import Any
 from backends.base import Backend
 from refgba.config import GBAConfig
 from refgba.errors import InputError
+from refgba.identifiability import partners
 from refgba.metrics import Evaluation, frr, matched_recovery
 from refgba.sae import Params, unit_rows
 from refgba.types import Array
@@ -40,8 +41,12 @@ def evaluate(
 
 
 def recovery(W: Array, V: Array) -> dict[str, Any]:
-    """FRR of the neurons W (M, d) against the true features V (n, d), and one-to-one recovery, by threshold."""
+    """FRR of the neurons W (M, d) against the true features V (n, d), one-to-one recovery, and e (section 5).
+
+    e is None where there are fewer neurons than features.
+    """
     return {
         "frr": {str(tau): frr(W, V, tau) for tau in THRESHOLDS},
         "one_to_one": {str(tau): matched_recovery(W, V, tau) for tau in THRESHOLDS},
+        "e": partners(W, V).e if len(W) >= len(V) else None,
     }
