@@ -235,8 +235,13 @@ def demo(
     click.echo("the paper's GBA: FRR(0.8) 100.0%, FRR(0.9) 100.0%")
     _show_summary(result)
     click.echo(f"\nThe run is in {out}, trained in {last.seconds:.0f} s.  Judge it again, or on data of your own:")
-    click.echo(f"  refgba evaluate {out} {out}/data/X.npy --truth {out}/data/V.npy")
+    click.echo(f"  {_program()} evaluate {out} {out}/data/X.npy --truth {out}/data/V.npy")
     return None
+
+
+def _program() -> str:
+    """How this program was called, so that the commands it suggests can be pasted: make calls .venv/bin/refgba."""
+    return "refgba" if Path(sys.argv[0]).is_absolute() else sys.argv[0]
 
 
 def _free(path: Path) -> Path:
@@ -274,7 +279,9 @@ def train(
         return click.echo(json.dumps(result))
     _show_groups(result["groups"])
     _show_summary(result)
-    click.echo(f"The run is in {out}, trained in {last.seconds:.0f} s.  On other data: refgba evaluate {out} DATA")
+    click.echo(
+        f"The run is in {out}, trained in {last.seconds:.0f} s.  On other data: {_program()} evaluate {out} DATA"
+    )
     return None
 
 
