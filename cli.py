@@ -33,6 +33,7 @@ from refgba.runs.evaluation import recovery
 from refgba.runs.trainer import Progress, TrainingError, train_run
 from refgba.sae import unit_rows
 from refgba.streams import stream
+from refgba.types import Activation
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -384,11 +385,11 @@ def _rows_law(asked: dict[str, Any]) -> model.Rows:
 @click.option("--width", type=click.IntRange(min=1), default=2048, help="simulate: M")
 @click.option("--rows", type=click.IntRange(min=2), default=50_000, help="simulate: N")
 @click.option("--steps", type=click.IntRange(min=1), default=5, help="simulate: steps")
-@click.option("--seed", default=0, help="simulate: seed of data and weights")
+@click.option("--eta", default=float("inf"), help="simulate: step size")
+@click.option("--activation", type=click.Choice(["jumprelu", "relu"]), default="jumprelu", help="simulate: phi")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="simulate: seed of data and weights")
 @_json
-def theory_command(
-    n: int, d: int, s: int, p: float | None, simulate: bool, width: int, rows: int, steps: int, seed: int, as_json: bool
-) -> None:
+def theory_command(n: int, d: int, s: int, p: float | None, simulate: bool, as_json: bool, **asked: Any) -> None:
     """What the theory (section 6) says of n features in d dimensions, s a row: the resonance band and the width.
 
     The bounds hide constants, here set to 1: read them as orders of magnitude.
@@ -397,7 +398,7 @@ def theory_command(
     p = 1 / n if p is None else p
     bound = theory.width_bound(n, p, s)
     inside = not band.empty and band.low <= p <= band.high
-    recovered = _simulate(n, d, s, p, width, rows, steps, seed) if simulate else []
+    recovered = _simulate(n, d, s, p, **asked) if simulate else []
     if as_json:
         said = {
             "band": asdict(band),
@@ -421,10 +422,14 @@ def theory_command(
     return None
 
 
-def _simulate(n: int, d: int, s: int, p: float, width: int, rows: int, steps: int, seed: int) -> list[float]:
+def _simulate(
+    n: int, d: int, s: int, p: float, width: int, rows: int, steps: int, seed: int, eta: float, activation: Activation
+) -> list[float]:
+    """FRR(0.9) of Modified BA after each step, on uniform s-sparse rows."""
     truth = model.SyntheticModel(model.Uniform(n, (s,)), d, seed=seed)
     W = stream(seed, "weights").standard_normal((width, d))
-    return [frr(W, truth.V, 0.9) for W in theory.modified_ba(unit_rows(truth.draw(0, rows).X), W, p, steps)]
+    X = unit_rows(truth.draw(0, rows).X)
+    return [frr(W, truth.V, 0.9) for W in theory.modified_ba(X, W, p, steps, eta=eta, activation=activation)]
 
 
 @main.command("backends")
