@@ -25,7 +25,7 @@ from refgba.config import GBAConfig, settings_from_json
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
 from refgba.metrics import Evaluation, frr, per_group
-from refgba.recipe import FIXED, RECIPES
+from refgba.recipe import FIXED, RECIPES, derive
 from refgba.runs import folder, synthetic
 from refgba.runs.activations import Activations, Survey, load_truth, open_npy, survey
 from refgba.runs.evaluation import evaluate as evaluate_network
@@ -38,7 +38,6 @@ from refgba.types import Activation
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEMO = {"steps": 3000}  # enough for 128 features, and well under a minute on two cores
-DERIVED = {"width", "a_init", "adapt_every", "gamma_minus", "gamma_plus", "hold"}  # settings the recipe works out
 HELD_OUT = 20_000  # fresh rows that the demo is judged on
 EVALUATE = 2048  # rows evaluated at a time
 SAMPLE = 65_536  # rows of its own data, at most, that a training run is judged on
@@ -107,7 +106,7 @@ def _defaults(name: str, paper: Any) -> str:
     """What the recipes make of a setting that is not given, for --help."""
     if name in FIXED and FIXED[name] != paper:
         return f"default: {FIXED[name]}; recipe paper: {paper}"
-    return f"default: from the data and the run; recipe paper: {paper}" if name in DERIVED else f"default: {paper}"
+    return f"default: from the data and the run; recipe paper: {paper}" if name in derive(1) else f"default: {paper}"
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
@@ -219,7 +218,7 @@ def demo(
     data, found = survey(open_npy(out / "data" / "X.npy"), config.dtype)
     engine, last = _train(data, found, config, backend, recipe, out)
     params = folder.open_run(out).params
-    fresh = (draw.X for draw in synthetic.rows_between(truth, rows, rows + HELD_OUT))
+    fresh = (draw.X for draw in truth.chunks(rows + HELD_OUT, synthetic.CHUNK, start=rows))
     evaluation = evaluate_network(params, config, engine, fresh)
     result = _result(evaluation, config, last, out) | recovery(params.W, truth.V)
     if as_json:
@@ -303,9 +302,7 @@ def evaluate(run: Path, data: Path, truth: Path | None, drop_zero_rows: bool, ba
     """Judge the network of RUN on DATA, a .npy file of activations: reconstruction, sparsity, frequencies."""
     opened = folder.open_run(run)
     W, engine = opened.params.W, backends.load(backend)
-    activations = open_npy(data)
-    if activations.d != W.shape[1]:
-        raise InputError(f"{data}: the data has d = {activations.d}, the network d = {W.shape[1]}")
+    activations = open_npy(data, W.shape[1])
     found: dict[str, Any] = {} if truth is None else recovery(W, load_truth(truth, W.shape[1]))
     with _counting("checking", len(activations)) as tick:
         activations, _ = survey(activations, opened.config.dtype, drop_zero_rows, tick)
@@ -350,7 +347,7 @@ def synth(out: Path, as_json: bool, keep_h: bool, rows: int, **asked: Any) -> No
     )
     with _counting("drawing", rows) as tick:
         synthetic.write(truth, rows, out, asked, keep_h, tick)
-    report = identifiability((draw.H for draw in synthetic.rows_between(truth, 0, rows)), truth.V)
+    report = identifiability((draw.H for draw in truth.chunks(rows, synthetic.CHUNK)), truth.V)
     if as_json:
         conditions = {c.name: asdict(c) for c in report.conditions}
         return click.echo(json.dumps({"out": str(out), "rows": rows, "conditions": conditions}))

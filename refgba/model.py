@@ -314,15 +314,15 @@ class SyntheticModel:
             H[lo - start : hi - start] = h[lo - first : hi - first]
         return Draw(X, H)
 
-    def chunks(self, N: int, size: int) -> Iterator[Draw]:
-        """The first N rows, `size` at a time, the last chunk perhaps shorter.  Memory is that of one chunk.
+    def chunks(self, stop: int, size: int, start: int = 0) -> Iterator[Draw]:
+        """Rows start .. stop - 1, `size` at a time, the last chunk perhaps shorter.  Memory is that of one chunk.
 
         Sizes that are multiples of BLOCK waste nothing; one below it draws its whole block again for every chunk.
-        Raises InputError unless N >= 0 and size >= 1.
+        Raises InputError unless 0 <= start <= stop and size >= 1.
         """
-        if N < 0 or size < 1:
-            raise InputError(f"N = {N} rows in chunks of {size}: choose N >= 0 and a size >= 1")
-        return (self.draw(start, min(start + size, N)) for start in range(0, N, size))
+        if not 0 <= start <= stop or size < 1:
+            raise InputError(f"rows {start} to {stop} in chunks of {size}: choose 0 <= start <= stop and a size >= 1")
+        return (self.draw(first, min(first + size, stop)) for first in range(start, stop, size))
 
     def _block(self, b: int) -> tuple[Array, Array]:
         """Rows b BLOCK .. (b + 1) BLOCK - 1, always all of them: a matrix product of another shape rounds otherwise."""

@@ -13,8 +13,8 @@ recovery.  The default recipe therefore runs in two phases:
 
 Each phase ends with a linear decay of the learning rate over its last `lr_decay` share.  And Algorithm 2 raises not
 only dead neurons but all below `floor` of their target (`bias.adapt`), since frequencies sink while neurons sharpen and
-nothing else brings them back.  With `form`, `lr_decay` and `floor` = 0 and `hold` = 1 every one of
-these is without effect: that is `--recipe paper`.
+nothing else brings them back.  With `form`, `lr_decay` and `floor` = 0 and `hold` = 1 every one of these is without
+effect: that is `--recipe paper`.
 
 The experiments behind each choice are in benchmarks/recipe.md.
 """
@@ -95,8 +95,8 @@ def paper(d: int, **given: Any) -> GBAConfig:  # noqa: ARG001 - both recipes are
     return GBAConfig(**given)
 
 
-def default(d: int, **given: Any) -> GBAConfig:
-    """Settings for data of d dimensions that need no tuning: FIXED, and what follows from d, M and T.
+def derive(d: int, **given: Any) -> dict[str, Any]:
+    """The settings that follow from the dimensions d of the data and, where it is `given`, from M, T and adapt_every.
 
     - width = 8 d, at least 1024.
     - hold = 0.8, or more in so few dimensions that random neurons agree as well: `agreement_by_chance`.
@@ -104,15 +104,13 @@ def default(d: int, **given: Any) -> GBAConfig:
       whatever M and d are.
     - ADAPTATIONS are spread over the run, and each moves a bias by TRAVEL / ADAPTATIONS of its neuron's peak.  So
       biases get equally far in any run: through the resonance while features form, to their targets afterwards.
-
-    What is `given` stays, and the rest follows from it.
     """
     width = given.get("width", max(1024, 8 * d))
     GBAConfig(**FIXED | given | {"width": width})  # refuses what cannot be, before anything is derived from it
     steps = given.get("steps", FIXED["steps"])
     adapt_every = given.get("adapt_every", max(1, round(steps / ADAPTATIONS)))
     gamma = TRAVEL * adapt_every / steps
-    derived = {
+    return {
         "width": width,
         "a_init": 1.2 * d / width,
         "adapt_every": adapt_every,
@@ -120,7 +118,11 @@ def default(d: int, **given: Any) -> GBAConfig:
         "gamma_plus": gamma,
         "hold": max(0.8, agreement_by_chance(width, d)),
     }
-    return GBAConfig(**FIXED | derived | given)
+
+
+def default(d: int, **given: Any) -> GBAConfig:
+    """Settings for data of d dimensions that need no tuning: FIXED, and `derive`.  What is `given` stays."""
+    return GBAConfig(**FIXED | derive(d, **given) | given)
 
 
 RECIPES = {"default": default, "paper": paper}

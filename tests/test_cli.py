@@ -301,9 +301,9 @@ def test_an_output_that_is_a_file_is_left_alone(cli, data, tmp_path):
 def test_evaluating_what_does_not_fit_is_one_line(cli, data, tmp_path):
     assert cli("train", data, "-o", "run", *QUICK).exit_code == 0
     np.save(tmp_path / "narrow.npy", np.ones((5, 3)))
-    assert_one_line(cli("evaluate", "run", "narrow.npy"), "the data has d = 3, the network d = 42")
+    assert_one_line(cli("evaluate", "run", "narrow.npy"), "narrow.npy: its rows have d = 3, the network d = 42")
     assert_one_line(
-        cli("evaluate", "run", data, "--truth", "narrow.npy"), "narrow.npy: the features have d = 3, the network d = 42"
+        cli("evaluate", "run", data, "--truth", "narrow.npy"), "narrow.npy: its rows have d = 3, the network d = 42"
     )
     assert_one_line(cli("evaluate", "nowhere", data), "nowhere: not a run")
     np.save(tmp_path / "zero.npy", np.eye(42) * (np.arange(42) != 3))

@@ -304,3 +304,12 @@ def test_mistakes_are_refused_with_what_would_be_right(mistake: Callable[[], obj
     with pytest.raises(InputError, match=message) as refusal:
         mistake()
     assert "\n" not in str(refusal.value)
+
+
+def test_chunks_may_start_anywhere():
+    model = imbalanced(3)
+    parts = list(model.chunks(700, 256, start=100))
+    assert [len(part.X) for part in parts] == [256, 256, 88]
+    assert (np.concatenate([part.X for part in parts]) == model.draw(100, 700).X).all()
+    with pytest.raises(InputError, match="rows 5 to 4 in chunks of 2"):
+        model.chunks(4, 2, start=5)

@@ -242,10 +242,9 @@ def test_evaluation_is_the_same_for_any_chunks_and_equals_the_formulas(run):
         assert split.summary()[name] == pytest.approx(value, rel=1e-6), name
 
 
-def test_data_of_another_dimension_is_refused(run):
-    opened = folder.open_run(run)
-    with pytest.raises(InputError, match="the data has d = 4, the network d = 5"):
-        evaluate(opened.params, opened.config, NUMPY, [rows(d=4)])
+def test_data_of_another_dimension_is_refused(saved):
+    with pytest.raises(InputError, match=r"x.npy: its rows have d = 4, the network d = 5"):
+        open_npy(saved(rows(d=4)), d=5)
 
 
 def test_recovery_worked_by_hand():

@@ -68,26 +68,25 @@ class Survey:
     variance: float
 
 
-def open_npy(path: Path) -> Activations:
-    """Memory-map a `.npy` file of activations (N, d).
+def open_npy(path: Path, d: int | None = None) -> Activations:
+    """Memory-map a `.npy` file of activations (N, d); any d, or the one a network needs.
 
     InputError when there is no such file, when it is empty, truncated or no `.npy`, when the array is not 2-D or has
-    no rows, or when its dtype is not float16, float32 or float64.  Nothing is unpickled.
+    no rows or another d, or when its dtype is not float16, float32 or float64.  Nothing is unpickled.
     """
     array = _map(path)
     if array.ndim != 2:
         raise InputError(f"{path}: activations are a 2-D array (rows, d), this one is {array.ndim}-D {array.shape}")
     if array.size == 0:
         raise InputError(f"{path}: the array is empty, shape {array.shape}")
+    if d not in (None, array.shape[1]):
+        raise InputError(f"{path}: its rows have d = {array.shape[1]}, the network d = {d}")
     return Activations(path, array)
 
 
 def load_truth(path: Path, d: int) -> Array:
     """True features V (n, d) from a `.npy` file, float64; InputError as `open_npy`, or for rows without a direction."""
-    data = open_npy(path)
-    if data.d != d:
-        raise InputError(f"{path}: the features have d = {data.d}, the network d = {d}")
-    V = np.asarray(data.X, np.float64)
+    V = np.asarray(open_npy(path, d).X, np.float64)
     norm = np.linalg.norm(V, axis=1)
     bad = np.flatnonzero(~((norm > 0) & np.isfinite(norm)))
     if bad.size:

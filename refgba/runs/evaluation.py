@@ -7,7 +7,6 @@ from typing import Any
 
 from backends.base import Backend
 from refgba.config import GBAConfig
-from refgba.errors import InputError
 from refgba.identifiability import partners
 from refgba.metrics import Evaluation, frr, matched_recovery
 from refgba.sae import Params, unit_rows
@@ -25,14 +24,12 @@ def evaluate(
 ) -> Evaluation:
     """Everything `refgba.metrics.Evaluation` measures, on the rows of `chunks` (rows, d), each scaled to unit norm.
 
-    `tick` is called with the number of rows of each chunk done.  InputError when d does not fit the network.
+    `tick` is called with the number of rows of each chunk done.
     """
     M, d = params.W.shape
     state = backend.init(params, config)
     evaluation = Evaluation(M, d)
     for chunk in chunks:
-        if chunk.shape[1] != d:
-            raise InputError(f"the data has d = {chunk.shape[1]}, the network d = {d}")
         x = unit_rows(chunk.astype(config.dtype))
         y, s = backend.encode(state, backend.put(state, x))
         evaluation.update(x, backend.get(backend.decode(state, s)), backend.get(y))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 
 from refgba.errors import InputError
-from refgba.model import Draw, SyntheticModel
+from refgba.model import SyntheticModel
 
 CHUNK = 8192  # rows held at a time
 
@@ -41,7 +41,7 @@ def write(
             dtype = np.dtype(model.dtype)
             X = _start(files.enter_context((partial / "X.npy").open("wb")), (N, model.d), dtype)
             H = _start(files.enter_context((partial / "H.npy").open("wb")), (N, model.n), dtype) if keep_H else None
-            for draw in rows_between(model, 0, N):
+            for draw in model.chunks(N, CHUNK):
                 if not np.isfinite(draw.X).all():
                     raise InputError(f"noise {model.noise}: the rows would not be finite; choose less")
                 X.write(draw.X.tobytes())
@@ -61,9 +61,3 @@ def _start(file: BinaryIO, shape: tuple[int, int], dtype: np.dtype[Any]) -> Bina
     """Write the header of a .npy file.  Ordinary writes: on a full disk a memory map would end in SIGBUS."""
     write_array_header_1_0(file, {"descr": dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
     return file
-
-
-def rows_between(model: SyntheticModel, start: int, stop: int) -> Iterator[Draw]:
-    """Rows start .. stop - 1 of `model`, in chunks."""
-    for first in range(start, stop, CHUNK):
-        yield model.draw(first, min(first + CHUNK, stop))
