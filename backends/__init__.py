@@ -10,7 +10,7 @@ from refgba.errors import InputError
 
 __all__ = ["NAMES", "Backend", "load", "status"]
 
-NAMES = ("numpy",)
+NAMES = ("numpy", "numba")
 
 
 def _module(name: str) -> Backend:

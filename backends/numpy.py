@@ -10,7 +10,11 @@ from refgba.gba import State, adapt, init, step
 from refgba.sae import Params
 from refgba.types import Array
 
-__all__ = ["adapt", "counters", "decode", "encode", "get", "gradients", "init", "params", "put", "step", "unusable"]
+__all__ = [
+    "DTYPES", "adapt", "counters", "decode", "encode", "get", "gradients", "init", "params", "put", "step", "unusable",
+]  # fmt: skip
+
+DTYPES = ("float64", "float32")
 
 
 def unusable() -> str | None:

@@ -18,8 +18,8 @@ from refgba.types import Array, Float64, Int64
 class Buffer:
     """All that Algorithm 2 needs to know of the buffers B_1..B_M.
 
-    rows: |B_m|, the same for every neuron.  counts: (M,) int64, Σ 1{y > 0}.  peaks: (M,) float64, max y, or -inf while
-    empty (float64 so that a backend of any dtype compares with any other).
+    rows: |B_m|, the same for every neuron.  counts: (M,) int64, Σ 1{y > 0}.  peaks: (M,) float64, r_m = max(max y, 0)
+    (float64 so that a backend of any dtype compares with any other).
     """
 
     M: int
@@ -29,13 +29,13 @@ class Buffer:
 
     def __post_init__(self) -> None:
         self.counts = np.zeros(self.M, np.int64)
-        self.peaks = np.full(self.M, -np.inf)
+        self.peaks = np.zeros(self.M)
 
     def add(self, y: Array) -> None:
         """Add a batch of pre-activations y (L, M)."""
         self.rows += len(y)
         self.counts += np.count_nonzero(y > 0, axis=0)  # (M,)
-        np.maximum(self.peaks, y.max(axis=0), out=self.peaks)  # (M,)
+        np.maximum(self.peaks, y.max(axis=0), out=self.peaks)  # (M,)  r_m = max(max_{y in B_m} y, 0), the 0 from the start
 
 
 def adapt(
@@ -60,7 +60,7 @@ def adapt(
         raise InputError("the buffers are empty: add at least one batch of pre-activations before adapting")
     K = len(target)
     p = buffer.counts / buffer.rows  # (M,)  p_m = |B_m|^-1 Σ_{y in B_m} 1{y > 0}
-    r = np.maximum(buffer.peaks, 0)  # (M,)  r_m = max(max_{y in B_m} y, 0)
+    r = buffer.peaks  # (M,)
     positive = np.bincount(group, r > 0, K)  # (K,)  |{m in G_k : r_m > 0}|
     T = np.bincount(group, r, K) / np.maximum(positive, 1)  # (K,)  T_k = Σ_{m in G_k} r_m / |{m in G_k : r_m > 0}|
     too_often = p > target[group]  # (M,)

@@ -23,7 +23,7 @@ def filled(counts, peaks, rows):
 def test_two_groups_worked_by_hand():
     # G_1 = neurons 0, 1, 2 with p_1 = 0.5;  G_2 = neurons 3, 4, 5 with p_2 = 0.1;  100 rows in the buffers.
     b = np.array([-0.20, -0.20, -0.20, -0.995, -0.005, -0.50])
-    buffer = filled(counts=[60, 40, 0, 20, 0, 0], peaks=[0.4, 0.2, -0.1, 0.8, -0.3, -0.2], rows=100)
+    buffer = filled(counts=[60, 40, 0, 20, 0, 0], peaks=[0.4, 0.2, 0, 0.8, 0, 0], rows=100)
     new = adapt(b, buffer, np.array([0, 0, 0, 1, 1, 1]), np.array([0.5, 0.1]), 0.01, 0.05, EPS)
     # T_1 = (0.4 + 0.2) / 2 = 0.3;  T_2 = 0.8 / 1 = 0.8: neurons without a positive peak do not count.
     assert new == pytest.approx(
@@ -88,7 +88,7 @@ def situations(draw):
     rows = draw(st.integers(1, 1000))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     counts = np.where(rng.random(M) < 0.3, 0, rng.integers(0, rows + 1, M))
-    peaks = np.where(counts > 0, rng.uniform(1e-3, 2, M), rng.uniform(-2, 0, M))
+    peaks = np.where(counts > 0, rng.uniform(1e-3, 2, M), 0)
     b = -rng.choice([0.0, 1.0, *rng.random(3)], M)
     target = np.sort(rng.uniform(0.01, 0.9, K))[::-1]
     gammas = rng.uniform(1e-3, 3, 2)
@@ -143,7 +143,7 @@ def test_counts_and_peaks_equal_the_whole_buffer(L, M, cuts, seed):
             buffer.add(part)
     assert buffer.rows == L
     assert buffer.counts.tolist() == (y > 0).sum(axis=0).tolist()
-    assert buffer.peaks.tolist() == y.max(axis=0).tolist()
+    assert buffer.peaks.tolist() == np.maximum(y.max(axis=0), 0).tolist()
 
 
 def test_target_frequencies_are_geometric_from_htf_to_ltf():
