@@ -40,6 +40,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEMO = {"steps": 3000}  # enough for 128 features, and well under a minute on two cores
 HELD_OUT = 20_000  # fresh rows that the demo is judged on
 EVALUATE = 2048  # rows evaluated at a time
+DTYPES = get_args(get_type_hints(GBAConfig)["dtype"])
 SAMPLE = 65_536  # rows of its own data, at most, that a training run is judged on
 
 
@@ -143,11 +144,10 @@ def _counting(label: str, rows: int) -> Iterator[Callable[[int], object]]:
 
 
 def _train(
-    data: Activations, found: Survey, config: GBAConfig, backend_name: str, recipe: str, out: Path
-) -> tuple[backends.Backend, Progress]:
-    """Train with a progress bar; returns the backend and how the last step stood."""
-    backend = backends.load(backend_name)
-    steps = train_run(data, found, config, backend, {"backend": backend_name, "recipe": recipe}, out)
+    data: Activations, found: Survey, config: GBAConfig, engine: backends.Backend, names: dict[str, str], out: Path
+) -> Progress:
+    """Train with a progress bar; returns how the last step stood."""
+    steps = train_run(data, found, config, engine, names, out)
     last: Progress | None = None
     with click.progressbar(
         length=config.steps, label="training", item_show_func=_standing, file=sys.stderr, width=18
@@ -156,7 +156,7 @@ def _train(
             bar.update(progress.step - (last.step if last else 0), progress)
             last = progress
     assert last is not None  # a run has at least one step
-    return backend, last
+    return last
 
 
 def _standing(progress: Progress | None) -> str:
@@ -212,11 +212,11 @@ def demo(
     out = out or _free(Path("runs/demo"))
     config = _configure(recipe, config_file, 42, flags, **DEMO)
     truth = replace(model.imbalanced(config.seed), weights=weights)
-    backends.load(backend)
+    engine = backends.load(backend, config.dtype)
     folder.refuse_existing(out)
     synthetic.write(truth, rows, out / "data", {"set": "imbalanced", "weights": weights, "seed": config.seed}, False)
-    data, found = survey(open_npy(out / "data" / "X.npy"), config.dtype)
-    engine, last = _train(data, found, config, backend, recipe, out)
+    data, found = survey(open_npy(out / "data" / "X.npy"), config.master)
+    last = _train(data, found, config, engine, {"backend": backend, "recipe": recipe}, out)
     params = folder.open_run(out).params
     fresh = (draw.X for draw in truth.chunks(rows + HELD_OUT, synthetic.CHUNK, start=rows))
     evaluation = evaluate_network(params, config, engine, fresh)
@@ -266,11 +266,11 @@ def train(
     """
     activations = open_npy(data)
     config = _configure(recipe, config_file, activations.d, flags)
-    backends.load(backend)
+    engine = backends.load(backend, config.dtype)
     folder.refuse_existing(out)
     with _counting("checking", len(activations)) as tick:
-        activations, found = survey(activations, config.dtype, drop_zero_rows, tick)
-    engine, last = _train(activations, found, config, backend, recipe, out)
+        activations, found = survey(activations, config.master, drop_zero_rows, tick)
+    last = _train(activations, found, config, engine, {"backend": backend, "recipe": recipe}, out)
     sample = activations.sample(SAMPLE)
     with _counting("evaluating", len(sample)) as tick:
         evaluation = evaluate_network(folder.open_run(out).params, config, engine, sample.chunks(EVALUATE), tick)
@@ -297,18 +297,22 @@ def _result(evaluation: Evaluation, config: GBAConfig, last: Progress, out: Path
 @click.option("--truth", type=Path, help="V.npy, the true features (n, d), to report recovery")
 @click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
 @click.option("--backend", default="numpy", help="what computes; see `refgba backends`")
+@click.option("--dtype", type=click.Choice(DTYPES), help="arithmetic  [default: that of the run]")
 @_json
-def evaluate(run: Path, data: Path, truth: Path | None, drop_zero_rows: bool, backend: str, as_json: bool) -> None:
+def evaluate(
+    run: Path, data: Path, truth: Path | None, drop_zero_rows: bool, backend: str, dtype: str | None, as_json: bool
+) -> None:
     """Judge the network of RUN on DATA, a .npy file of activations: reconstruction, sparsity, frequencies."""
     opened = folder.open_run(run)
-    W, engine = opened.params.W, backends.load(backend)
+    config = opened.config if dtype is None else replace(opened.config, dtype=dtype)
+    W, engine = opened.params.W, backends.load(backend, config.dtype)
     activations = open_npy(data, W.shape[1])
     found: dict[str, Any] = {} if truth is None else recovery(W, load_truth(truth, W.shape[1]))
     with _counting("checking", len(activations)) as tick:
-        activations, _ = survey(activations, opened.config.dtype, drop_zero_rows, tick)
+        activations, _ = survey(activations, config.master, drop_zero_rows, tick)
     with _counting("evaluating", len(activations)) as tick:
-        evaluation = evaluate_network(opened.params, opened.config, engine, activations.chunks(EVALUATE), tick)
-    result = evaluation.summary() | {"groups": _groups(evaluation, opened.config)} | found
+        evaluation = evaluate_network(opened.params, config, engine, activations.chunks(EVALUATE), tick)
+    result = evaluation.summary() | {"groups": _groups(evaluation, config)} | found
     if as_json:
         return click.echo(json.dumps(result))
     _show_groups(result["groups"])

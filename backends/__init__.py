@@ -10,28 +10,41 @@ from refgba.errors import InputError
 
 __all__ = ["NAMES", "Backend", "load", "status"]
 
-NAMES = ("numpy", "numba")
+NAMES = ("numpy", "numba", "cupy")
+INSTALL = {
+    "numba": "pip install numba threadpoolctl",
+    "cupy": "pip install 'cupy-cuda12x[ctk]' for CUDA 12, or 'cupy-cuda13x[ctk]' for CUDA 13",
+}
 
 
-def _module(name: str) -> Backend:
-    return cast(Backend, import_module(f"backends.{name}"))
+def _module(name: str) -> Backend | str:
+    """The module of a backend, or why it cannot be used here and what to install."""
+    try:
+        module = cast(Backend, import_module(f"backends.{name}"))
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        why = f"{error.name} is not installed" if missing else " ".join(str(error).split())
+        return f"{why}: {INSTALL[name]}"
+    return module.unusable() or module
 
 
-def load(name: str) -> Backend:
-    """The backend of that name, ready to use.
+def load(name: str, dtype: str | None = None) -> Backend:
+    """The backend of that name, ready to use, and able to compute in `dtype` if one is given.
 
-    InputError when there is none of that name, or when it cannot run here: then with the reason and what to install.
-    There is no fallback to another.
+    InputError when there is none of that name, when it cannot run here, then with the reason and what to install, or
+    when it lacks the dtype.  There is no fallback to another.
     """
     if name not in NAMES:
         raise InputError(f"there is no backend {name!r}; the backends are {', '.join(NAMES)}")
     module = _module(name)
-    reason = module.unusable()
-    if reason is not None:
-        raise InputError(f"backend {name!r} cannot run here: {reason}")
+    if isinstance(module, str):
+        raise InputError(f"backend {name!r} cannot run here: {module}")
+    if dtype is not None and dtype not in module.DTYPES:
+        raise InputError(f"backend {name!r} has no dtype {dtype}; it has {', '.join(module.DTYPES)}")
     return module
 
 
 def status() -> dict[str, str | None]:
     """For every backend None if it can run here, or the reason why not and what to install."""
-    return {name: _module(name).unusable() for name in NAMES}
+    modules = {name: _module(name) for name in NAMES}
+    return {name: module if isinstance(module, str) else None for name, module in modules.items()}

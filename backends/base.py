@@ -3,7 +3,8 @@
 A backend is a module of this package; its file name is the value of `--backend`.  It owns device arrays and nothing
 else: configuration, random numbers, minibatches, the loop (`refgba.gba.train`), files and metrics are shared.  It is
 judged against `backends/numpy.py`, the reference itself: gradient by gradient and step by step, in float64 to 1e-10
-relative and in float32 to 1e-5 a step, with `counters` equal but for gates that rounding flips, which are reported.
+relative and in float32 to 1e-5 a step, with `counters` equal but for gates that rounding flips, which are reported; dtypes that round
+the factors of products to what that rounding can do.  See tests/test_conformance.py.
 
 Nothing falls back: `backends.load` refuses a backend that cannot run here, with the reason.
 """
@@ -27,17 +28,22 @@ class Backend(Protocol):
     `state` is the backend's own and opaque, but for the `config` and the `t` of `refgba.gba.AnyState`.
     """
 
+    DTYPES: tuple[str, ...]  # values of `GBAConfig.dtype` it can compute in
+
     def unusable(self) -> str | None:
         """Why this backend cannot run here and what to install, in one line; None when it can."""
 
     def init(self, params: Params, config: GBAConfig) -> Any:
-        """The state before the first step, from host arrays, which are copied."""
+        """The state before the first step, from host arrays, which are copied.
+
+        InputError when the device has too little memory, saying what was needed and what would fit.
+        """
 
     def params(self, state: Any) -> Params:
         """A copy of the parameters, on the host."""
 
     def put(self, state: Any, x: Array) -> DeviceArray:
-        """Host rows x (L, d) on the device in the dtype of the run; may return before the copy is done."""
+        """Host rows x (L, d) on the device, in `GBAConfig.master`; may return before the copy is done."""
 
     def get(self, array: DeviceArray) -> Array:
         """A device array on the host."""

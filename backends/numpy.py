@@ -24,12 +24,12 @@ def unusable() -> str | None:
 
 def params(state: State) -> Params:
     """A copy of the parameters."""
-    return state.params.astype(state.config.dtype)
+    return state.params.astype(state.config.master)
 
 
 def put(state: State, x: Array) -> Array:
     """The rows x (L, d) in the dtype of the run."""
-    return x.astype(state.config.dtype, copy=False)
+    return x.astype(state.config.master, copy=False)
 
 
 def get(array: Array) -> Array:

@@ -49,7 +49,9 @@ class GBAConfig:
     activation: Activation = _setting("jumprelu", "what passes an open gate: w.(x - b_pre), or with relu y itself")
     a_init: float = _setting(1.0, "initial output scale of every neuron (the paper's is not known)")
     seed: int = _setting(0, "seed of the initial weights and the batch order")
-    dtype: Literal["float64", "float32"] = _setting("float64", "arithmetic of the run")
+    dtype: Literal["float64", "float32", "tf32", "bfloat16"] = _setting(
+        "float64", "arithmetic of the run; tf32 and bfloat16 round the factors of matrix products, the rest is float32"
+    )
     untied: bool = _setting(False, "ours: a decoder W_dec of its own instead of the paper's tied weights")
     floor: float = _setting(0.0, "ours: share of its target below which a neuron is raised like a dead one")
     form: float = _setting(0.0, "ours: share of the steps, from the first, that form features: a and b_pre stay fixed")
@@ -81,6 +83,11 @@ class GBAConfig:
             yield 0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), not {getattr(self, name)}"
         for name in ("floor", "form", "hold", "lr_decay"):
             yield 0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], not {getattr(self, name)}"
+
+    @property
+    def master(self) -> str:
+        """The dtype of parameters and rows: float64 or, for every other `dtype`, float32."""
+        return "float64" if self.dtype == "float64" else "float32"
 
     def target(self) -> Float64:
         """The target activation frequency of each group, (K,)."""

@@ -62,7 +62,7 @@ def random_params(config: GBAConfig, d: int) -> Params:
         b_pre=np.zeros(d),
         W_dec=W.copy() if config.untied else None,
     )
-    return params.astype(config.dtype)
+    return params.astype(config.master)
 
 
 class Rows(Protocol):
@@ -89,12 +89,12 @@ def minibatches(X: Rows, config: GBAConfig, start: int = 0) -> Iterator[Array]:
                 epoch, order = e, stream(config.seed, "order", e).permutation(N)  # (N,)
             here = position // N == e
             rows[here] = order[position[here] % N]
-        yield unit_rows(X[rows].astype(config.dtype))
+        yield unit_rows(X[rows].astype(config.master))
 
 
 def init(params: Params, config: GBAConfig) -> State:
     """The state before the first step; the arrays of `params` are not shared with it."""
-    params = params.astype(config.dtype)
+    params = params.astype(config.master)
     optimiser = {name: AdamW.like(theta) for name, theta in params.arrays().items() if name != "b"}
     return State(config, params, optimiser, Buffer(config.width), None, np.zeros(config.width, bool))
 

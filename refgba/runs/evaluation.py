@@ -30,7 +30,7 @@ def evaluate(
     state = backend.init(params, config)
     evaluation = Evaluation(M, d)
     for chunk in chunks:
-        x = unit_rows(chunk.astype(config.dtype))
+        x = unit_rows(chunk.astype(config.master))
         y, s = backend.encode(state, backend.put(state, x))
         evaluation.update(x, backend.get(backend.decode(state, s)), backend.get(y))
         tick(len(chunk))

@@ -109,8 +109,8 @@ def _load_params(path: Path, config: GBAConfig) -> Params:
     for name, array in arrays.items():
         if array.shape != shapes[name]:
             raise InputError(f"{path}: {name} has shape {array.shape}, it should be {shapes[name]}")
-        if array.dtype != np.dtype(config.dtype) or not np.isfinite(array).all():
-            raise InputError(f"{path}: {name} should hold finite {config.dtype} values")
+        if array.dtype != np.dtype(config.master) or not np.isfinite(array).all():
+            raise InputError(f"{path}: {name} should hold finite {config.master} values")
     return Params(**arrays)
 
 

@@ -21,6 +21,7 @@ from refgba import gba
 from refgba.config import GBAConfig
 from refgba.runs import folder
 from refgba.runs.activations import Activations, Survey
+from refgba.runs.prefetch import prefetched
 
 REMEDY = "training diverged, the run has no result: try a lower lr, and other settings nearer their defaults"
 LOGS = 200  # lines of metrics.jsonl in a run, about
@@ -63,7 +64,7 @@ def train_run(
     params = gba.random_params(config, data.d)
     folder.create(out, config, about)
     state = backend.init(params, config)
-    batches = (backend.put(state, x) for x in gba.minibatches(data, config))
+    batches = prefetched(backend.put(state, x) for x in gba.minibatches(data, config))
     every = max(1, config.steps // LOGS)
     begin = time.perf_counter()
     try:
