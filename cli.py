@@ -33,14 +33,13 @@ from refgba.runs.evaluation import recovery
 from refgba.runs.trainer import Progress, TrainingError, train_run
 from refgba.sae import unit_rows
 from refgba.streams import stream
-from refgba.types import Activation
+from refgba.types import Activation, Dtype
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEMO = {"steps": 3000}  # enough for 128 features, and well under a minute on two cores
 HELD_OUT = 20_000  # fresh rows that the demo is judged on
 EVALUATE = 2048  # rows evaluated at a time
-DTYPES = get_args(get_type_hints(GBAConfig)["dtype"])
 SAMPLE = 65_536  # rows of its own data, at most, that a training run is judged on
 
 
@@ -297,10 +296,10 @@ def _result(evaluation: Evaluation, config: GBAConfig, last: Progress, out: Path
 @click.option("--truth", type=Path, help="V.npy, the true features (n, d), to report recovery")
 @click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
 @click.option("--backend", default="numpy", help="what computes; see `refgba backends`")
-@click.option("--dtype", type=click.Choice(DTYPES), help="arithmetic  [default: that of the run]")
+@click.option("--dtype", type=click.Choice(get_args(Dtype)), help="arithmetic  [default: that of the run]")
 @_json
 def evaluate(
-    run: Path, data: Path, truth: Path | None, drop_zero_rows: bool, backend: str, dtype: str | None, as_json: bool
+    run: Path, data: Path, truth: Path | None, drop_zero_rows: bool, backend: str, dtype: Dtype | None, as_json: bool
 ) -> None:
     """Judge the network of RUN on DATA, a .npy file of activations: reconstruction, sparsity, frequencies."""
     opened = folder.open_run(run)

@@ -2,9 +2,9 @@
 
 A backend is a module of this package; its file name is the value of `--backend`.  It owns device arrays and nothing
 else: configuration, random numbers, minibatches, the loop (`refgba.gba.train`), files and metrics are shared.  It is
-judged against `backends/numpy.py`, the reference itself: gradient by gradient and step by step, in float64 to 1e-10
-relative and in float32 to 1e-5 a step, with `counters` equal but for gates that rounding flips, which are reported; dtypes that round
-the factors of products to what that rounding can do.  See tests/test_conformance.py.
+judged against `backends/numpy.py`, the reference itself, by tests/test_conformance.py: gradient by gradient and step by
+step, in float64 to 1e-10 relative and in float32 to 1e-5 a step; in dtypes that round the factors of products, to what
+that rounding can do.  `counters` are equal but for gates that rounding flips, which are reported.
 
 Nothing falls back: `backends.load` refuses a backend that cannot run here, with the reason.
 """

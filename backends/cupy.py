@@ -4,13 +4,13 @@ How this departs from the reference, `refgba.gba.step`:
 
 - Neurons are taken in chunks.  What is (L, M) or (M, d) in the reference is only ever (L, chunk) or (chunk, d) here,
   but for the parameters, their moments and the codes: with the default CHUNK a million neurons at d = 1536 and
-  L = 4096 need 31 GiB in bfloat16 (`needs`).
+  L = 4096 need 30 GiB in bfloat16 (`needs`).
 - `cupy_kernels.cu` fuses gate, codes, counts and peaks; gate and gradient of the codes; AdamW, renormalisation and the
   copy of W that matrix products read.
 - `dtype` tf32 and bfloat16 round the factors of matrix products; sums, parameters and moments stay float32.
 - All memory is taken by `init`, and a step never waits for the device.  Rows come on a stream of their own.
 
-The one place where several devices, each with neurons of its own, would have to agree is the reconstruction, in `_forward`.
+The one place where devices with neurons of their own would have to agree is the reconstruction, in `_forward`.
 
 tests/test_conformance.py holds this file against the reference, on a GPU where there is one and through
 tests/emulated_cupy.py everywhere; `benchmarks/step.py` measures it.
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,9 @@ from refgba.sae import Params
 from refgba.types import Array
 
 CHUNK = 2**28  # bytes of pre-activations held at a time
-STAGES = 3  # batches on their way to the device
+STAGES = 3  # batches in pinned memory, on their way to the device
+BATCHES = 5  # batches on the device: two prefetched, one in use, one that comes and one that goes
+KERNELS = ("narrow", "center", "scale_rows", "gate", "residual", "gate_gradient", "adamw", "adamw_rows", "agree")
 R_32F, R_64F, R_16BF = 0, 1, 14  # cudaDataType
 COMPUTE_32F, COMPUTE_64F, COMPUTE_32F_FAST_TF32 = 68, 70, 77  # cublasComputeType
 
@@ -60,8 +63,9 @@ def unusable() -> str | None:
     except cp.cuda.runtime.CUDARuntimeError as error:
         return f"CuPy is installed, but finds no NVIDIA driver and GPU ({error})"
     try:
-        cp.cuda.cublas.gemmEx, cp.cuda.nvrtc.getVersion  # noqa: B018 - both are loaded when first named
-    except ImportError as error:
+        cp.cuda.cublas.gemmEx, cp.cuda.nvrtc.getVersion()
+        cp._core.core.assemble_cupy_compiler_options(())  # finds CUDA's headers, without which CuPy compiles nothing
+    except (ImportError, RuntimeError) as error:
         return f"a CUDA library is missing ({' '.join(str(error).split())}): pip install 'cupy-cuda12x[ctk]'"
     return None
 
@@ -73,36 +77,49 @@ class Device:
     """
 
     def __init__(self, dtype: str) -> None:
+        """Compiles the kernels, or takes them from CuPy's cache.  InputError when the GPU cannot compute in dtype."""
+        if dtype in ("tf32", "bfloat16") and int(cp.cuda.Device().compute_capability) < 80:
+            raise InputError(f"this GPU has no {dtype}: that takes compute capability 8.0; float32 and float64 run")
         self.code, self.code_type, self.compute = PRODUCTS[dtype]
         self.real: type = np.float64 if dtype == "float64" else np.float32
-        self.real_type = R_64F if dtype == "float64" else R_32F
+        self.real_type, self.real_compute = (R_64F, COMPUTE_64F) if dtype == "float64" else (R_32F, COMPUTE_32F)
         self.copies = self.code != self.real  # whether matrix products read copies of the parameters
         options = ["-DREAL=double" if dtype == "float64" else "-DREAL=float", *(["-DBF16"] if self.copies else [])]
         source = Path(__file__).with_name("cupy_kernels.cu").read_text(encoding="utf-8")
-        self._kernels = cp.RawModule(code=source, options=tuple(options))
+        kernels = cp.RawModule(code=source, options=tuple(options))
+        self._kernels = {name: kernels.get_function(name) for name in KERNELS}
+        self._handle = cp.cuda.device.get_cublas_handle()
         self._one, self._zero = np.ones(1, self.real), np.zeros(1, self.real)  # cuBLAS reads them from the host
 
     def launch(self, name: str, blocks: int, block: tuple[int, ...], *arguments: Any) -> None:
         """Run a kernel on that many blocks."""
-        self._kernels.get_function(name)((blocks,), block, arguments)
+        self._kernels[name]((blocks,), block, arguments)
 
     def each(self, name: str, n: int, *arguments: Any) -> None:
         """Run a kernel over n elements."""
         self.launch(name, min(-(-n // 256), 2**16), (256,), np.int64(n), *arguments)
 
+    def rows(self, name: str, M: int, d: int, *arguments: Any) -> None:
+        """Run a kernel that takes each row of (M, d) in a block of its own."""
+        self.launch(name, M, (min(256, -(-d // 32) * 32),), np.int32(d), *arguments)
+
     def columns(self, name: str, L: int, M: int, *arguments: Any) -> None:
         """Run a kernel that sums over the columns of (L, M)."""
         self.launch(name, -(-M // 32), (32, 32), np.int32(L), np.int32(M), *arguments)
 
-    def product(self, A: Any, B: Any, C: Any, *, tA: bool = False, tB: bool = False, add: bool = False) -> None:
-        """C <- op(A) op(B), or C += with add; A and B of either dtype, C of dtype real, all 2-D and C-contiguous."""
-        full = A.dtype == self.real and self.copies  # no rounding where neither factor is a copy
-        kind, compute = (R_32F, COMPUTE_32F) if full else (self.code_type, self.compute)
+    def product(
+        self, A: Any, B: Any, C: Any, *, tA: bool = False, tB: bool = False, add: bool = False, exact: bool = False
+    ) -> None:
+        """C <- op(A) op(B), or C += with add; of dtype code, C of dtype real, all 2-D and C-contiguous.
+
+        exact: A and B are of dtype real, and are not rounded.
+        """
+        kind, compute = (self.real_type, self.real_compute) if exact else (self.code_type, self.compute)
         m, n = C.shape
         k = A.shape[0] if tA else A.shape[1]
         # To cuBLAS a C-contiguous array is its transpose: C^T = op(B)^T op(A)^T.
         cp.cuda.cublas.gemmEx(
-            cp.cuda.device.get_cublas_handle(), int(tB), int(tA), n, m, k, self._one.ctypes.data,
+            self._handle, int(tB), int(tA), n, m, k, self._one.ctypes.data,
             B.data.ptr, kind, B.shape[1], A.data.ptr, kind, A.shape[1],
             (self._one if add else self._zero).ctypes.data, C.data.ptr, self.real_type, n, compute, -1,
         )  # fmt: skip
@@ -163,7 +180,8 @@ class State:
     peaks: Any
     held: Any
     work: Work = field(init=False)
-    copies: Any = field(init=False)
+    steps: Any = field(default_factory=lambda: cp.cuda.get_current_stream())
+    copies: Any = field(default_factory=lambda: cp.cuda.Stream(non_blocking=True))
     updates: Counter[str] = field(default_factory=Counter)
     stages: list[tuple[Array, Any]] = field(default_factory=list)
     rows: int = 0
@@ -190,9 +208,9 @@ def needs(dtype: str, M: int, L: int, d: int, untied: bool = False) -> int:
     code, real = np.dtype(PRODUCTS[dtype][0]).itemsize, 8 if dtype == "float64" else 4
     decoders, chunk = 2 if untied else 1, chunk_size(M, L, real)
     weights = decoders * M * d * (3 * real + (code if code != real else 0))
-    batch = L * d * ((1 + STAGES) * real + 2 * code) + L * M * code
+    batch = L * d * ((1 + BATCHES) * real + 2 * code) + L * M * code
     room = max(L * chunk, M) * real + L * chunk * code + chunk * d * (code + decoders * real)
-    return weights + batch + room + M * (9 * real + 15) + 2**25  # the last for cuBLAS
+    return weights + batch + room + M * (6 * real + code + 14) + 2**25  # the last for cuBLAS
 
 
 def _too_large(config: GBAConfig, d: int) -> InputError:
@@ -223,16 +241,15 @@ def init(params: Params, config: GBAConfig) -> State:
 
     InputError when the device has not so much: it says how much was needed, and what would fit.
     """
-    try:
+    with suppress(cp.cuda.memory.OutOfMemoryError):
         return _allocated(params.astype(config.master), config)
-    except cp.cuda.memory.OutOfMemoryError:
-        raise _too_large(config, params.W.shape[1]) from None
+    raise _too_large(config, params.W.shape[1])  # here, where what was allocated is free again
 
 
 def _allocated(params: Params, config: GBAConfig) -> State:
     device, (M, d) = Device(config.dtype), params.W.shape
-    theta = {name: cp.asarray(array) for name, array in params.arrays().items()}
-    low = {name: theta[name] for name in ("W", "W_dec") if name in theta}
+    theta = {name: cp.asarray(array, order="C") for name, array in params.arrays().items()}
+    low: dict[str, Any] = {name: theta[name] for name in ("W", "W_dec") if name in theta}
     if device.copies:
         for name, array in low.items():
             low[name] = cp.empty((M, d), device.code)
@@ -248,13 +265,16 @@ def _allocated(params: Params, config: GBAConfig) -> State:
         held=cp.zeros(M, np.bool_),
     )
     state.work = _work(state, config.batch, state.counts, state.peaks)
-    state.copies = cp.cuda.Stream(non_blocking=True)
+    with state.copies:
+        _ = [cp.empty((config.batch, d), device.real) for _ in range(BATCHES)]  # left to `put`
+    state.steps.synchronize()
+    cp.get_default_pinned_memory_pool().free_all_blocks()  # as large as the parameters
     return state
 
 
 def _work(state: State, L: int, counts: Any, peaks: Any) -> Work:
     """Room for batches of L rows whose activity is added to counts and peaks (M,)."""
-    device, theta, low = state.device, state.theta, state.low
+    theta, low = state.theta, state.low
     (M, d), real, code = theta["W"].shape, state.device.real, state.device.code
     width, tied = chunk_size(M, L, np.dtype(real).itemsize), "W_dec" not in theta
     z, on, s = cp.empty(max(L * width, M), real), cp.empty(L * width, code), cp.empty(L * M, code)
@@ -265,8 +285,8 @@ def _work(state: State, L: int, counts: Any, peaks: Any) -> Work:
         size = min(width, M - start)
         here = slice(start, start + size)
         weights = [
-            (theta[name][here], *(moment[here] for moment in state.moments[name]), low[name][here], g[:size], held[here])
-            for name, g, held in zip(low, gradients, (state.held, free), strict=False)
+            (theta[name][here], *(moment[here] for moment in state.moments[name]), copy[here], g[:size], held[here])
+            for (name, copy), g, held in zip(low.items(), gradients, (state.held, free), strict=False)
         ]
         chunks.append(
             Chunk(
@@ -302,19 +322,18 @@ def put(state: State, x: Array) -> Rows:
         pinned = np.frombuffer(memory, pinned.dtype, x.size)
     rows = pinned[: x.size].reshape(x.shape)
     np.copyto(rows, x, casting="same_kind")
-    used = cp.cuda.get_current_stream().record()
     with state.copies:
-        array = cp.empty(x.shape, state.device.real)  # of this stream's memory: an earlier batch's, perhaps
-        state.copies.wait_event(used)  # which the steps so far may still be reading
+        array = cp.empty(x.shape, state.device.real)  # of this stream's memory: an earlier batch's, perhaps,
+        state.copies.wait_event(state.steps.record())  # which the steps so far may still be reading
         array.set(rows, stream=state.copies)
-        there = state.copies.record()
+        there = state.copies.record(cp.cuda.Event(block=True, disable_timing=True))
     state.stages[slot] = pinned, there
     return Rows(array, there)
 
 
-def _arrived(x: Rows) -> Any:
-    """The rows, for work that is put on the current stream from here on."""
-    cp.cuda.get_current_stream().wait_event(x.there)
+def _arrived(state: State, x: Rows) -> Any:
+    """The rows, for what is launched from here on."""
+    state.steps.wait_event(x.there)
     return x.array
 
 
@@ -327,6 +346,8 @@ def get(array: Any) -> Array:
 def step(state: State, x: Rows) -> Metrics:
     """Lines 2 to 5 of Algorithm 1, as `refgba.gba.step`."""
     config, device, work = state.config, state.device, state.work
+    if x.array.shape[0] != work.L:
+        raise InputError(f"a step takes the {work.L} rows of its batch setting, not {x.array.shape[0]}")
     state.t += 1
     formed = recipe.forming_steps(config)
     if formed and state.t == formed + 1:
@@ -334,15 +355,14 @@ def step(state: State, x: Rows) -> Metrics:
     lr = recipe.learning_rate(config, state.t)
     trained = recipe.trained(config, state.t)
     factors = {name: _adam(state, name, lr) for name in trained}
-    rows = _arrived(x)
+    rows = _arrived(state, x)
     _forward(state, work, rows)
     d = rows.shape[1]
     for chunk in _backward(state, work):
         for name, (theta, m, v, low, g, held) in zip(("W", "W_dec"), chunk.weights, strict=False):
-            device.launch(
-                "adamw_rows", chunk.size, (min(256, -(-d // 32) * 32),), np.int32(d), theta, m, v, g, chunk.a,
-                device.real(1 / work.L), held, low, *factors[name],
-            )  # fmt: skip
+            device.rows(
+                "adamw_rows", chunk.size, d, theta, m, v, g, chunk.a, device.real(1 / work.L), held, low, *factors[name]
+            )
     for name, g in (("a", work.da), ("b_pre", work.sums[0] / work.L - work.db[0])):
         if name in trained:
             n = g.size
@@ -369,7 +389,7 @@ def _forward(state: State, work: Work, x: Any) -> None:
     for i, c in enumerate(work.chunks):
         device.product(work.xc, c.W, c.z, tB=True)
         device.columns("gate", L, c.size, relu, c.z, c.b, c.s, c.counts, c.peaks, c.active)
-        device.each("scale_rows", c.size * d, np.int32(d), c.a, c.weights[-1][0], c.aV)
+        device.rows("scale_rows", c.size, d, c.a, c.weights[-1][0], c.aV)
         device.product(c.s, c.aV, work.f, add=i > 0)
     # Devices with neurons of their own would add up work.f here; nothing else of a step is shared but work.db below.
     device.columns("residual", L, d, x, theta["b_pre"], work.f, work.r, work.sums[0], work.sums[1])
@@ -381,7 +401,7 @@ def _backward(state: State, work: Work) -> Iterator[Chunk]:
     for i, c in enumerate(work.chunks):
         device.product(work.r, c.V, c.z, tB=True)
         device.columns("gate_gradient", work.L, c.size, c.z, c.s, c.a, c.g, c.da, c.c)
-        device.product(c.c, c.W, work.db, add=i > 0)
+        device.product(c.c, c.W, work.db, add=i > 0)  # before W moves
         device.product(c.g, work.xc, c.weights[0][4], tA=True)
         device.product(c.s, work.r, c.weights[-1][4], tA=True, add=len(c.weights) == 1)  # tied weights add the two
         yield c
@@ -396,7 +416,7 @@ def _hold(state: State) -> None:
     for start in range(0, M, rows):
         block = W[start : start + rows]
         cosine = state.work.room[: len(block) * M].reshape(len(block), M)
-        state.device.product(block, W, cosine, tB=True)
+        state.device.product(block, W, cosine, tB=True, exact=True)
         found = state.held[start : start + rows]
         state.device.launch(
             "agree", len(block), (256,), np.int32(M), np.int64(start), state.device.real(tau), cosine, found
@@ -427,7 +447,7 @@ def counters(state: State) -> Buffer:
 
 def gradients(state: State, x: Rows) -> Params:
     """The gradients at rows x (L, d), on the host, by the kernels of `step`; nothing moves."""
-    rows = _arrived(x)
+    rows = _arrived(state, x)
     work = _work(state, len(rows), cp.zeros_like(state.counts), cp.zeros_like(state.peaks))
     _forward(state, work, rows)
     parts: list[list[Array]] = [[], []]
@@ -446,7 +466,7 @@ def gradients(state: State, x: Rows) -> Params:
 
 def encode(state: State, x: Rows) -> tuple[Any, Any]:
     """Pre-activations y and codes s of rows x (L, d), each (L, M)."""
-    rows, device = _arrived(x), state.device
+    rows, device = _arrived(state, x), state.device
     (L, d), M = rows.shape, len(state.counts)
     xc, z = cp.empty((L, d), device.code), cp.empty((L, M), device.real)
     device.each("center", L * d, np.int32(d), rows, state.theta["b_pre"], xc)
@@ -461,6 +481,6 @@ def decode(state: State, s: Any) -> Any:
     (L, M), d = s.shape, V.shape[1]
     codes, aV, f = cp.empty((L, M), device.code), cp.empty((M, d), device.code), cp.empty((L, d), device.real)
     device.each("narrow", L * M, s, codes)
-    device.each("scale_rows", M * d, np.int32(d), state.theta["a"], V, aV)
+    device.rows("scale_rows", M, d, state.theta["a"], V, aV)
     device.product(codes, aV, f)
     return f + state.theta["b_pre"]

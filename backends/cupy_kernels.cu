@@ -46,11 +46,13 @@ extern "C" __global__ void center(i64 n, int d, const REAL* __restrict__ x, cons
         xc[i] = narrow_one(x[i] - b_pre[i % d]);
 }
 
-// aV[m, j] = a[m] V[m, j]
-extern "C" __global__ void scale_rows(i64 n, int d, const REAL* __restrict__ a, const REAL* __restrict__ V,
-                                      CODE* __restrict__ aV) {
-    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (i64)gridDim.x * blockDim.x)
-        aV[i] = narrow_one(a[i / d] * V[i]);
+// aV[m, j] = a[m] V[m, j], a row a block
+extern "C" __global__ void __launch_bounds__(256)
+scale_rows(int d, const REAL* __restrict__ a, const REAL* __restrict__ V, CODE* __restrict__ aV) {
+    const i64 first = (i64)blockIdx.x * d;
+    const REAL by = a[blockIdx.x];
+#pragma unroll 4
+    for (int j = threadIdx.x; j < d; j += blockDim.x) aV[first + j] = narrow_one(by * V[first + j]);
 }
 
 // The column that a thread of a (32, 32) block works on; its rows are threadIdx.y, threadIdx.y + 32, ...

@@ -39,7 +39,6 @@ from refgba.gba import Metrics
 from refgba.sae import Params
 from refgba.types import Array, Float64, Int64, Mask
 
-
 __all__ = [
     "DTYPES", "adapt", "counters", "decode", "encode", "get", "gradients", "init", "params", "put", "step", "unusable",
 ]  # fmt: skip
@@ -56,12 +55,11 @@ _blas = ThreadpoolController()
 
 @dataclass
 class Codes:
-    """The codes of a batch: M neurons, L rows, ceil(M / BLOCK) blocks.
+    """The codes of a batch of L rows, block by block: block k has values[k] (BLOCK L,) and rows[k].
 
-    Neuron m of a sparse block has the entries first[m, 0] up to first[m, -1] of `rows` and `values`, those of rows from
-    j ROWS on starting at first[m, j].  A dense block, from neuron m on, has its (block, L) codes at values[m L:].
-    Pages of `rows` and `values` that nothing is written to take no memory.  counts: active entries.
-    xc, f: (L, d), x - b_pre and what is decoded.
+    In a dense block values[k] are its codes (block, L).  In a sparse one, neuron m has the entries first[m, 0] up to
+    first[m, -1] of values[k] and rows[k], those of rows j ROWS and after from first[m, j] on.
+    counts: (M,) active entries.  xc, f: (L, d), x - b_pre and what is decoded.
     """
 
     rows: Array
@@ -75,11 +73,12 @@ class Codes:
     @classmethod
     def empty(cls, M: int, L: int, d: int, dtype: np.dtype[Any]) -> Codes:
         """Room for a batch."""
+        blocks = -(-M // BLOCK)
         return cls(
-            rows=np.empty(M * L, np.uint32),
-            values=np.empty(M * L, dtype),
+            rows=np.empty((blocks, int(min(DENSE, 1) * BLOCK * L) + 1), np.uint32),  # a closed gate may write one more
+            values=np.empty((blocks, min(M, BLOCK) * L), dtype),
             first=np.empty((M, -(-L // ROWS) + 1), np.int64),
-            dense=np.empty(-(-M // BLOCK), np.bool_),
+            dense=np.empty(blocks, np.bool_),
             counts=np.empty(M, np.int64),
             xc=np.empty((L, d), dtype),
             f=np.empty((L, d), dtype),
@@ -138,10 +137,10 @@ def _kernels() -> Iterator[None]:
 
 
 def _forward(state: State, x: Array, peaks: Float64) -> tuple[Codes, Array, Array]:
-    """Line 2, and the peaks: the codes, x - b_pre and the residuals r = f - x, both (L, d), in room that the next call takes again."""
+    """Line 2, and the peaks: the codes, x - b_pre and r = f - x, (L, d), all in room that the next call takes again."""
     params, (M, d), L = state.params, state.params.W.shape, len(x)
     codes = state.codes
-    if codes is None or codes.values.size != M * L:
+    if codes is None or len(codes.xc) != L:
         codes = state.codes = Codes.empty(M, L, d, params.W.dtype)
     xc, f = codes.xc, codes.f
     np.subtract(x, params.b_pre, out=xc)
@@ -149,7 +148,7 @@ def _forward(state: State, x: Array, peaks: Float64) -> tuple[Codes, Array, Arra
     _encode(
         params.W, params.b, xc, relu, DENSE, codes.rows, codes.values, codes.first, codes.dense, codes.counts, peaks,
     )  # fmt: skip
-    f[:] = 0
+    f.fill(0)
     if codes.dense.any():
         _decode_dense(params.V, params.a, codes.values, codes.dense, f)
     if not codes.dense.all():
@@ -174,7 +173,14 @@ def _backward(
         t = moments[0].t  # W_dec is trained whenever W is
         beta1, beta2 = config.beta1, config.beta2
         adam = np.array(
-            [1 - beta1, 1 - beta2, lr / (1 - beta1**t), 1 / (1 - beta2**t), config.adam_eps, 1 - lr * config.weight_decay],
+            [
+                1 - beta1,
+                1 - beta2,
+                lr / (1 - beta1**t),
+                1 / (1 - beta2**t),
+                config.adam_eps,
+                1 - lr * config.weight_decay,
+            ],
             W.dtype,
         )
     _sweep(
@@ -193,19 +199,18 @@ def _encode(W, b, xc, relu, threshold, rows, values, first, dense, counts, peaks
         z = np.empty((stop - start, L), W.dtype)
         np.dot(W[start:stop], xc.T, z)  # z_m = w_m · (x - b_pre)
         on = np.zeros((stop - start, first.shape[1] * ROWS), np.uint8)  # gates, a byte each
-        active = 0
+        active = at = 0
         for m in range(start, stop):
             counts[m] = _gate(z[m - start], b[m], on[m - start])
             active += counts[m]
         dense[k] = active > threshold * z.size
-        at = start * L
         for m in range(start, stop):
             if dense[k]:
-                _spread(z[m - start], b[m], relu, values[m * L : (m + 1) * L])
+                _spread(z[m - start], b[m], relu, values[k, (m - start) * L : (m - start + 1) * L])
                 peaks[m] = max(peaks[m], z[m - start].max() + b[m])
             elif counts[m]:
-                begin, at = at, _compress(z[m - start], b[m], relu, on[m - start], rows, values, first[m], at)
-                top = values[begin:at].max()
+                begin, at = at, _compress(z[m - start], b[m], relu, on[m - start], rows[k], values[k], first[m], at)
+                top = values[k, begin:at].max()
                 peaks[m] = max(peaks[m], top if relu else top + b[m])
             else:
                 first[m] = at
@@ -264,7 +269,8 @@ def _decode_dense(V, a, values, dense, f):
                 start, stop = block * BLOCK, min(end * BLOCK, len(V))
                 scaled = np.empty((stop - start, high - low), V.dtype)
                 for m in range(start, stop):
-                    scaled[m - start] = a[m] * values[m * L + low : m * L + high]
+                    at = m % BLOCK * L
+                    scaled[m - start] = a[m] * values[m // BLOCK, at + low : at + high]
                 np.dot(scaled.T, V[start:stop], product)
                 f[low:high] += product
             block = max(end, block + 1)
@@ -279,9 +285,10 @@ def _decode_sparse(V, a, rows, values, first, dense, f):
         j, low = tile // wide, tile % wide * COLUMNS
         high = min(low + COLUMNS, d)
         for m in range(len(V)):
-            if not dense[m // BLOCK]:
+            k = m // BLOCK
+            if not dense[k]:
                 for i in range(first[m, j], first[m, j + 1]):
-                    _add(f[rows[i], low:high], a[m] * values[i], V[m, low:high])
+                    _add(f[rows[k, i], low:high], a[m] * values[k, i], V[m, low:high])
 
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
@@ -290,7 +297,7 @@ def _sweep(W, V, mW, vW, mV, vV, tied, a, xc, r, rows, values, first, dense, hel
     for k in prange(dense.size):
         start, stop = k * BLOCK, min((k + 1) * BLOCK, len(W))
         if dense[k]:
-            s, vr, gW, gV = _products(V[start:stop], xc, r, values[start * len(r) : stop * len(r)], tied)
+            s, vr, gW, gV = _products(V[start:stop], xc, r, values[k, : (stop - start) * len(r)], tied)
         else:
             s = vr = np.empty((1, 1), W.dtype)
             gW, gV = np.empty((1, W.shape[1]), W.dtype), np.empty((0 if tied else 1, W.shape[1]), W.dtype)
@@ -301,7 +308,7 @@ def _sweep(W, V, mW, vW, mV, vV, tied, a, xc, r, rows, values, first, dense, hel
                 ds, c = _dot(s[row], vr[row]), vr[row].sum()
             else:
                 active = slice(first[m, 0], first[m, -1])
-                ds, c = _entries(V, m, xc, r, rows[active], values[active], tied, g, h)
+                ds, c = _entries(V, m, xc, r, rows[k, active], values[k, active], tied, g, h)
             da[m] = ds / len(r)
             scale = a[m] / len(r)
             _add(sums[k], a[m] * c, W[m])
@@ -331,9 +338,9 @@ def _products(V, xc, r, values, tied):
 
 @njit(nogil=True, cache=True, fastmath=REORDER)
 def _entries(V, m, xc, r, rows, s, tied, g, h):
-    """g <- Σ (v · r) (x - b_pre) and h <- Σ s r over the active rows of neuron m, added where tied; and Σ s (v · r), Σ v · r.
+    """g <- Σ (v · r) (x - b_pre) and h <- Σ s r over the active rows of neuron m, their sum where tied.
 
-    Rows are taken by twos, the last one alone: twice the work for each time g is read and written.
+    Returns Σ s (v · r) and Σ v · r.  Rows are taken by twos, the last one alone: g is read and written half as often.
     """
     zero = V.dtype.type(0)
     ds = c = zero
@@ -377,7 +384,7 @@ def _add(g, c, u):
 
 @njit(nogil=True, cache=True, fastmath=REORDER, error_model="numpy")
 def _adamw(theta, m, v, g, scale, adam, held):
-    """`refgba.adam.AdamW.update` of one row along scale g, and the row back to unit norm; a held one stays.  Uses up g."""
+    """`refgba.adam.AdamW.update` of a row along scale g, which is used up; then unit norm.  A held row stays."""
     squares = theta.dtype.type(0)
     for j in range(theta.size):
         gj = scale * g[j]

@@ -161,7 +161,7 @@ def usable(s: Setting, unavailable: dict[str, str]) -> Iterator[tuple[Any, str, 
             continue
         module = backends.load(name)
         for dtype in s.dtypes:
-            if dtype in getattr(module, "DTYPES", ("float64", "float32")):
+            if dtype in module.DTYPES:
                 yield module, name, dtype
             elif s.dtype != "all":
                 unavailable[name] = f"no such dtype: {dtype}"

@@ -35,7 +35,9 @@ class Buffer:
         """Add a batch of pre-activations y (L, M)."""
         self.rows += len(y)
         self.counts += np.count_nonzero(y > 0, axis=0)  # (M,)
-        np.maximum(self.peaks, y.max(axis=0), out=self.peaks)  # (M,)  r_m = max(max_{y in B_m} y, 0), the 0 from the start
+        np.maximum(
+            self.peaks, y.max(axis=0), out=self.peaks
+        )  # (M,)  r_m = max(max_{y in B_m} y, 0), the 0 from the start
 
 
 def adapt(

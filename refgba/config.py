@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from refgba.errors import InputError
 from refgba.groups import assign_groups, target_frequencies
-from refgba.types import Activation, Float64, Int64
+from refgba.types import Activation, Dtype, Float64, Int64
 
 LARGEST = 2**31 - 1  # of any count: past it a mistyped number would only ask for memory that no machine has
 
@@ -49,7 +49,7 @@ class GBAConfig:
     activation: Activation = _setting("jumprelu", "what passes an open gate: w.(x - b_pre), or with relu y itself")
     a_init: float = _setting(1.0, "initial output scale of every neuron (the paper's is not known)")
     seed: int = _setting(0, "seed of the initial weights and the batch order")
-    dtype: Literal["float64", "float32", "tf32", "bfloat16"] = _setting(
+    dtype: Dtype = _setting(
         "float64", "arithmetic of the run; tf32 and bfloat16 round the factors of matrix products, the rest is float32"
     )
     untied: bool = _setting(False, "ours: a decoder W_dec of its own instead of the paper's tied weights")

@@ -1,10 +1,46 @@
-"""Hypothesis: no deadlines, which would test the machine; and in CI the same examples every time."""
+"""Hypothesis: no deadlines, which would test the machine; in CI the same examples every time.  And what a run reports:
+how near to their bounds the backends came, and how many gates rounding flipped.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from dataclasses import dataclass, field
 
 from hypothesis import settings
 
 settings.register_profile("refgba", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("refgba")
+
+
+@dataclass
+class Seen:
+    """What the conformance tests saw of a backend in a dtype."""
+
+    gates: int = 0
+    flips: int = 0
+    worst: dict[str, tuple[float, float]] = field(default_factory=dict)  # largest error, and share of its bound
+    notes: list[str] = field(default_factory=list)
+
+    def see(self, what: str, error: float, share: float) -> None:
+        """Keep the result that came nearest to its bound."""
+        if share >= self.worst.get(what, (0.0, 0.0))[1]:
+            self.worst[what] = float(error), float(share)
+
+
+REPORT: defaultdict[tuple[str, str], Seen] = defaultdict(Seen)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """The table of the conformance suite."""
+    if not REPORT:
+        return
+    write = terminalreporter.write_line
+    terminalreporter.section("backends against the reference")
+    write(f"{'':24} {'gates':>9} {'flipped':>8}  largest share of its bound, and the error there")
+    for (name, dtype), seen in sorted(REPORT.items()):
+        worst = max(seen.worst.items(), key=lambda item: item[1][1], default=("", (0.0, 0.0)))
+        what, (error, share) = worst
+        near = f"{share:7.1%} by {what}, {error:.1e}" if what else ""
+        write(f"{name + ' ' + dtype:24} {seen.gates:9d} {seen.flips:8d}  {near}  {'; '.join(seen.notes)}")

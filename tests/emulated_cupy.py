@@ -47,6 +47,14 @@ def module() -> ModuleType:
     return sys.modules[__name__]
 
 
+def get_default_memory_pool() -> SimpleNamespace:
+    """Memory that is freed is free at once."""
+    return SimpleNamespace(free_all_blocks=lambda: None)
+
+
+get_default_pinned_memory_pool = get_default_memory_pool
+
+
 def _waited():
     global waits
     waits += 1
@@ -248,8 +256,8 @@ def array(obj, dtype=None):
     return device
 
 
-def asarray(a, dtype=None):
-    return a if isinstance(a, ndarray) and dtype in (None, a.dtype) else array(a, dtype)
+def asarray(a, dtype=None, order="C"):
+    return a if isinstance(a, ndarray) and dtype in (None, a.dtype) else array(np.asarray(a, order=order), dtype)
 
 
 def asnumpy(a):
@@ -331,6 +339,7 @@ class Event:
 class Device:
     mem_info = (64 << 30, 80 << 30)
     cublas_handle = 0xB1A5
+    compute_capability = "90"
 
     def __init__(self, device=0):
         self.id = device

@@ -1,90 +1,34 @@
-"""The seam: every backend that can run here keeps the contract, and none falls back to another."""
+"""The seam: what is there, what cannot run here and why, and that nothing falls back to another.
+
+What backends compute is tests/test_conformance.py's.
+"""
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
+import sys
 
 import numpy as np
 import pytest
+from engines import DTYPES, engine
 
 import backends
 from backends.base import Backend
-from refgba import gba, sae
-from refgba.config import GBAConfig
 from refgba.errors import InputError
 
-CONFIG = GBAConfig(
-    width=12, groups=3, steps=10, batch=16, adapt_every=3, lr=0.01, a_init=0.3, form=0.5, hold=0.9,
-    gamma_minus=0.3, gamma_plus=0.1, floor=0.5, lr_decay=0.5, weight_decay=0.1,
-)  # fmt: skip
 
-
-@pytest.fixture(params=backends.NAMES)
-def backend(request):
-    reason = backends.status()[request.param]
-    if reason is not None:
-        pytest.skip(f"{request.param}: {reason}")
-    return backends.load(request.param)
-
-
-def test_it_has_every_verb_of_the_contract_with_the_same_parameters(backend):
-    for name, verb in inspect.getmembers(Backend, inspect.isfunction):
-        if not name.startswith("_"):
-            expected = [p for p in inspect.signature(verb).parameters if p != "self"]
-            assert list(inspect.signature(getattr(backend, name)).parameters) == expected, name
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("activation", ["jumprelu", "relu"])
-@pytest.mark.parametrize("untied", [False, True])
-def test_ten_steps_with_adaptations_equal_the_reference(backend, untied, activation, dtype):
-    config = replace(CONFIG, untied=untied, activation=activation, dtype=dtype)
-    near = {"rtol": 1e-10, "atol": 1e-12} if dtype == "float64" else {"rtol": 1e-4, "atol": 1e-5}
-    X = np.random.default_rng(0).standard_normal((64, 5))
-    params = gba.random_params(config, 5)
-    reference, state = gba.init(params, config), backend.init(params, config)
-    mine = gba.train(state, (backend.put(state, x) for x in gba.minibatches(X, config)), backend.step, backend.adapt)
-    for theirs, ours in zip(gba.train(reference, gba.minibatches(X, config)), mine, strict=True):
-        np.testing.assert_allclose(float(ours.loss), theirs.loss, **near)
-        np.testing.assert_allclose(float(ours.l0), theirs.l0, **near)
-    assert state.t == config.steps
-    result = backend.params(state).arrays()
-    for name, expected in reference.params.arrays().items():
-        assert result[name].dtype == dtype
-        np.testing.assert_allclose(result[name], expected, **near, err_msg=name)
-    counters = backend.counters(state)
-    assert (counters.rows, counters.counts.tolist()) == (reference.last.rows, reference.last.counts.tolist())
-    np.testing.assert_allclose(counters.peaks, reference.last.peaks, **near)
-    x = next(gba.minibatches(X, config))
-    device = backend.put(state, x.astype(np.float64))
-    y, s = backend.encode(state, device)
-    fwd = sae.forward(reference.params, x, activation)
-    for ours, theirs in ((y, fwd.y), (s, fwd.s), (backend.decode(state, s), fwd.f)):
-        assert backend.get(ours).dtype == dtype
-        np.testing.assert_allclose(backend.get(ours), theirs, **near)
-    ours, theirs = backend.gradients(state, device).arrays(), sae.gradients(reference.params, x, fwd).arrays()
-    for name, expected in theirs.items():
-        np.testing.assert_allclose(ours[name], expected, **near, err_msg=name)
-
-
-def test_counters_are_copies_of_what_was_seen_so_far(backend):
-    state = backend.init(gba.random_params(CONFIG, 5), CONFIG)
-    batches = gba.minibatches(np.random.default_rng(0).standard_normal((64, 5)), CONFIG)
-    backend.step(state, backend.put(state, next(batches)))
-    first = backend.counters(state)
-    backend.step(state, backend.put(state, next(batches)))
-    assert (first.rows, backend.counters(state).rows) == (16, 32)
-
-
-def test_params_are_copies(backend):
-    state = backend.init(gba.random_params(CONFIG, 5), CONFIG)
-    backend.params(state).W[:] = 0
-    assert backend.params(state).W.any()
+@pytest.mark.parametrize("name", [name for name in DTYPES if name != "cupy"])
+def test_it_has_every_verb_of_the_contract_with_the_same_parameters(name):
+    with engine(name) as backend:
+        assert DTYPES[name] == backend.DTYPES
+        for verb, function in inspect.getmembers(Backend, inspect.isfunction):
+            if not verb.startswith("_"):
+                expected = [p for p in inspect.signature(function).parameters if p != "self"]
+                assert list(inspect.signature(getattr(backend, verb)).parameters) == expected, verb
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(InputError, match="there is no backend 'abacus'; the backends are numpy"):
+    with pytest.raises(InputError, match="there is no backend 'abacus'; the backends are numpy, numba, cupy"):
         backends.load("abacus")
 
 
@@ -93,3 +37,53 @@ def test_an_unusable_backend_is_an_error_with_its_reason(monkeypatch):
     assert backends.status()["numpy"] == "no abacus on this machine; buy one"
     with pytest.raises(InputError, match="'numpy' cannot run here: no abacus on this machine; buy one"):
         backends.load("numpy")
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "install"),
+    [("numba", "numba", "pip install numba threadpoolctl"), ("cupy", "cupy", "'cupy-cuda13x[ctk]' for CUDA 13")],
+)
+def test_a_missing_package_is_named_with_its_install_line(name, package, install, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"backends.{name}", raising=False)
+    reason = backends.status()[name]
+    assert package in reason
+    assert install in reason
+    assert "\n" not in reason
+    with pytest.raises(InputError, match=f"backend '{name}' cannot run here"):
+        backends.load(name)
+
+
+def test_without_a_driver_cupy_says_so():
+    cupy = pytest.importorskip("cupy")
+    if cupy.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(InputError, match=r"backend 'cupy' cannot run here: .*no NVIDIA driver and GPU"):
+        backends.load("cupy")
+
+
+def test_a_dtype_that_a_backend_lacks_is_refused():
+    with pytest.raises(InputError, match="backend 'numpy' has no dtype bfloat16; it has float64, float32"):
+        backends.load("numpy", "bfloat16")
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    numba = pytest.importorskip("numba")
+    from refgba import gba
+    from refgba.config import GBAConfig
+
+    X = np.random.default_rng(0).standard_normal((300, 70))
+    config = GBAConfig(width=1100, groups=5, batch=150, steps=12, adapt_every=2, gamma_minus=0.4, a_init=0.1, lr=1e-2)
+    results = []
+    for threads in (1, 2, numba.config.NUMBA_NUM_THREADS):
+        with engine("numba") as backend:
+            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+            state = backend.init(gba.random_params(config, 70), config)
+            metrics = list(gba.train(state, gba.minibatches(X, config), backend.step, backend.adapt))
+            results.append((metrics, backend.params(state), state.codes.dense.copy()))
+    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    assert 0 < results[0][2].sum() < results[0][2].size  # dense and sparse blocks
+    for metrics, params, _ in results[1:]:
+        assert metrics == results[0][0]
+        for name, array in params.arrays().items():
+            np.testing.assert_array_equal(array, getattr(results[0][1], name))

@@ -1,0 +1,44 @@
+"""Every backend in every dtype, for tests to run over: where one cannot run here, the test is skipped with the reason.
+
+"cupy emulated" is backends/cupy.py and its kernels on the CPU: tests/emulated_cupy.py in the place of CuPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import emulated_cupy
+import pytest
+
+import backends
+from backends.base import Backend
+
+DTYPES = {
+    "numpy": ("float64", "float32"),
+    "numba": ("float64", "float32"),
+    "cupy": ("float64", "float32", "tf32", "bfloat16"),
+}
+DTYPES["cupy emulated"] = DTYPES["cupy"]
+ENGINES = [
+    pytest.param(name, dtype, id=f"{name} {dtype}", marks=[pytest.mark.gpu] if name == "cupy" else [])
+    for name, dtypes in DTYPES.items()
+    for dtype in dtypes
+]
+
+
+@contextmanager
+def engine(name: str) -> Iterator[Backend]:
+    """The backend, or a skipped test."""
+    if name == "cupy emulated":
+        cupy_backend = pytest.importorskip("backends.cupy", reason="CuPy is not installed", exc_type=ImportError)
+        if emulated_cupy.compiler() is None:
+            pytest.skip("no C++ compiler for the kernels")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cupy_backend, "cp", emulated_cupy.module())
+            yield cupy_backend
+    else:
+        reason = backends.status()[name]
+        if reason is not None:
+            pytest.skip(f"{name}: {reason}")
+        yield backends.load(name)
