@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all lint
+.PHONY: setup demo test test-all lint bench gpu
 
 setup: $(VENV)/ready
 
@@ -26,3 +26,14 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python benchmarks/step.py
+
+# On a machine with a GPU, with the packages that PYTHON has there: nothing is installed, no network is needed.
+gpu: export PYTHONPATH := $(CURDIR)
+gpu:
+	$(PYTHON) -m pytest -m gpu -W default -p no:cacheprovider
+	$(PYTHON) benchmarks/step.py --adaptation --only cupy --dtype all --d 1536 --width 65536 --batch 4096 --rounds 5
+	for L in 512 2048 4096 8192; do $(PYTHON) benchmarks/step.py --only cupy --only 'torch cuda' --dtype all \
+		--d 1536 --width 65536 --batch $$L --rounds 5 || exit 1; done

@@ -20,7 +20,7 @@ import click
 import numpy as np
 
 import backends
-from refgba import model, theory
+from refgba import __version__, model, theory
 from refgba.config import GBAConfig, settings_from_json
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
@@ -71,7 +71,7 @@ def _fail(ctx: click.Context, message: str, status: int) -> None:
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110},
 )
-@click.version_option(package_name="refgba")
+@click.version_option(__version__)
 def main() -> None:
     """Group Bias Adaptation for sparse autoencoders: train one, and judge what it found.
 

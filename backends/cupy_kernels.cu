@@ -172,7 +172,7 @@ extern "C" __global__ void adamw(int n, REAL* __restrict__ theta, REAL* __restri
                                  const REAL* __restrict__ g, REAL toward1, REAL toward2, REAL rate, REAL root, REAL eps,
                                  REAL keep) {
     const AdamW adam = {toward1, toward2, rate, root, eps, keep};
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) theta[i] = adam.moved(theta[i], m + i, v + i, g[i]);
 }
 

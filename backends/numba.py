@@ -59,7 +59,8 @@ class Codes:
 
     In a dense block values[k] are its codes (block, L).  In a sparse one, neuron m has the entries first[m, 0] up to
     first[m, -1] of values[k] and rows[k], those of rows j ROWS and after from first[m, j] on.
-    counts: (M,) active entries.  xc, f: (L, d), x - b_pre and what is decoded.
+    counts: (M,) active entries.  broken: (blocks,) whether a row of W or W_dec is no longer finite, or zero.
+    xc, f: (L, d), x - b_pre and what is decoded.
     """
 
     rows: Array
@@ -67,6 +68,7 @@ class Codes:
     first: Int64
     dense: Mask
     counts: Int64
+    broken: Mask
     xc: Array
     f: Array
 
@@ -80,6 +82,7 @@ class Codes:
             first=np.empty((M, -(-L // ROWS) + 1), np.int64),
             dense=np.empty(blocks, np.bool_),
             counts=np.empty(M, np.int64),
+            broken=np.zeros(blocks, np.bool_),
             xc=np.empty((L, d), dtype),
             f=np.empty((L, d), dtype),
         )
@@ -110,6 +113,8 @@ def step(state: State, x: Array) -> Metrics:
         moments = [state.optimiser[name] for name in ("W", "W_dec") if name in state.optimiser]
         loss = 0.5 * float(np.vdot(r, r)) / len(x)
         da, db_pre = _backward(state, codes, xc, r, moments, lr)
+        if codes.broken.any():
+            loss = math.nan  # a neuron without a direction is never active again, and would go unnoticed
     trained = recipe.trained(config, state.t)
     for name, g in (("a", da), ("b_pre", db_pre)):
         if name in trained:
@@ -185,7 +190,7 @@ def _backward(
         )
     _sweep(
         W, V, moments[0].m, moments[0].v, moments[-1].m, moments[-1].v, params.W_dec is None, params.a, xc, r,
-        codes.rows, codes.values, codes.first, codes.dense, state.held, adam, da, sums,
+        codes.rows, codes.values, codes.first, codes.dense, state.held, adam, da, sums, codes.broken,
     )  # fmt: skip
     return da, r.mean(axis=0) - sums.sum(axis=0) / len(r)
 
@@ -292,7 +297,7 @@ def _decode_sparse(V, a, rows, values, first, dense, f):
 
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
-def _sweep(W, V, mW, vW, mV, vV, tied, a, xc, r, rows, values, first, dense, held, adam, da, sums):
+def _sweep(W, V, mW, vW, mV, vV, tied, a, xc, r, rows, values, first, dense, held, adam, da, sums, broken):
     """The backward pass of every neuron, and its AdamW and renormalisation; see `_backward`."""
     for k in prange(dense.size):
         start, stop = k * BLOCK, min((k + 1) * BLOCK, len(W))
@@ -316,9 +321,11 @@ def _sweep(W, V, mW, vW, mV, vV, tied, a, xc, r, rows, values, first, dense, hel
                 mW[m] = scale * g
                 mV[m] = scale * h
             else:
-                _adamw(W[m], mW[m], vW[m], g, scale, adam, held[m])
+                norm = _adamw(W[m], mW[m], vW[m], g, scale, adam, held[m])
+                broken[k] |= not 0 < norm < np.inf
                 if not tied:
-                    _adamw(V[m], mV[m], vV[m], h, scale, adam, False)
+                    norm = _adamw(V[m], mV[m], vV[m], h, scale, adam, False)
+                    broken[k] |= not 0 < norm < np.inf
 
 
 @njit(nogil=True, cache=True)
@@ -384,7 +391,10 @@ def _add(g, c, u):
 
 @njit(nogil=True, cache=True, fastmath=REORDER, error_model="numpy")
 def _adamw(theta, m, v, g, scale, adam, held):
-    """`refgba.adam.AdamW.update` of a row along scale g, which is used up; then unit norm.  A held row stays."""
+    """`refgba.adam.AdamW.update` of a row along scale g, which is used up; then unit norm.  A held row stays.
+
+    Returns the norm before.
+    """
     squares = theta.dtype.type(0)
     for j in range(theta.size):
         gj = scale * g[j]
@@ -392,7 +402,8 @@ def _adamw(theta, m, v, g, scale, adam, held):
         v[j] += adam[1] * (gj * gj - v[j])
         g[j] = adam[5] * theta[j] - adam[2] * m[j] / (np.sqrt(adam[3] * v[j]) + adam[4])
         squares += g[j] * g[j]
+    norm = np.sqrt(squares)
     if not held:
-        shrink = theta.dtype.type(1) / np.sqrt(squares)
         for j in range(theta.size):
-            theta[j] = shrink * g[j]
+            theta[j] = g[j] / norm
+    return norm

@@ -29,7 +29,7 @@ from functools import partial
 from importlib import import_module, metadata
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -143,7 +143,9 @@ def device(backend: str) -> str:
 
 def host(dtype: str) -> str:
     """The dtype of the host arrays that a run in `dtype` starts from."""
-    return "float64" if dtype == "float64" else "float32"
+    from refgba.config import GBAConfig
+
+    return GBAConfig(dtype=cast(Any, dtype)).master
 
 
 # ---- candidates ------------------------------------------------------------------------------------------------------
@@ -292,7 +294,7 @@ def timed(s: Setting) -> Result:
             unavailable[s.label(name, dtype)] = str(error)
     if not s.adaptation:
         candidates += peers(s, data, unavailable) if s.peers else ()
-        for dtype in DTYPES[:2] if s.dtype == "all" else s.dtypes:
+        for dtype in sorted({c.dtype for c in candidates if c.device == "cpu"}):
             candidates += cpu_floors(s, data, dtype)
         for dtype in sorted({c.dtype for c in candidates if c.device == "cuda"}):
             candidates += gpu_floors(s, dtype)

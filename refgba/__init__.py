@@ -13,3 +13,5 @@ In reading order:
 
 `refgba.runs` trains on files with any of the `backends`; the command line is `cli`.
 """
+
+__version__ = "0.1.0"

@@ -87,3 +87,17 @@ def test_results_do_not_depend_on_the_number_of_threads():
         assert metrics == results[0][0]
         for name, array in params.arrays().items():
             np.testing.assert_array_equal(array, getattr(results[0][1], name))
+
+
+@pytest.mark.parametrize("name", ["numba", "cupy emulated"])
+def test_a_neuron_that_is_no_longer_finite_shows_in_the_loss(name):
+    from refgba import gba
+    from refgba.config import GBAConfig
+
+    config = GBAConfig(width=40, groups=2, batch=8, steps=4)
+    params = gba.random_params(config, 6)
+    params.W[3] = np.nan
+    with engine(name) as backend:
+        state = backend.init(params, config)
+        metrics = backend.step(state, backend.put(state, next(gba.minibatches(np.eye(6), config))))
+        assert np.isnan(float(metrics.loss))

@@ -11,13 +11,12 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from backends.base import Backend
-from refgba import gba
+from refgba import __version__, gba
 from refgba.config import GBAConfig
 from refgba.runs import folder
 from refgba.runs.activations import Activations, Survey
@@ -58,7 +57,7 @@ def train_run(
     anything is written when `out` cannot take the run, and TrainingError when the loss is no longer finite.
     """
     about = names | {
-        "refgba": version("refgba"),
+        "refgba": __version__,
         "data": {"path": str(data.path), "rows": survey.rows, "dropped": survey.dropped, "d": data.d},
     }
     params = gba.random_params(config, data.d)
