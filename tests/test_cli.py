@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 
+import emulated_cupy
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from engines import engine
 
+import backends
 from cli import main
 from refgba.config import GBAConfig
 from refgba.model import imbalanced
@@ -148,8 +151,42 @@ def test_theory_simulates_modified_ba(cli):
     assert recovered[-1] == 1.0
 
 
-def test_backends_lists_numpy(cli):
-    assert last_json(cli("backends", "--json"))["numpy"] == {"usable": True, "reason": None}
+def test_backends_tells_which_are_usable_and_why_others_are_not(cli):
+    told = last_json(cli("backends", "--json"))
+    assert list(told) == list(backends.NAMES)
+    assert told["numpy"] == {"usable": True, "reason": None}
+    shown = cli("backends").stdout.splitlines()
+    for line, (name, found) in zip(shown, told.items(), strict=True):
+        assert line == f"{name:8} {'usable' if found['usable'] else 'not usable: ' + found['reason']}"
+
+
+def test_a_run_of_numba_is_judged_alike_by_every_backend(cli, data):
+    pytest.importorskip("numba")
+    result = last_json(cli("train", data, "-o", "run", *QUICK, "--backend", "numba", "--dtype", "float32", "--json"))
+    for backend, dtype in (("numba", "float32"), ("numpy", "float32"), ("numpy", "float64")):
+        judged = last_json(cli("evaluate", "run", data, "--backend", backend, "--dtype", dtype, "--json"))
+        assert judged["fvu"] == pytest.approx(result["fvu"], rel=1e-5)
+
+
+def test_a_backend_without_its_hardware_is_refused(cli, data, tmp_path):
+    reason = backends.status()["cupy"]
+    if reason is None:
+        pytest.skip("there is a GPU")
+    for command in (["train", data, "-o", "run", *QUICK], ["demo"]):
+        assert_one_line(cli(*command, "--backend", "cupy"), f"backend 'cupy' cannot run here: {reason}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_that_is_too_small_is_told_in_one_line_and_leaves_nothing(cli, data, tmp_path, monkeypatch):
+    with engine("cupy emulated") as cupy:
+        monkeypatch.setattr(cupy, "unusable", lambda: None)
+        emulated_cupy.Device.mem_info = (2000, 2**30)
+        refused = cli("train", data, "-o", "run", *QUICK, "--backend", "cupy")
+    assert refused.exit_code == 2
+    assert refused.stderr.splitlines()[-1].startswith(
+        "Error: the GPU's memory is too small: width 24, batch 32 and d 42"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------
@@ -237,6 +274,8 @@ def test_bad_data_is_one_line_and_nothing_is_written(cli, tmp_path, write, compl
         (["--width", 0], "width must be at least 1, not 0"),
         (["--config", "absent.json"], "absent.json: cannot be read"),
         (["--backend", "abacus"], "there is no backend 'abacus'; the backends are numpy"),
+        (["--dtype", "bfloat16"], "backend 'numpy' has no dtype bfloat16; it has float64, float32"),
+        (["--backend", "numba", "--dtype", "tf32"], "backend 'numba' has no dtype tf32; it has float64, float32"),
         (["--adam-eps", 0], "adam_eps must be positive, not 0.0"),
         (["--width", 10**11], "width must be at most 2,147,483,647"),
         (["--recipe", "best"], "'best' is not one of 'default', 'paper'"),

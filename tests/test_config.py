@@ -38,7 +38,7 @@ from refgba.errors import InputError
         ({"form": 1.5}, r"form must lie in \[0, 1\], not 1.5"),
         ({"untied": 1}, "untied must be true or false, not 1"),
         ({"activation": "gelu"}, "activation must be one of jumprelu, relu, not 'gelu'"),
-        ({"dtype": "float16"}, "dtype must be one of float64, float32, not 'float16'"),
+        ({"dtype": "float16"}, "dtype must be one of float64, float32, tf32, bfloat16, not 'float16'"),
         ({"activation": ["relu"]}, "activation must be one of jumprelu, relu"),
     ],
 )

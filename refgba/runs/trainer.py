@@ -61,8 +61,8 @@ def train_run(
         "data": {"path": str(data.path), "rows": survey.rows, "dropped": survey.dropped, "d": data.d},
     }
     params = gba.random_params(config, data.d)
-    folder.create(out, config, about)
     state = backend.init(params, config)
+    folder.create(out, config, about)
     batches = prefetched(backend.put(state, x) for x in gba.minibatches(data, config))
     every = max(1, config.steps // LOGS)
     begin = time.perf_counter()

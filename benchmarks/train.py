@@ -1,0 +1,76 @@
+"""Whole training runs of two backends, side by side: time, and whether they end alike.
+
+    python benchmarks/train.py activations.npy --held-out held-out.npy
+
+Both take the same steps of the default recipe in one process, SEGMENT steps of one and then of the other, so that
+what else the machine does falls on both.  FVU, L0 and dead neurons are on the held-out rows.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from backends import load
+from refgba import gba, recipe
+from refgba.runs.activations import open_npy, survey
+from refgba.runs.evaluation import evaluate
+from refgba.runs.prefetch import prefetched
+
+SEGMENT = 50  # steps
+REST = 0.05  # seconds before a segment: the other's threads still spin
+
+
+@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.argument("data", type=Path)
+@click.option("--held-out", type=Path, required=True)
+@click.option("--backend", "names", multiple=True, default=["numpy", "numba"], show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=4000, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: int, as_json: bool) -> None:
+    rows = open_npy(data)
+    config = recipe.default(rows.d, dtype=dtype, steps=steps)
+    rows, _ = survey(rows, config.master)
+    engines = {name: load(name, dtype) for name in names}
+    states: dict[str, Any] = {n: e.init(gba.random_params(config, rows.d), config) for n, e in engines.items()}
+
+    def run(name: str) -> Iterator[gba.Metrics]:
+        state, engine = states[name], engines[name]
+        batches = prefetched(engine.put(state, x) for x in gba.minibatches(rows, config))
+        return gba.train(state, batches, engine.step, engine.adapt)
+
+    runs, seconds = {name: run(name) for name in names}, dict.fromkeys(names, 0.0)
+    with click.progressbar(range(0, steps, SEGMENT), label="training", file=click.get_text_stream("stderr")) as bar:
+        for start in bar:
+            for name in names:
+                time.sleep(REST)
+                begin = time.perf_counter()
+                for _ in range(min(SEGMENT, steps - start)):
+                    metrics = next(runs[name])
+                float(metrics.loss)  # all of it is done
+                seconds[name] += time.perf_counter() - begin
+    held = open_npy(held_out, rows.d)
+    result: dict[str, Any] = {}
+    for name in names:
+        params, exact = engines[name].params(states[name]), replace(config, dtype=cast(Any, config.master))
+        judged = evaluate(params, exact, load("numpy"), held.chunks()).summary()  # one judge for all
+        result[name] = {"seconds": seconds[name], **{key: judged[key] for key in ("fvu", "l0", "dead")}}
+        result[name]["faster"] = seconds[names[0]] / seconds[name]
+        click.echo(
+            f"{name:8} {seconds[name]:8.1f} s  {result[name]['faster']:5.2f} times as fast as {names[0]}   "
+            f"FVU {judged['fvu']:.4f}  L0 {judged['l0']:.1f}  dead {judged['dead']:.2%}"
+        )
+    click.echo(f"d {rows.d}, M {config.width}, L {config.batch}, {steps} steps, {dtype}")
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
