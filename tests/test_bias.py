@@ -71,7 +71,7 @@ def test_with_a_floor_a_neuron_far_below_target_is_raised():
 
 
 def test_a_silent_group_does_not_move():
-    buffer = filled([0, 0], [-0.5, -np.inf], 10)
+    buffer = filled([0, 0], [0, 0], 10)
     b = np.array([-0.3, -0.9])
     assert adapt(b, buffer, np.zeros(2, int), np.array([0.1]), 0.01, 0.01, EPS).tolist() == b.tolist()
 
