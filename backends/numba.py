@@ -45,7 +45,7 @@ __all__ = [
 
 BLOCK = 256  # neurons whose pre-activations are held at a time
 DENSE = 0.2  # density of a block above which dense products are faster: benchmarks/step.py --only numba --density
-ROWS, COLUMNS = 128, 384  # tile of f that a thread decodes, 196 kB in float32
+ROWS, COLUMNS = 256, 384  # tile of f that a thread decodes, 393 kB in float32
 DENSE_ROWS, RUN = 256, 4  # rows, and dense blocks, decoded with one product
 
 REORDER = {"reassoc", "contract", "arcp"}  # fastmath: sums may be vectorised, but NaN and infinity stay what they are

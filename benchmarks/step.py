@@ -4,8 +4,9 @@
     python benchmarks/step.py --adaptation     adapting the biases, as a share of the time to train
     python benchmarks/step.py --memory         peak memory of the first steps
 
-One process measures everything in turns: a round to warm up, then in every round one sample of each candidate, on a
-CPU one step, on a GPU STEPS of them with one wait at the end.  Reported are medians.  Rows and weights are random
+One process measures everything in turns: a round to warm up, then in every round one sample of each candidate: a rest,
+a step that is not timed, as in a run there is always one before, then STEPS with one wait at the end.  Reported are
+medians.  Rows and weights are random
 directions, and one bias for all neurons sets how many of them are active; nothing learns, so that this stays.
 
 The floors, of which `ratio` is a multiple: `encode_ms`, one (L, d) @ (d, M) product, plus `adam_ms`, reading W, m, v
@@ -39,8 +40,8 @@ DTYPES = ("float64", "float32", "tf32", "bfloat16")
 LIBRARIES = ("numpy", "scipy", "numba", "cupy-cuda12x", "cupy-cuda13x", "torch", "dictionary-learning")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 BATCHES = 4  # used in turn
-STEPS = 10  # in a sample on a GPU
-REST = 0.05  # seconds before each sample: the threads of the candidate before spin for a while when it is done
+STEPS = {"cpu": 2, "cuda": 10}  # in a sample
+REST = 0.2  # seconds before each sample: OpenBLAS's threads spin for 0.1 s when a product is done, on the others' cores
 COPY = 2**26  # numbers copied to measure the bandwidth of a GPU
 LR = 1e-9  # nothing may move
 PROMISE = 5  # copies of W, besides one L x M array: the most that a step may hold
@@ -121,7 +122,8 @@ class Candidate:
 
     def sample(self, round: int) -> None:
         time.sleep(REST)
-        steps = 1 if self.device == "cpu" else STEPS
+        steps = STEPS[self.device]
+        self.wait(self.step(round))
         start = time.perf_counter()
         for i in range(round * steps, (round + 1) * steps):
             self.last = self.step(i)

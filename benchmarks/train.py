@@ -24,7 +24,7 @@ from refgba.runs.evaluation import evaluate
 from refgba.runs.prefetch import prefetched
 
 SEGMENT = 50  # steps
-REST = 0.05  # seconds before a segment: the other's threads still spin
+REST = 0.2  # seconds before a segment: OpenBLAS's threads spin for 0.1 s when a product is done
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
