@@ -61,12 +61,13 @@ def unusable() -> str | None:
         if cp.cuda.runtime.getDeviceCount() == 0:
             return "CuPy is installed, but there is no NVIDIA GPU"
     except cp.cuda.runtime.CUDARuntimeError as error:
-        return f"CuPy is installed, but finds no NVIDIA driver and GPU ({error})"
+        return f"CuPy is installed, but finds no NVIDIA driver and GPU ({error}): install NVIDIA's driver"
     try:
-        cp.cuda.cublas.gemmEx, cp.cuda.nvrtc.getVersion()
-        cp._core.core.assemble_cupy_compiler_options(())  # finds CUDA's headers, without which CuPy compiles nothing
-    except (ImportError, RuntimeError) as error:
-        return f"a CUDA library is missing ({' '.join(str(error).split())}): pip install 'cupy-cuda12x[ctk]'"
+        assert cp.cuda.cublas.gemmEx  # loads cuBLAS
+        cp.RawKernel('extern "C" __global__ void nothing() {}', "nothing").compile()  # wants NVRTC and CUDA's headers
+    except (ImportError, RuntimeError, cp.cuda.compiler.CompileException) as error:
+        install = "pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
+        return f"a CUDA library is missing ({' '.join(str(error).split())}): {install}"
     return None
 
 

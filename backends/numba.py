@@ -78,7 +78,8 @@ class Codes:
         room = np.empty(2 * L * d + 2**22 // dtype.itemsize, dtype)  # NumPy asks for huge pages for so large an array
         aligned = -room.ctypes.data % 2**21 // dtype.itemsize  # rows of xr are read in any order: 10% faster there
         return cls(
-            rows=np.empty((blocks, int(min(DENSE, 1) * BLOCK * L) + 1), np.uint32),  # a closed gate may write one more
+            # as many as a sparse block can have, and one more, which a closed gate may write
+            rows=np.empty((blocks, int(min(DENSE, 1) * BLOCK * L) + 1), np.uint16 if L <= 2**16 else np.uint32),
             values=np.empty((blocks, min(M, BLOCK) * L), dtype),
             first=np.empty((M, -(-L // ROWS) + 1), np.int64),
             dense=np.empty(blocks, np.bool_),
@@ -329,10 +330,10 @@ def _products(V, xr, values, tied):
         for l in range(s.shape[1]):
             on = s[m, l] != 0 or math.copysign(1, s[m, l]) < 0  # see _spread
             vr[m, l] = vr[m, l] if on else vr.dtype.type(0)
+    gW, gV = np.dot(vr, xc), np.dot(s, r)
     if tied:
-        g = np.dot(np.concatenate((vr, s), axis=1), xr)
-        return s, vr, g, g
-    return s, vr, np.dot(vr, xc), np.dot(s, r)
+        gW += gV
+    return s, vr, gW, gV
 
 
 @njit(nogil=True, cache=True, fastmath=REORDER)

@@ -410,6 +410,16 @@ def _library(code, macros):
     return ctypes.PyDLL(str(so)), [name for _, _, name in found]  # PyDLL: one launch at a time, whatever the threads
 
 
+class RawKernel:
+    """Only what shows whether kernels can be compiled at all."""
+
+    def __init__(self, code, name):
+        self._module, self._name = RawModule(code=code), name
+
+    def compile(self):
+        self._module.get_function(self._name)
+
+
 class RawModule:
     def __init__(self, *, code, options=()):
         assert isinstance(options, tuple), "options are a tuple"

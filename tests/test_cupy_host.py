@@ -131,3 +131,17 @@ def test_a_gpu_without_the_dtype_is_refused(cupy, dtype, old, monkeypatch):
             started(cupy, config)
     else:
         started(cupy, config)
+
+
+def test_it_is_usable_where_a_gpu_and_the_libraries_are(cupy):
+    assert cupy.unusable() is None
+
+
+def test_without_a_gpu_or_a_library_it_says_what_is_missing(cupy, monkeypatch):
+    def failing(*_):
+        raise RuntimeError("Failed to find\n  CUDA headers")
+
+    monkeypatch.setattr(emulated_cupy, "RawKernel", failing)
+    assert cupy.unusable().startswith("a CUDA library is missing (Failed to find CUDA headers): pip install")
+    monkeypatch.setattr(emulated_cupy.cuda.runtime, "getDeviceCount", lambda: 0)
+    assert cupy.unusable() == "CuPy is installed, but there is no NVIDIA GPU"
