@@ -320,7 +320,8 @@ def timed(s: Setting) -> Result:
                 result[c.kind][s.label(c.name, dtype)] = figures(s, c, candidates, floor)
     if result["floor"]:
         result["floor"]["adam_by"] = adam_stream()[1]
-    result["unavailable"] = {name: why for name, why in unavailable.items() if s.wants(name)}
+    asked = [wanted.split()[0] for wanted in s.only]
+    result["unavailable"] = {name: why for name, why in unavailable.items() if s.wants(name) or name in asked}
     return result | {"setting": asdict(s) | {"active": data.active}}
 
 
@@ -478,7 +479,8 @@ def main(widths: tuple[int, ...], threads: int, memory: bool, as_json: bool, **g
         results[-1]["setting"] |= told
         names = [name for part in ("backends", "peers", "unavailable") for name in results[-1].get(part, ())]
         for wanted in s.only:
-            if not any(replace(s, only=(wanted,)).wants(name) for name in names):
+            known = any(replace(s, only=(wanted,)).wants(name) for name in names)
+            if not known and not any(wanted.startswith(f"{name} ") for name in results[-1]["unavailable"]):
                 raise click.UsageError(f"nothing that can be measured is called {wanted!r}")
         show(s, results[-1])
     versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
