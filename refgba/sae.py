@@ -45,8 +45,8 @@ class Params:
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
     def astype(self, dtype: npt.DTypeLike) -> Params:
-        """A copy with every array in `dtype`."""
-        return replace(self, **{name: value.astype(dtype) for name, value in self.arrays().items()})
+        """A C-contiguous copy with every array in `dtype`."""
+        return replace(self, **{name: value.astype(dtype, order="C") for name, value in self.arrays().items()})
 
 
 @dataclass

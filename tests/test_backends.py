@@ -101,3 +101,21 @@ def test_a_neuron_that_is_no_longer_finite_shows_in_the_loss(name):
         state = backend.init(params, config)
         metrics = backend.step(state, backend.put(state, next(gba.minibatches(np.eye(6), config))))
         assert np.isnan(float(metrics.loss))
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba", "cupy emulated"])
+def test_parameters_in_any_memory_order_are_taken(name):
+    from dataclasses import replace
+
+    from refgba import gba
+    from refgba.config import GBAConfig
+
+    config = GBAConfig(width=40, groups=2, batch=8, steps=4)
+    params = gba.random_params(config, 6)
+    losses = []
+    with engine(name) as backend:
+        for given in (params, replace(params, W=np.asfortranarray(params.W))):
+            state = backend.init(given, config)
+            rows = (backend.put(state, x) for x in gba.minibatches(np.eye(6) + 0.1, config))
+            losses.append([float(m.loss) for m in gba.train(state, rows, backend.step, backend.adapt)])
+    assert losses[0] == losses[1]

@@ -105,17 +105,6 @@ def test_a_million_neurons_fit_a_card_of_80_gb(cupy):
     assert cupy.needs("float32", 2**20, 4096, 1536) < 75 * 2**30
 
 
-def test_parameters_in_any_memory_order_are_taken(cupy):
-    params = gba.random_params(CONFIG, 12)
-    turned = replace(params, W=np.asfortranarray(params.W))
-    x = batches()[0]
-    ys = []
-    for given in (params, turned):
-        state = cupy.init(given, CONFIG)
-        ys.append(cupy.get(cupy.encode(state, cupy.put(state, x))[0]))
-    np.testing.assert_array_equal(*ys)
-
-
 def test_a_step_refuses_a_batch_of_another_size(cupy):
     state = started(cupy)
     with pytest.raises(InputError, match="a step takes the 16 rows of its batch setting, not 15"):
