@@ -76,7 +76,7 @@ class Codes:
         """Room for a batch."""
         blocks = -(-M // BLOCK)
         room = np.empty(2 * L * d + 2**22 // dtype.itemsize, dtype)  # NumPy asks for huge pages for so large an array
-        aligned = -room.ctypes.data % 2**21 // dtype.itemsize  # rows of xr are read in any order: 10% faster there
+        aligned = -room.ctypes.data % 2**21 // dtype.itemsize  # rows of xr are read in any order
         return cls(
             # as many as a sparse block can have, and one more, which a closed gate may write
             rows=np.empty((blocks, int(min(DENSE, 1) * BLOCK * L) + 1), np.uint16 if L <= 2**16 else np.uint32),
@@ -159,7 +159,7 @@ def _forward(state: State, x: Array, peaks: Float64) -> tuple[Codes, Array]:
         _decode_dense(params.V, params.a, codes.values, codes.dense, f)
     if not codes.dense.all():
         _decode_sparse(params.V, params.a, codes.rows, codes.values, codes.first, codes.dense, f)
-    return codes, np.subtract(f, xc, out=f)  # f as it should be less b_pre, and x less b_pre
+    return codes, np.subtract(f, xc, out=f)  # both lack b_pre
 
 
 def _backward(state: State, codes: Codes, moments: list[AdamW], lr: float | None) -> tuple[Array, Array]:
@@ -294,7 +294,7 @@ def _sweep(W, V, mW, vW, mV, vV, tied, a, xr, rows, values, first, dense, held, 
     for k in prange(dense.size):
         start, stop = k * BLOCK, min((k + 1) * BLOCK, len(W))
         if dense[k]:
-            s, vr, gW, gV = _products(V[start:stop], xr, values[k, : (stop - start) * len(r)], tied)
+            s, vr, gW, gV = _products(V[start:stop], xc, r, values[k, : (stop - start) * len(r)], tied)
         else:
             s = vr = np.empty((1, 1), W.dtype)
             gW, gV = np.empty((1, W.shape[1]), W.dtype), np.empty((0 if tied else 1, W.shape[1]), W.dtype)
@@ -321,9 +321,8 @@ def _sweep(W, V, mW, vW, mV, vV, tied, a, xr, rows, values, first, dense, held, 
 
 
 @njit(nogil=True, cache=True)
-def _products(V, xr, values, tied):
+def _products(V, xc, r, values, tied):
     """Codes, (v_m · r) on_m, both (block, L), and the unscaled gradients (block, d) of w_m and v_m in a dense block."""
-    xc, r = xr[: len(xr) // 2], xr[len(xr) // 2 :]
     s = values.reshape((len(V), len(r)))
     vr = np.dot(V, r.T)
     for m in range(len(s)):

@@ -41,12 +41,16 @@ def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: 
     engines = {name: load(name, dtype) for name in names}
     states: dict[str, Any] = {n: e.init(gba.random_params(config, rows.d), config) for n, e in engines.items()}
 
+    for engine in engines.values():  # numba compiles on first use
+        trial = engine.init(gba.random_params(config, rows.d), config)
+        float(engine.step(trial, engine.put(trial, next(gba.minibatches(rows, config)))).loss)
+
     def run(name: str) -> Iterator[gba.Metrics]:
         state, engine = states[name], engines[name]
         batches = prefetched(engine.put(state, x) for x in gba.minibatches(rows, config))
         return gba.train(state, batches, engine.step, engine.adapt)
 
-    runs, seconds = {name: run(name) for name in names}, dict.fromkeys(names, 0.0)
+    runs, quarters = {name: run(name) for name in names}, {name: [0.0] * 4 for name in names}
     with click.progressbar(range(0, steps, SEGMENT), label="training", file=click.get_text_stream("stderr")) as bar:
         for start in bar:
             for name in names:
@@ -55,17 +59,19 @@ def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: 
                 for _ in range(min(SEGMENT, steps - start)):
                     metrics = next(runs[name])
                 float(metrics.loss)  # all of it is done
-                seconds[name] += time.perf_counter() - begin
+                quarters[name][4 * start // steps] += time.perf_counter() - begin
+    seconds = {name: sum(times) for name, times in quarters.items()}
     held = open_npy(held_out, rows.d)
     result: dict[str, Any] = {}
     for name in names:
         params, exact = engines[name].params(states[name]), replace(config, dtype=cast(Any, config.master))
         judged = evaluate(params, exact, load("numpy"), held.chunks()).summary()  # one judge for all
         result[name] = {"seconds": seconds[name], **{key: judged[key] for key in ("fvu", "l0", "dead")}}
-        result[name]["faster"] = seconds[names[0]] / seconds[name]
+        result[name] |= {"faster": seconds[names[0]] / seconds[name], "quarters": quarters[name]}
         click.echo(
             f"{name:8} {seconds[name]:8.1f} s  {result[name]['faster']:5.2f} times as fast as {names[0]}   "
-            f"FVU {judged['fvu']:.4f}  L0 {judged['l0']:.1f}  dead {judged['dead']:.2%}"
+            f"FVU {judged['fvu']:.4f}  L0 {judged['l0']:.1f}  dead {judged['dead']:.2%}   "
+            f"by quarter of the run {', '.join(f'{time:.1f}' for time in quarters[name])} s"
         )
     click.echo(f"d {rows.d}, M {config.width}, L {config.batch}, {steps} steps, {dtype}")
     if as_json:

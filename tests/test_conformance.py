@@ -1,13 +1,18 @@
 """Every backend, in every dtype, against the reference: forward, loss, every gradient, steps, adaptations, outcomes.
 
-How far a result may be off is derived, not chosen: `Bounded` carries a value in float64 with a bound on the error of a
-computation that rounds every sum and product to `eps` and, before a matrix product, its factors to `u`.  Gates are
-taken from the backend; where they differ from the reference's, y must be within its bound of 0, and how many do is in
-the table that ends the test run.
+How far the forward pass, a gradient or one step may be off is derived, not chosen: `Bounded` carries a value in
+float64 with a bound on the error of a computation that rounds every sum and product to `eps` and, before a matrix
+product, its factors to `u`.  Gates are taken from the backend; where they differ from the reference's, y must be within
+its bound of 0, and how many do is in the table that ends the test run.
+
+Over many steps thresholds amplify rounding and no such bound holds: there float64 keeps 1e-10, float32 1e-5 a step, and
+tf32 and bfloat16 a multiple of `u` that is chosen.  Long runs are compared in outcome, FVU to 5% on this small set;
+on real activations benchmarks/train.py measures it.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -153,17 +158,23 @@ def in_pieces(backend, monkeypatch, pieces: int) -> None:
         monkeypatch.setattr(backend, "DENSE", (0.2, 0.0, 2.0)[pieces])
 
 
-@every_engine
-@settings(max_examples=40)
-@given(cases(), st.integers(0, 2))
-def test_forward_loss_and_every_gradient(name, dtype, case, pieces):
+@contextmanager
+def started(name, dtype, case, pieces):
+    """A case in the dtype of the run, and a backend's state and rows of it."""
     params, x, config = case
     with engine(name) as backend, pytest.MonkeyPatch.context() as monkeypatch:
         in_pieces(backend, monkeypatch, pieces)
         config = replace(config, dtype=dtype)
         params, x = params.astype(config.master), x.astype(config.master)
         state = backend.init(params, config)
-        rows = backend.put(state, x)
+        yield backend, config, params, x, state, backend.put(state, x)
+
+
+@every_engine
+@settings(max_examples=40)
+@given(cases(), st.integers(0, 2))
+def test_forward_loss_and_every_gradient(name, dtype, case, pieces):
+    with started(name, dtype, case, pieces) as (backend, config, params, x, state, rows):
         y, s = backend.encode(state, rows)
         on = backend.get(y) > 0
         want = expected(params, x, on, config.activation, dtype)
@@ -185,13 +196,7 @@ def test_forward_loss_and_every_gradient(name, dtype, case, pieces):
 @settings(max_examples=30)
 @given(cases(), st.integers(0, 2))
 def test_one_step_and_one_adaptation(name, dtype, case, pieces):
-    params, x, config = case
-    with engine(name) as backend, pytest.MonkeyPatch.context() as monkeypatch:
-        in_pieces(backend, monkeypatch, pieces)
-        config = replace(config, dtype=dtype)
-        params, x = params.astype(config.master), x.astype(config.master)
-        state = backend.init(params, config)
-        rows = backend.put(state, x)
+    with started(name, dtype, case, pieces) as (backend, config, params, x, state, rows):
         on = backend.get(backend.encode(state, rows)[0]) > 0
         want = expected(params, x, on, config.activation, dtype)
         backend.step(state, rows)
