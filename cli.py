@@ -24,13 +24,16 @@ from refgba import __version__, model, theory
 from refgba.config import GBAConfig, settings_from_json
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
-from refgba.metrics import Evaluation, frr, per_group
-from refgba.recipe import FIXED, RECIPES, derive
-from refgba.runs import folder, synthetic
-from refgba.runs.activations import Activations, Survey, load_truth, open_npy, survey
+from refgba.metrics import Evaluation, frr
+from refgba.recipe import FIXED, RECIPES, derive, extended
+from refgba.runs import folder, interop, pack, synthetic
+from refgba.runs.activations import Activations, Check, open_activations, reopen, survey
 from refgba.runs.evaluation import evaluate as evaluate_network
-from refgba.runs.evaluation import recovery
-from refgba.runs.trainer import Progress, TrainingError, train_run
+from refgba.runs.evaluation import evaluate_dictionary, load_truth, recovery
+from refgba.runs.evaluation import result as measured
+from refgba.runs.evaluation import save as save_evaluation
+from refgba.runs.store import DTYPES, open_store
+from refgba.runs.trainer import Progress, Saving, Stopped, TrainingError, resume_run, signals, train_run
 from refgba.sae import unit_rows
 from refgba.streams import stream
 from refgba.types import Activation, Dtype
@@ -54,6 +57,9 @@ class _Commands(click.Group):
             _fail(ctx, str(error), 2)
         except TrainingError as error:
             _fail(ctx, str(error), 1)
+        except Stopped as stopped:
+            click.echo(f"\n{stopped}", err=True)
+            ctx.exit(128 + stopped.number)
         except MemoryError as error:
             _fail(ctx, f"not enough memory ({error})", 1)
         except BrokenPipeError:
@@ -95,7 +101,11 @@ def _settings(command: F) -> F:
     shared = [
         click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest"),
         click.option("--config", "config_file", type=Path, help="JSON file of settings; flags win over it"),
-        click.option("--backend", default="numpy", help="what computes; see `refgba backends`"),
+        click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]"),
+        click.option(
+            "--checkpoint-every", type=int, help="steps between checkpoints, 0: none  [default: a tenth of them]"
+        ),
+        click.option("--keep", type=int, help="how many checkpoints stay, the newest  [default: 2]"),
     ]
     for option in reversed(shared):
         command = option(command)
@@ -142,11 +152,8 @@ def _counting(label: str, rows: int) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
-def _train(
-    data: Activations, found: Survey, config: GBAConfig, engine: backends.Backend, names: dict[str, str], out: Path
-) -> Progress:
-    """Train with a progress bar; returns how the last step stood."""
-    steps = train_run(data, found, config, engine, names, out)
+def _train(steps: Iterator[Progress], config: GBAConfig) -> Progress | None:
+    """Train with a progress bar; returns how the last step stood, None where all had been done."""
     last: Progress | None = None
     with click.progressbar(
         length=config.steps, label="training", item_show_func=_standing, file=sys.stderr, width=18
@@ -154,7 +161,6 @@ def _train(
         for progress in steps:
             bar.update(progress.step - (last.step if last else 0), progress)
             last = progress
-    assert last is not None  # a run has at least one step
     return last
 
 
@@ -167,20 +173,19 @@ def _standing(progress: Progress | None) -> str:
     )
 
 
-def _groups(evaluation: Evaluation, config: GBAConfig) -> list[dict[str, Any]]:
-    return [asdict(g) for g in per_group(evaluation.frequency, config.group(), config.target())]
-
-
 def _show_groups(groups: list[dict[str, Any]]) -> None:
-    click.echo("group   target    median      mean   at or under target")
+    if groups:
+        click.echo("group   target    median      mean   at or under target")
     for k, g in enumerate(groups, start=1):
         click.echo(f"{k:5d} {g['target']:8.4f}  {g['median']:8.4f}  {g['mean']:8.4f}   {g['within']:8.0%}")
 
 
 def _show_summary(summary: dict[str, Any]) -> None:
+    l0 = summary["l0_distribution"]
     click.echo(
         f"FVU {summary['fvu']:.4f} (explained variance {summary['explained_variance']:.4f})   "
-        f"L0 {summary['l0']:.1f}   dead {summary['dead']:.2%}   over {summary['rows']} rows"
+        f"L0 {summary['l0']:.1f} (median {l0['median']}, 90% from {l0['p5']} to {l0['p95']})   "
+        f"dead {summary['dead']:.2%}   over {summary['rows']} rows"
     )
 
 
@@ -201,8 +206,8 @@ def _show_recovery(found: dict[str, Any]) -> None:
 @_settings
 @_json
 def demo(
-    out: Path | None, rows: int, weights: str, recipe: str, config_file: Path | None, backend: str, as_json: bool,
-    **flags: Any,
+    out: Path | None, rows: int, weights: str, recipe: str, config_file: Path | None, backend: str | None,
+    checkpoint_every: int | None, keep: int | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Recover known features: the paper's imbalanced set, from data to features, in under a minute.
 
@@ -211,15 +216,21 @@ def demo(
     out = out or _free(Path("runs/demo"))
     config = _configure(recipe, config_file, 42, flags, **DEMO)
     truth = replace(model.imbalanced(config.seed), weights=weights)
+    saving = Saving.of(config, checkpoint_every, keep)
+    backend = backend or "numpy"
     engine = backends.load(backend, config.dtype)
     folder.refuse_existing(out)
     synthetic.write(truth, rows, out / "data", {"set": "imbalanced", "weights": weights, "seed": config.seed}, False)
-    data, found = survey(open_npy(out / "data" / "X.npy"), config.master)
-    last = _train(data, found, config, engine, {"backend": backend, "recipe": recipe}, out)
-    params = folder.open_run(out).params
+    data, found = survey(open_activations(out / "data" / "X.npy"), config.master)
+    with signals() as stop:
+        last = _train(
+            train_run(data, found, config, engine, {"backend": backend, "recipe": recipe}, out, saving, stop), config
+        )
+    assert last is not None  # a run has at least one step
+    params = folder.open_network(out).params
     fresh = (draw.X for draw in truth.chunks(rows + HELD_OUT, synthetic.CHUNK, start=rows))
     evaluation = evaluate_network(params, config, engine, fresh)
-    result = _result(evaluation, config, last, out) | recovery(params.W, truth.V)
+    result = _result(evaluation, config, last.step, last.seconds, out) | recovery(params.W, truth.V)
     if as_json:
         return click.echo(json.dumps(result))
     click.echo(f"\nGBA on the imbalanced set: n = 128 features in d = 42 dimensions, {rows} rows, M = {config.width}")
@@ -250,74 +261,253 @@ def _free(path: Path) -> Path:
 
 
 @main.command()
-@click.argument("data", type=Path)
-@click.option("-o", "--out", type=Path, required=True, help="folder of the run")
+@click.argument("data", type=Path, required=False)
+@click.option("-o", "--out", type=Path, help="folder of the run")
+@click.option("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; --steps extends it")
 @click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
 @_settings
 @_json
 def train(
-    data: Path, out: Path, drop_zero_rows: bool, recipe: str, config_file: Path | None, backend: str, as_json: bool,
+    data: Path | None, out: Path | None, resume: Path | None, drop_zero_rows: bool, recipe: str,
+    config_file: Path | None, backend: str | None, checkpoint_every: int | None, keep: int | None, as_json: bool,
     **flags: Any,
 ) -> None:  # fmt: skip
-    """Train on DATA, a .npy file of activations (rows, d), and write the run to the folder -o.
+    """Train on DATA and write the run to the folder -o.
 
-    The file is memory-mapped; rows are scaled to unit norm.  Without flags the recipe chooses every setting from d.
+    DATA is a .npy or .safetensors file of activations (rows, d), or a folder of them (`refgba data`).  It is read block
+    by block; rows are scaled to unit norm.  Without flags the recipe chooses every setting from d.
+
+    A run that was stopped or killed goes on with --resume, to the same result to the bit; DATA is then needed only if
+    it has moved.
     """
-    activations = open_npy(data)
+    if resume is not None:
+        wrong = [
+            f"--{name.replace('_', '-')}" for name, value in flags.items() if value is not None and name != "steps"
+        ]
+        wrong += ["-o"] * (out is not None) + ["--config"] * (config_file is not None)
+        wrong += ["--drop-zero-rows"] * drop_zero_rows + ["--recipe"] * (recipe != "default")
+        if wrong:
+            raise InputError(f"a run that goes on keeps its settings: {wrong[0]} cannot be given with --resume")
+        return _resume(resume, data, flags["steps"], backend, checkpoint_every, keep, as_json)
+    if data is None or out is None:
+        raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
+    activations = open_activations(data)
     config = _configure(recipe, config_file, activations.d, flags)
+    saving = Saving.of(config, checkpoint_every, keep)
+    backend = backend or "numpy"
     engine = backends.load(backend, config.dtype)
     folder.refuse_existing(out)
     with _counting("checking", len(activations)) as tick:
         activations, found = survey(activations, config.master, drop_zero_rows, tick)
-    last = _train(activations, found, config, engine, {"backend": backend, "recipe": recipe}, out)
-    sample = activations.sample(SAMPLE)
-    with _counting("evaluating", len(sample)) as tick:
-        evaluation = evaluate_network(folder.open_run(out).params, config, engine, sample.chunks(EVALUATE), tick)
-    result = _result(evaluation, config, last, out)
+    names = {"backend": backend, "recipe": recipe}
+    with signals() as stop:
+        _train(train_run(activations, found, config, engine, names, out, saving, stop), config)
+    return _trained(out, activations, engine, as_json)
+
+
+def _resume(
+    run: Path, path: Path | None, steps: int | None, backend: str | None, every: int | None, keep: int | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Go on with a run, with its own settings, data and backend unless others are given."""
+    record = folder.read_record(run)
+    about, config = record.about, record.config
+    if steps is not None and steps != config.steps:
+        config = extended(config, steps)
+    kept = about["checkpoints"]
+    saving = Saving.of(config, kept["every"] if every is None else every, kept["keep"] if keep is None else keep)
+    engine = backends.load(backend or about["backend"], config.dtype)
+    data = reopen(about["data"], record.dropped, record.crc, path)
+
+    def say(remark: str) -> None:
+        click.echo(f"Note: {remark}", err=True)
+
+    if backend not in (None, about["backend"]):
+        say(f"the run began with backend {about['backend']}; with {backend} it will not be the same to the bit")
+    with signals() as stop:
+        if _train(resume_run(record, data, config, engine, saving, stop, say), config) is None:
+            say(f"the run has done its {config.steps} steps; --steps extends it")
+    return _trained(run, data, engine, as_json)
+
+
+def _trained(out: Path, data: Activations, engine: backends.Backend, as_json: bool) -> None:
+    """Judge a finished run on rows of its own data."""
+    network = folder.open_network(out)
+    sample = data.sample(SAMPLE, EVALUATE)
+    with _counting("evaluating", min(len(data), SAMPLE)) as tick:
+        evaluation = evaluate_network(network.params, network.config, engine, sample, tick)
+    seconds = network.state["seconds"]
+    result = _result(evaluation, network.config, network.state["step"], seconds, out)
     if as_json:
         return click.echo(json.dumps(result))
     _show_groups(result["groups"])
     _show_summary(result)
+    click.echo(f"The run is in {out}, trained in {seconds:.0f} s.  On other data: {_program()} evaluate {out} DATA")
+    return None
+
+
+def _result(evaluation: Evaluation, config: GBAConfig, steps: int, seconds: float, out: Path) -> dict[str, Any]:
+    """What train and demo promise under --json."""
+    return measured(evaluation, config) | {"steps": steps, "seconds": seconds, "run": str(out)}
+
+
+@main.command()
+@click.argument("network", type=Path)
+@click.argument("data", type=Path)
+@click.option("--truth", type=Path, help="V.npy, the true features (n, d), to report recovery")
+@click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
+@click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]")
+@click.option("--dtype", type=click.Choice(get_args(Dtype)), help="arithmetic  [default: that of the run]")
+@click.option("-o", "--out", type=Path, help="write what each neuron does to this new .safetensors file")
+@click.option("--top", type=click.IntRange(0, 1000), default=10, help="rows on which each neuron is highest, for -o")
+@_json
+def evaluate(
+    network: Path, data: Path, truth: Path | None, drop_zero_rows: bool, backend: str | None, dtype: Dtype | None,
+    out: Path | None, top: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Judge NETWORK on DATA in one pass: reconstruction, sparsity, frequencies.
+
+    NETWORK is a run, one of its checkpoints, or the folder of a dictionary (`refgba export`, SAELens); DATA is as for
+    `train`.  With -o: frequency, peak, mean, standard deviation, Z-score and top rows of every neuron.
+    """
+    if out is not None and out.exists():
+        raise InputError(f"{out}: exists; choose another file or remove it")
+    top = top if out is not None else 0
+    config: GBAConfig | None = None
+    if interop.is_dictionary(network):
+        if backend is not None or dtype is not None:
+            raise InputError(
+                f"{network}: a dictionary is evaluated with NumPy in its own dtype, without --backend, --dtype"
+            )
+        dictionary = interop.read(network)
+        W, master = dictionary.W_enc, str(dictionary.W_enc.dtype)
+    else:
+        opened = folder.open_network(network)
+        config = opened.config if dtype is None else replace(opened.config, dtype=dtype)
+        W, master, engine = opened.params.W, config.master, backends.load(backend or "numpy", config.dtype)
+    activations = open_activations(data, W.shape[1])
+    found: dict[str, Any] = {} if truth is None else recovery(W, load_truth(truth, W.shape[1]))
+    check = Check(activations.store, master, drop_zero_rows)
+    chunks = check.chunks(activations, EVALUATE)
+    with _counting("evaluating", len(activations)) as tick:
+        if config is None:
+            evaluation = evaluate_dictionary(dictionary, chunks, tick, top)
+        else:
+            evaluation = evaluate_network(opened.params, config, engine, chunks, tick, top)
+    result = measured(evaluation, config) | found
+    if out is not None:
+        save_evaluation(evaluation, out, {"network": str(network), "data": str(data)}, check.row)
+    if as_json:
+        return click.echo(json.dumps(result))
+    _show_groups(result.get("groups", []))
+    _show_summary(result)
+    if found:
+        _show_recovery(found)
+    return None
+
+
+@main.command()
+@click.argument("network", type=Path)
+@click.option("-o", "--out", type=Path, required=True, help="new folder")
+@click.option("--format", type=click.Choice(interop.FORMATS), default="saelens", help="whose files to write")
+def export(network: Path, out: Path, format: str) -> None:
+    """Write NETWORK, a run or one of its checkpoints, for other libraries.
+
+    \b
+    saelens             SAELens 6, SAE.load_from_disk: takes raw activations
+    saelens-folded      the same without normalisation or input bias: takes unit rows
+    dictionary-learning load_dictionary: takes unit rows; torch has to be installed
+    npz                 NumPy, exact: W_enc, b_enc, threshold, W_dec, b_dec
+    """
+    opened = folder.open_network(network)
+    interop.export(opened.params, opened.config, opened.provenance(), out, format)
+    click.echo(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
+
+
+@main.command("import")
+@click.argument("source", type=Path)
+@click.option("-o", "--out", type=Path, required=True, help="new folder")
+def import_command(source: Path, out: Path) -> None:
+    """Make a dictionary of SOURCE, a SAELens folder (standard or jumprelu), that `evaluate` takes.
+
+    `evaluate` reads SAELens folders as they are, too; this writes them as plain NumPy arrays.
+    """
+    dictionary = interop.read(source)
+    interop.write_npz(dictionary, {"imported": source.resolve().name}, out)
+    M, d = dictionary.W_enc.shape
+    click.echo(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {INPUTS[dictionary.input]}")
+
+
+INPUTS = {"raw": "as they are", "unit": "scaled to unit norm", "sqrt_d": "scaled to norm sqrt(d)"}
+INPUTS |= {"layer_norm": "scaled by layer norm"}
+
+
+@main.group("data")
+def data_group() -> None:
+    """Stores of activations: a file, or a folder of .npy or .safetensors shards with a meta.json."""
+
+
+@data_group.command("info")
+@click.argument("store", type=Path)
+@_json
+def data_info(store: Path, as_json: bool) -> None:
+    """What is in STORE, by its headers."""
+    found = pack.info(open_store(store))
+    if as_json:
+        return click.echo(json.dumps(found))
+    fewest, most = found["rows_per_shard"]
     click.echo(
-        f"The run is in {out}, trained in {last.seconds:.0f} s.  On other data: {_program()} evaluate {out} DATA"
+        f"{store}: {found['rows']} rows of d = {found['d']} in {found['dtype']}, {found['bytes'] / 1e9:.3g} GB, "
+        f"{found['shards']} shards of {fewest if fewest == most else f'{fewest} to {most}'} rows, "
+        f"{found['checksums']} with a checksum{'' if found['complete'] else '; still being written'}"
+    )
+    for name, value in found["about"].items():
+        click.echo(f"{name}: {json.dumps(value)}")
+    return None
+
+
+@data_group.command("verify")
+@click.argument("store", type=Path)
+@click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
+@_json
+def data_verify(store: Path, drop_zero_rows: bool, as_json: bool) -> None:
+    """Read all of STORE: checksums, shapes, and whether every row is finite and has a direction."""
+    opened = open_store(store)
+    with _counting("checking", len(opened)) as tick:
+        found = pack.verify(opened, drop_zero_rows=drop_zero_rows, tick=tick)
+    if as_json:
+        return click.echo(json.dumps(found))
+    dropped = f", {found['dropped']} rows of zeros besides" if found["dropped"] else ""
+    click.echo(
+        f"{store}: {found['rows']} rows are sound{dropped}; {found['checksums']} of {found['shards']} shards have a "
+        "checksum, and match it"
     )
     return None
 
 
-def _result(evaluation: Evaluation, config: GBAConfig, last: Progress, out: Path) -> dict[str, Any]:
-    """What train and demo promise under --json."""
-    ending = {"steps": last.step, "seconds": last.seconds, "run": str(out), "groups": _groups(evaluation, config)}
-    return evaluation.summary() | ending
-
-
-@main.command()
-@click.argument("run", type=Path)
-@click.argument("data", type=Path)
-@click.option("--truth", type=Path, help="V.npy, the true features (n, d), to report recovery")
-@click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
-@click.option("--backend", default="numpy", help="what computes; see `refgba backends`")
-@click.option("--dtype", type=click.Choice(get_args(Dtype)), help="arithmetic  [default: that of the run]")
+@data_group.command("pack")
+@click.argument("sources", type=Path, nargs=-1, required=True)
+@click.option("-o", "--out", type=Path, required=True, help="new folder")
+@click.option("--dtype", type=click.Choice(DTYPES), help="of the shards  [default: that of the sources]")
+@click.option("--rows-per-shard", type=click.IntRange(1), help="[default: about 256 MiB]")
+@click.option("--format", type=click.Choice(["npy", "safetensors"]), default="npy", help="of the shards")
+@click.option("--model", help="whose activations, for meta.json")
+@click.option("--layer", type=int, help="for meta.json")
+@click.option("--site", help="where in the layer, for meta.json")
 @_json
-def evaluate(
-    run: Path, data: Path, truth: Path | None, drop_zero_rows: bool, backend: str, dtype: Dtype | None, as_json: bool
-) -> None:
-    """Judge the network of RUN on DATA, a .npy file of activations: reconstruction, sparsity, frequencies."""
-    opened = folder.open_run(run)
-    config = opened.config if dtype is None else replace(opened.config, dtype=dtype)
-    W, engine = opened.params.W, backends.load(backend, config.dtype)
-    activations = open_npy(data, W.shape[1])
-    found: dict[str, Any] = {} if truth is None else recovery(W, load_truth(truth, W.shape[1]))
-    with _counting("checking", len(activations)) as tick:
-        activations, _ = survey(activations, config.master, drop_zero_rows, tick)
-    with _counting("evaluating", len(activations)) as tick:
-        evaluation = evaluate_network(opened.params, config, engine, activations.chunks(EVALUATE), tick)
-    result = evaluation.summary() | {"groups": _groups(evaluation, config)} | found
+def data_pack(
+    sources: tuple[Path, ...], out: Path, dtype: str | None, rows_per_shard: int | None,
+    format: pack.Format, as_json: bool, **about: Any,
+) -> None:  # fmt: skip
+    """Merge SOURCES, files or stores, into a new store; split and convert it on the way."""
+    given = {name: value for name, value in about.items() if value is not None}
+    with _counting("packing", sum(len(open_store(source)) for source in sources)) as tick:
+        store = pack.pack(
+            list(sources), out, dtype=dtype, rows_per_shard=rows_per_shard, format=format, about=given, tick=tick
+        )
     if as_json:
-        return click.echo(json.dumps(result))
-    _show_groups(result["groups"])
-    _show_summary(result)
-    if found:
-        _show_recovery(found)
+        return click.echo(json.dumps(pack.info(store)))
+    click.echo(f"Wrote {out}: {len(store)} rows of d = {store.d} in {store.dtype}, {len(store.shards)} shards")
     return None
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeAlias
 
+from refgba import gba
 from refgba.bias import Buffer
 from refgba.config import GBAConfig
 from refgba.gba import Metrics
@@ -41,6 +42,18 @@ class Backend(Protocol):
 
     def params(self, state: Any) -> Params:
         """A copy of the parameters, on the host."""
+
+    def export(self, state: Any) -> gba.State:
+        """All of a state, on the host, as the reference's: what a checkpoint holds.
+
+        May share memory with the state, and is good until its next step.
+        """
+
+    def restore(self, state: gba.State) -> Any:
+        """The state that `export` was of, whose run goes on to the bit as if it had not stopped.
+
+        May take over its arrays.  InputError as `init`.
+        """
 
     def put(self, state: Any, x: Array) -> DeviceArray:
         """Host rows x (L, d) on the device, in `GBAConfig.master`; may return before the copy is done."""

@@ -29,7 +29,8 @@ from typing import Any
 import cupy as cp
 import numpy as np
 
-from refgba import recipe
+from refgba import gba, recipe
+from refgba.adam import AdamW
 from refgba.bias import Buffer
 from refgba.bias import adapt as algorithm_2
 from refgba.config import GBAConfig
@@ -307,6 +308,34 @@ def _work(state: State, L: int, counts: Any, peaks: Any) -> Work:
 def params(state: State) -> Params:
     """A copy of the parameters, on the host."""
     return Params(**{name: cp.asnumpy(array) for name, array in state.theta.items()})
+
+
+def export(state: State) -> gba.State:
+    """All of a state, copied to the host as the reference's."""
+    moments = {name: [cp.asnumpy(array) for array in pair] for name, pair in state.moments.items()}
+    return gba.State(
+        config=state.config,
+        params=params(state),
+        optimiser={name: AdamW(m, v, state.updates[name]) for name, (m, v) in moments.items()},
+        buffer=_buffer(state),
+        last=state.last,
+        held=cp.asnumpy(state.held),
+        t=state.t,
+    )
+
+
+def restore(state: gba.State) -> State:
+    """The state of a run that goes on, on the device; InputError as `init`."""
+    run = init(state.params, state.config)
+    for name, adam in state.optimiser.items():
+        for array, host in zip(run.moments[name], (adam.m, adam.v), strict=True):
+            array.set(host)
+        run.updates[name] = adam.t
+    run.counts.set(state.buffer.counts)
+    run.peaks.set(state.buffer.peaks.astype(run.device.real))
+    run.held.set(state.held)
+    run.rows, run.last, run.t = state.buffer.rows, state.last, state.t
+    return run
 
 
 def put(state: State, x: Array) -> Rows:

@@ -31,7 +31,7 @@ import scipy.linalg  # noqa: F401 - the BLAS that numba calls: loaded before _bl
 from numba import njit, prange
 from threadpoolctl import ThreadpoolController
 
-from backends.numpy import DTYPES, adapt, counters, decode, encode, get, params, put, unusable
+from backends.numpy import DTYPES, adapt, counters, decode, encode, export, get, params, put, unusable
 from refgba import gba, recipe
 from refgba.adam import AdamW
 from refgba.config import GBAConfig
@@ -40,7 +40,8 @@ from refgba.sae import Params
 from refgba.types import Array, Float64, Int64, Mask
 
 __all__ = [
-    "DTYPES", "adapt", "counters", "decode", "encode", "get", "gradients", "init", "params", "put", "step", "unusable",
+    "DTYPES", "adapt", "counters", "decode", "encode", "export", "get", "gradients", "init", "params", "put", "restore",
+    "step", "unusable",
 ]  # fmt: skip
 
 BLOCK = 256  # neurons whose pre-activations are held at a time
@@ -98,7 +99,12 @@ class State(gba.State):
 
 def init(params: Params, config: GBAConfig) -> State:
     """The state before the first step; the arrays of `params` are not shared with it."""
-    return State(**vars(gba.init(params, config)))
+    return restore(gba.init(params, config))
+
+
+def restore(state: gba.State) -> State:
+    """The state of a run that goes on; its arrays are taken over."""
+    return State(**vars(state))
 
 
 def step(state: State, x: Array) -> Metrics:

@@ -11,7 +11,8 @@ from refgba.sae import Params
 from refgba.types import Array
 
 __all__ = [
-    "DTYPES", "adapt", "counters", "decode", "encode", "get", "gradients", "init", "params", "put", "step", "unusable",
+    "DTYPES", "adapt", "counters", "decode", "encode", "export", "get", "gradients", "init", "params", "put", "restore",
+    "step", "unusable",
 ]  # fmt: skip
 
 DTYPES = ("float64", "float32")
@@ -25,6 +26,16 @@ def unusable() -> str | None:
 def params(state: State) -> Params:
     """A copy of the parameters."""
     return state.params.astype(state.config.master)
+
+
+def export(state: State) -> State:
+    """The state itself."""
+    return state
+
+
+def restore(state: State) -> State:
+    """The state itself."""
+    return state
 
 
 def put(state: State, x: Array) -> Array:

@@ -19,7 +19,8 @@ import click
 
 from backends import load
 from refgba import gba, recipe
-from refgba.runs.activations import open_npy, survey
+from refgba.runs import feed
+from refgba.runs.activations import open_activations, survey
 from refgba.runs.evaluation import evaluate
 from refgba.runs.prefetch import prefetched
 
@@ -35,7 +36,7 @@ REST = 0.2  # seconds before a segment: OpenBLAS's threads spin for 0.1 s when a
 @click.option("--steps", type=click.IntRange(1), default=4000, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: int, as_json: bool) -> None:
-    rows = open_npy(data)
+    rows = open_activations(data)
     config = recipe.default(rows.d, dtype=dtype, steps=steps)
     rows, _ = survey(rows, config.master)
     engines = {name: load(name, dtype) for name in names}
@@ -43,11 +44,11 @@ def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: 
 
     for engine in engines.values():  # numba compiles on first use
         trial = engine.init(gba.random_params(config, rows.d), config)
-        float(engine.step(trial, engine.put(trial, next(gba.minibatches(rows, config)))).loss)
+        float(engine.step(trial, engine.put(trial, next(feed.minibatches(rows, config)))).loss)
 
     def run(name: str) -> Iterator[gba.Metrics]:
         state, engine = states[name], engines[name]
-        batches = prefetched(engine.put(state, x) for x in gba.minibatches(rows, config))
+        batches = prefetched(engine.put(state, x) for x in feed.minibatches(rows, config))
         return gba.train(state, batches, engine.step, engine.adapt)
 
     runs, quarters = {name: run(name) for name in names}, {name: [0.0] * 4 for name in names}
@@ -61,7 +62,7 @@ def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: 
                 float(metrics.loss)  # all of it is done
                 quarters[name][4 * start // steps] += time.perf_counter() - begin
     seconds = {name: sum(times) for name, times in quarters.items()}
-    held = open_npy(held_out, rows.d)
+    held = open_activations(held_out, rows.d)
     result: dict[str, Any] = {}
     for name in names:
         params, exact = engines[name].params(states[name]), replace(config, dtype=cast(Any, config.master))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +26,7 @@ from refgba.bias import adapt as algorithm_2
 from refgba.config import GBAConfig
 from refgba.sae import Params, unit_rows
 from refgba.streams import stream
-from refgba.types import Array, Int64, Mask
+from refgba.types import Array, Mask
 
 
 class Metrics(NamedTuple):
@@ -65,31 +66,15 @@ def random_params(config: GBAConfig, d: int) -> Params:
     return params.astype(config.master)
 
 
-class Rows(Protocol):
-    """Rows of activations (N, d) that can be picked by index: an array, or something that reads them from disk."""
+def minibatches(X: Array, config: GBAConfig) -> Iterator[Array]:
+    """Line 1 of Algorithm 1: the minibatches of steps 1..T, each L rows of X (N, d) at unit norm.
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Int64, /) -> Array: ...
-
-
-def minibatches(X: Rows, config: GBAConfig, start: int = 0) -> Iterator[Array]:
-    """Line 1 of Algorithm 1: the minibatches of steps start + 1..T, each L rows of X (N, d) at unit norm.
-
-    Sampled without replacement within an epoch; a batch may straddle two.  Which rows a step gets is a pure function
-    of (seed, step), whatever `start` is.
+    Sampled without replacement within an epoch; a batch may straddle two.
     """
-    N, L = len(X), config.batch
-    epoch, order = -1, np.empty(0, np.int64)
-    for t in range(start, config.steps):
-        rows = np.empty(L, np.int64)
-        position = np.arange(t * L, (t + 1) * L)  # (L,)   in the endless sequence of shuffled epochs
-        for e in range(position[0] // N, position[-1] // N + 1):
-            if e != epoch:
-                epoch, order = e, stream(config.seed, "order", e).permutation(N)  # (N,)
-            here = position // N == e
-            rows[here] = order[position[here] % N]
-        yield unit_rows(X[rows].astype(config.master))
+    orders = (stream(config.seed, "order", epoch).permutation(len(X)) for epoch in count())
+    rows = chain.from_iterable(orders)  # the endless sequence of shuffled epochs
+    for _ in range(config.steps):
+        yield unit_rows(X[np.fromiter(rows, np.int64, config.batch)].astype(config.master))
 
 
 def init(params: Params, config: GBAConfig) -> State:

@@ -2,7 +2,8 @@
 
 - against the true features V:  `frr`, and stricter, one neuron to one feature, `match` and `matched_recovery`
 - against another seed's run:   `mcs` and `mcs_share`
-- on data, in one pass:         `Evaluation`: loss, FVU, L0, dead neurons, frequencies, peaks, Z-scores
+- on data, in one pass:         `Evaluation`: loss, FVU, L0 and its distribution, dead neurons, and of each neuron
+                                frequency, peak, Z-score and the rows on which it is highest
 - against the targets of GBA:   `per_group`
 
 Dictionaries are arrays of rows, (M, d) neurons or (n, d) features; only the direction of a row matters.  Running the
@@ -11,6 +12,7 @@ network is left to `sae` and the backends, printing and storing to those who cal
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,11 @@ from refgba.types import Array, Float64, Int64
 
 TOP_SHARES = (0.0005, 0.005, 0.05, 1.0)  # the shares of neurons over which the paper reports MCS
 
+QUANTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}  # names and percents
+
 _BLOCK = 2**22  # entries of one temporary block: 32 MB in float64
+_CACHED = 2**17  # the same for a block that is passed over several times: 1 MB stays in the cache of a core
+_FEWEST = 32  # but no fewer rows than this, over which the work for each block of (M,) arrays is spread
 
 
 # --- against the truth, against another run ---------------------------------------------------------------------------
@@ -120,23 +126,75 @@ class _Moments:
     error, and a large common offset costs no precision.
     """
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, columns: int, name: str) -> None:
+        self.name = name
         self.rows = 0
         self.first = np.zeros(columns)
         self.shift = np.zeros(columns)  # mean - first
         self.deviation = np.zeros(columns)  # sum over rows of (z - mean)^2
 
-    def update(self, z: npt.NDArray[Any]) -> None:
-        if self.rows == 0:
-            self.first = z[0].astype(np.float64)
-        z = np.subtract(z, self.first, dtype=np.float64)  # (L, columns)
-        shift = z.mean(axis=0)
-        z -= shift
+    def update(self, z: Array) -> None:
+        """Take in rows z (L, columns), L > 0.  Raises InputError for values that are not finite."""
+        first = self.first if self.rows else z[0].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # from infinities, which are refused below
+            relative = z.astype(np.float64)  # (L, columns)
+            relative -= first
+            shift = relative.mean(axis=0)
+        if not np.isfinite(shift).all():  # no sum over a NaN or an infinity is finite: this looks at every value
+            _require_finite(self.name, z, self.rows)
+        relative -= shift
         rows = self.rows + len(z)
         delta = shift - self.shift
-        self.deviation += np.einsum("lm,lm->m", z, z) + delta**2 * (self.rows * len(z) / rows)
+        self.deviation += np.einsum("lm,lm->m", relative, relative) + delta**2 * (self.rows * len(z) / rows)
         self.shift += delta * (len(z) / rows)
-        self.rows = rows
+        self.first, self.rows = first, rows
+
+
+class _Top:
+    """The k rows of a stream on which each column is highest, among those on which it is positive.
+
+    An entry that exceeds the k-th highest of its column so far waits, and once as many wait as are kept all of them are
+    sorted in.  Such entries soon become rare, the n-th row having one in a column with probability k / n.
+    """
+
+    def __init__(self, columns: int, k: int) -> None:
+        self.rows = np.full((columns, k), -1, np.int64)
+        self.values = np.zeros((columns, k))  # 0 where there is no row yet: any positive value exceeds it
+        self._waiting: list[tuple[Int64, Int64, Array]] = []  # column, row and value of entries, in the order of rows
+        self._count = 0
+
+    def update(self, z: Array, highest: Array, row: int) -> None:
+        """Take in rows z (L, columns), the first of them number `row` of the stream; highest: (columns,) their maxima.
+
+        Looks at all of z only where `highest` says that there is something to find.
+        """
+        bar = self.values[:, -1]
+        columns = np.flatnonzero(highest > bar)
+        if not columns.size:
+            return
+        z = z[:, columns]
+        l, m = np.nonzero(z > bar[columns])
+        self._waiting.append((columns[m], l + row, z[l, m]))
+        self._count += len(l)
+        if self._count >= self.values.size:
+            self.merge()
+
+    def merge(self) -> None:
+        """Sort in the entries that wait."""
+        if not self._count:
+            return
+        k = self.rows.shape[1]
+        column, row, value = (np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True))
+        touched = np.unique(column)
+        column = np.concatenate([np.repeat(touched, k), column])
+        row = np.concatenate([self.rows[touched].ravel(), row])
+        value = np.concatenate([self.values[touched].ravel(), value])
+        order = np.lexsort((-value, column))  # stable: of equal values in a column the earlier row stays first
+        start = np.searchsorted(column[order], touched)
+        best = order[start[:, None] + np.arange(k)]  # (touched, k)
+        self.rows[touched], self.values[touched] = row[best], value[best]
+        self._waiting.clear()
+        self._count = 0
 
 
 class Evaluation:
@@ -147,20 +205,26 @@ class Evaluation:
             evaluation.update(x, x_hat, y)
         evaluation.summary()
 
-    Accumulates in float64 whatever comes in, so that the split into chunks matters only by rounding.  What it reports
-    is defined at each property, with f the reconstruction x_hat, y_m the pre-activations, and a neuron active where
-    y_m > 0.  Every property raises InputError while no row has been seen.
+    Accumulates in float64 whatever comes in, so that the split into chunks matters only by rounding, and not at all for
+    what is counted or compared.  What it reports is defined at each property, with f the reconstruction x_hat, y_m the
+    pre-activations, and a neuron active where y_m > 0.  Every property raises InputError while no row has been seen.
     """
 
-    def __init__(self, M: int, d: int) -> None:
-        """Start an evaluation of a network with M neurons on d-dimensional data; InputError unless M, d >= 1."""
-        if M < 1 or d < 1:
-            raise InputError(f"M and d must be at least 1, got {M} and {d}")
-        self._x = _Moments(d)
-        self._y = _Moments(M)
+    def __init__(self, M: int, d: int, top: int = 0) -> None:
+        """Start an evaluation of a network with M neurons on d-dimensional data, keeping `top` rows for each neuron.
+
+        Raises InputError unless M, d >= 1 and top >= 0.
+        """
+        if M < 1 or d < 1 or top < 0:
+            raise InputError(f"M and d must be at least 1 and top at least 0, got {M}, {d} and {top}")
+        self.top = top
+        self._x = _Moments(d, "x")
+        self._y = _Moments(M, "y")
         self._error = 0.0  # sum ||x - f||^2
         self._active = np.zeros(M, np.int64)
+        self._l0 = np.zeros(M + 1, np.int64)
         self._peak = np.full(M, -np.inf)
+        self._highest = _Top(M, top)
 
     def update(self, x: Array, x_hat: Array, y: Array) -> None:
         """Take in L rows: data x (L, d), reconstructions x_hat (L, d), pre-activations y (L, M).  L may be 0.
@@ -170,22 +234,31 @@ class Evaluation:
         d, M = len(self._x.first), len(self._y.first)
         if x.shape != (len(y), d) or x_hat.shape != x.shape or y.shape != (len(x), M):
             raise InputError(f"x and x_hat must be (L, {d}) and y (L, {M}), got {x.shape}, {x_hat.shape} and {y.shape}")
-        size = max(1, _BLOCK // max(d, M))  # y may be gigabytes of float32: never copy it whole to float64
-        for l in range(0, len(x), size):
-            self._update(x[l : l + size], x_hat[l : l + size], y[l : l + size])
+        for rows in _blocks(len(x), d):
+            self._update_error(x[rows], x_hat[rows])
+        for rows in _blocks(len(y), M):
+            self._update_activity(y[rows])
 
-    def _update(self, x: Array, x_hat: Array, y: Array) -> None:
-        for name, values in (("x", x), ("x_hat", x_hat), ("y", y)):
-            finite = np.isfinite(values)
-            if not finite.all():
-                row = self._x.rows + int(np.argmin(finite.all(axis=1)))
-                raise InputError(f"{name} holds a value that is not finite at row {row} of the data, counted from 0")
+    def _update_error(self, x: Array, x_hat: Array) -> None:
+        row = self._x.rows
         self._x.update(x)
+        r = x_hat.astype(np.float64)
+        r -= x
+        error = float(np.vdot(r, r))
+        if not np.isfinite(error):
+            _require_finite("x_hat", x_hat, row)
+        self._error += error
+
+    def _update_activity(self, y: Array) -> None:
+        row = self._y.rows
         self._y.update(y)
-        r = np.subtract(x_hat, x, dtype=np.float64)
-        self._error += float(np.vdot(r, r))
-        self._active += np.count_nonzero(y > 0, axis=0)
-        np.maximum(self._peak, y.max(axis=0), out=self._peak)
+        on = (y > 0).view(np.int8)  # summing these is several times faster than counting booleans along an axis
+        self._active += on.sum(axis=0, dtype=np.int32)
+        self._l0 += np.bincount(on.sum(axis=1, dtype=np.int32), minlength=len(self._l0))
+        highest = y.max(axis=0)
+        np.maximum(self._peak, highest, out=self._peak)
+        if self.top:
+            self._highest.update(y, highest, row)
 
     @property
     def rows(self) -> int:
@@ -218,6 +291,22 @@ class Evaluation:
     def l0(self) -> float:
         """Mean number of active neurons a row,  sum_m p_m."""
         return float(self._active.sum() / self.rows)
+
+    @property
+    def l0_histogram(self) -> Int64:
+        """(M + 1,) the number of rows on which exactly 0, 1, .., M neurons were active."""
+        self._require_rows()
+        return self._l0.copy()
+
+    @property
+    def l0_quantiles(self) -> dict[str, int]:
+        """Quantiles of the number of active neurons a row, by the names of QUANTILES; exact, none is interpolated.
+
+        The quantile q is the smallest number that occurs such that at least the share q of rows have no more.
+        """
+        up_to = np.cumsum(self.l0_histogram)
+        rank = {name: max(1, -(-percent * self.rows // 100)) for name, percent in QUANTILES.items()}
+        return {name: int(np.searchsorted(up_to, n)) for name, n in rank.items()}
 
     @property
     def activation_fraction(self) -> float:
@@ -257,6 +346,24 @@ class Evaluation:
         std = self.std
         return np.where(std > 0, (self.peak - self.mean) / np.where(std > 0, std, 1), 0.0)
 
+    @property
+    def top_rows(self) -> Int64:
+        """(M, top) the rows on which each neuron was active with the highest y_m, highest first (ours).
+
+        Rows are counted from 0 in the order they came; of equal values the earlier goes first.  Where a neuron was
+        active on fewer rows, -1 fills up.
+        """
+        self._require_rows()
+        self._highest.merge()
+        return self._highest.rows.copy()
+
+    @property
+    def top_values(self) -> Float64:
+        """(M, top) the y_m on `top_rows`, 0 where there is none."""
+        self._require_rows()
+        self._highest.merge()
+        return self._highest.values.copy()
+
     def summary(self) -> dict[str, float]:
         """The scalars under the names that `--json` promises.  Raises InputError as `fvu`."""
         names = ("fvu", "explained_variance", "l0", "activation_fraction", "dead", "loss", "rows")
@@ -265,6 +372,19 @@ class Evaluation:
     def _require_rows(self) -> None:
         if self._x.rows == 0:
             raise InputError("nothing to evaluate: no row of data was given")
+
+
+def _blocks(rows: int, columns: int) -> Iterator[slice]:
+    size = max(_FEWEST, _CACHED // columns)
+    return (slice(l, l + size) for l in range(0, rows, size))
+
+
+def _require_finite(name: str, values: Array, row: int) -> None:
+    """InputError for values (L, any) that are not finite, naming the first such row; row: the number of row 0."""
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        row += int(np.argmin(finite))
+        raise InputError(f"{name} holds a value that is not finite at row {row} of the data, counted from 0")
 
 
 # --- against the targets ----------------------------------------------------------------------------------------------

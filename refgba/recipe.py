@@ -21,12 +21,14 @@ The experiments behind each choice are in benchmarks/recipe.md.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy.special import betaincinv
 
 from refgba.config import GBAConfig
+from refgba.errors import InputError
 from refgba.types import Array, Mask
 
 FIXED: dict[str, Any] = {
@@ -59,6 +61,17 @@ def learning_rate(config: GBAConfig, t: int) -> float:
     first, last = (1, formed) if t <= formed else (formed + 1, config.steps)
     left = (last - t + 1) / (last - first + 1)  # share of the phase still to go, from 1 down
     return config.lr * min(1.0, left / config.lr_decay) if config.lr_decay else config.lr
+
+
+def extended(config: GBAConfig, steps: int) -> GBAConfig:
+    """The settings of a run that goes on to more steps than it began with: the first phase ends where it did.
+
+    The second is longer, and so is the decay of its learning rate: where that had begun, the rate goes up again.  The
+    biases adapt as often and as far at a time as before.
+    """
+    if steps <= config.steps:
+        raise InputError(f"steps can only be more than the run's {config.steps}, not {steps}")
+    return replace(config, steps=steps, form=forming_steps(config) / steps)
 
 
 def agreeing(W: Array, tau: float) -> Mask:

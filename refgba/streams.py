@@ -12,8 +12,9 @@ STREAMS = (
     "features",  # model: V
     "rows",  # model: H and the noise, a stream a block of rows
     "weights",  # gba: W before the first step
-    "order",  # gba: the minibatches, a stream an epoch
+    "order",  # gba: the minibatches, a stream an epoch; runs: a stream a window
     "sample",  # runs: rows of the training data to judge a run on
+    "blocks",  # runs: the order of the blocks of the data, a stream an epoch
 )
 
 

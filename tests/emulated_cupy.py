@@ -72,6 +72,7 @@ class _Memory(np.ndarray):
 
 _live: weakref.WeakValueDictionary[int, _Memory] = weakref.WeakValueDictionary()
 _serial = iter(range(1 << 62))
+_registry = threading.Lock()  # batches are put on the device by a thread of their own
 
 
 def _allocate(shape, dtype, order="C"):
@@ -89,12 +90,18 @@ def _allocate(shape, dtype, order="C"):
     memory.start = GUARD + -(memory.ctypes.data + GUARD) % ALIGNMENT
     memory.stop = memory.start + n
     memory.guards = (memory[: memory.start].tobytes(), memory[memory.stop :].tobytes())
-    _live[memory.ctypes.data] = memory
+    with _registry:
+        _live[memory.ctypes.data] = memory
     return np.ndarray(shape, dtype, memory, memory.start, order=order)
 
 
+def _arrays():
+    with _registry:
+        return list(_live.items())
+
+
 def _check_guards(name):
-    for address, memory in list(_live.items()):
+    for address, memory in _arrays():
         if not memory.intact():
             del _live[address]  # who is told once need not be told again
             raise AssertionError(f"{name} wrote outside of an array of {memory.stop - memory.start} bytes")
@@ -102,7 +109,7 @@ def _check_guards(name):
 
 def _inside(address, nbytes):
     """Whether the bytes from address on belong to one array of the device."""
-    return any(b + m.start <= address and address + nbytes <= b + m.stop for b, m in list(_live.items()))
+    return any(b + m.start <= address and address + nbytes <= b + m.stop for b, m in _arrays())
 
 
 class OutOfMemoryError(MemoryError):

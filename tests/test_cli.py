@@ -61,7 +61,7 @@ def test_train_then_evaluate(cli, data, tmp_path):
 def test_the_same_seed_gives_the_same_run_and_another_another(cli, data):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert cli("train", data, "-o", name, *QUICK, "--seed", seed).exit_code == 0
-    a, b, c = ((folder.open_run(data.parent / name)).params.W for name in "abc")
+    a, b, c = ((folder.open_network(data.parent / name)).params.W for name in "abc")
     assert (a == b).all()
     assert (a != c).any()
 
@@ -99,28 +99,28 @@ def test_every_setting_is_a_flag(cli, command):
 def test_a_flag_goes_before_the_file_and_the_file_before_the_recipe(cli, data, tmp_path):
     (tmp_path / "settings.json").write_text('{"lr": 0.25, "gamma_plus": 0.125}')
     assert cli("train", data, "-o", "run", *QUICK, "--config", "settings.json", "--lr", "0.5").exit_code == 0
-    config = folder.open_run(tmp_path / "run").config
+    config = folder.open_network(tmp_path / "run").config
     assert (config.lr, config.gamma_plus, config.form) == (0.5, 0.125, 0.4)
 
 
 def test_the_record_of_a_run_repeats_it(cli, data, tmp_path):
     assert cli("train", data, "-o", "a", *QUICK, "--seed", 5).exit_code == 0
     assert cli("train", data, "-o", "b", "--config", "a/config.json").exit_code == 0
-    a, b = (folder.open_run(tmp_path / name) for name in "ab")
+    a, b = (folder.open_network(tmp_path / name) for name in "ab")
     assert a.config == b.config
     assert (a.params.W == b.params.W).all()
 
 
 def test_the_papers_recipe_is_selectable(cli, data, tmp_path):
     assert cli("train", data, "-o", "run", *QUICK, "--recipe", "paper").exit_code == 0
-    assert folder.open_run(tmp_path / "run").config == GBAConfig(width=24, groups=3, steps=30, batch=32)
+    assert folder.open_network(tmp_path / "run").config == GBAConfig(width=24, groups=3, steps=30, batch=32)
 
 
 def test_zero_rows_can_be_dropped(cli, tmp_path):
     x = imbalanced().draw(0, 100).X
     x[10] = 0
     np.save(tmp_path / "x.npy", x)
-    assert "row 10 is all zeros, 1 such rows in all; --drop-zero-rows skips" in cli("train", "x.npy", "-o", "r").stderr
+    assert "row 10 is all zeros and has no direction; --drop-zero-rows skips" in cli("train", "x.npy", "-o", "r").stderr
     assert last_json(cli("train", "x.npy", "-o", "r", *QUICK, "--drop-zero-rows", "--json"))["rows"] == 99
 
 
@@ -237,7 +237,7 @@ BAD_DATA = {
     "huger shape": (header((10**30, 16)), "truncated or damaged"),
     "shape of a bool": (header((True, 16)), "truncated or damaged"),
     "NaN": (npy(BAD_ROWS), "row 7 holds a NaN, an infinity"),
-    "zero rows": (npy(ZERO_ROWS), "row 5 is all zeros, 2 such rows in all"),
+    "zero rows": (npy(ZERO_ROWS), "row 5 is all zeros and has no direction; --drop-zero-rows skips"),
 }
 
 

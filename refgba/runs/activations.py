@@ -1,59 +1,122 @@
-"""Activations in: a `.npy` file of rows, memory-mapped, checked before anything is trained on it.
+"""Activations to train on or to evaluate: the rows of a store, block by block, checked.
 
-`Activations` behaves like the array it maps (length, rows by index, chunks) and never loads it whole.  `survey` reads
-it once, start to end, and gives what training needs to know of it; it is also what finds bad rows.
+A block is a run of rows of one shard, about a MiB: the unit that is read, checked and shuffled (`feed`).  `survey`
+reads every row once.  It finds bad rows, what training needs to know, and a checksum of each block, against which a
+block is held whenever it is read again: a run never trains on rows other than those it began with.
 """
 
 from __future__ import annotations
 
+import hashlib
+import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from refgba.errors import InputError
+from refgba.runs.store import Raw, Store, open_store, stored, values
 from refgba.sae import unit_rows
 from refgba.streams import stream
 from refgba.types import Array, Int64
 
-MAGIC = b"\x93NUMPY"
-CHUNK = 8192  # rows read at a time
+BLOCK = 2**20  # bytes, about
+WINDOW = 2**28  # bytes of rows that `feed` shuffles among themselves, about
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Rows of a memory-mapped array X (rows, d); `keep` has the indices of those that count, None if all do."""
+    """The rows of a store that count.
 
-    path: Path
-    X: Array
-    keep: Int64 | None = None
+    block: rows in a block, at most.  windows: parts of an epoch, each shuffled as one (`feed`).  dropped: sorted rows
+    of the store left out.  crc: (blocks,) CRC-32 of the stored rows of each block, None before a survey.
+    """
+
+    store: Store
+    block: int
+    windows: int
+    dropped: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    crc: npt.NDArray[np.uint32] | None = None
 
     @property
     def d(self) -> int:
         """Input dimensions."""
-        return int(self.X.shape[1])
+        return self.store.d
 
     def __len__(self) -> int:
         """Rows that count."""
-        return len(self.X) if self.keep is None else len(self.keep)
+        return len(self.store) - len(self.dropped)
 
-    def __getitem__(self, rows: Int64) -> Array:
-        """The rows of these indices, (len(rows), d), read from disk."""
-        picked: Array = self.X[rows if self.keep is None else self.keep[rows]]
-        return picked
+    @cached_property
+    def begins(self) -> Int64:
+        """(blocks + 1,) the row of the store that each block begins with, and the number of rows."""
+        starts = self.store.starts
+        parts = [np.arange(a, b, self.block) for a, b in pairwise(starts)]
+        return np.concatenate([*parts, starts[-1:]])
 
-    def sample(self, rows: int) -> Activations:
-        """At most that many of the rows, picked at random (always the same ones), in their order."""
-        if rows >= len(self):
-            return self
-        picked = np.sort(stream(0, "sample").choice(len(self), rows, replace=False))
-        return Activations(self.path, self.X, picked if self.keep is None else self.keep[picked])
+    @cached_property
+    def counts(self) -> Int64:
+        """(blocks,) how many rows of each block count."""
+        return np.diff(self.begins - np.searchsorted(self.dropped, self.begins))
 
-    def chunks(self, size: int = CHUNK) -> Iterator[Array]:
-        """All rows in order, at most `size` at a time."""
-        for start in range(0, len(self), size):
-            yield self[np.arange(start, min(start + size, len(self)))]
+    def stored(self, k: int) -> Raw:
+        """Block k as it is stored, with all its rows; InputError when it is not what the survey saw."""
+        start, stop = int(self.begins[k]), int(self.begins[k + 1])
+        i = int(np.searchsorted(self.store.starts, start, side="right")) - 1
+        shard, first = self.store.shards[i], int(self.store.starts[i])
+        raw = shard.read(start - first, stop - first)
+        if self.crc is not None and zlib.crc32(raw.data) != self.crc[k]:
+            raise InputError(
+                f"{shard.path}: rows {start - first} to {stop - first - 1} are not those that were checked before "
+                "training: the file is damaged, has been changed, or is of another data set"
+            )
+        return raw
+
+    def read(self, blocks: Int64) -> Raw:
+        """The rows that count of these blocks, as they are stored, (Σ counts[blocks], d)."""
+        rows, at = np.empty((int(self.counts[blocks].sum()), self.d), stored(self.store.dtype)), 0
+        for k in blocks.tolist():
+            raw, n = self.stored(k), int(self.counts[k])
+            if n < len(raw):
+                raw = raw[np.isin(np.arange(self.begins[k], self.begins[k + 1]), self.dropped, invert=True)]
+            rows[at : at + n] = raw
+            at += n
+        return rows
+
+    def sample(self, rows: int, size: int) -> Iterator[Array]:
+        """About that many rows, at most `size` at a time: whole blocks, picked at random but always the same ones."""
+        picked = stream(0, "sample").permutation(len(self.counts))
+        enough = np.searchsorted(np.cumsum(self.counts[picked]), rows, side="right")
+        for k in np.sort(picked[: max(1, enough)]):
+            x = values(self.read(np.array([k])))
+            yield from (x[l : l + size] for l in range(0, len(x), size))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells these rows from others, after a survey: 64 hexadecimal digits."""
+        assert self.crc is not None
+        digest = hashlib.sha256(f"{self.store.dtype} {self.d} {self.block} {self.windows}".encode())
+        for array in (self.begins, self.dropped, self.crc):
+            digest.update(array.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """What `reopen` needs besides `dropped` and `crc`, for JSON."""
+        return {
+            "path": str(self.store.path.resolve()),
+            "rows": len(self),
+            "d": self.d,
+            "dtype": self.store.dtype,
+            "block": self.block,
+            "windows": self.windows,
+            "fingerprint": self.fingerprint,
+            "shards": [[shard.path.name, shard.rows] for shard in self.store.shards],
+        }
 
 
 @dataclass(frozen=True)
@@ -68,57 +131,77 @@ class Survey:
     variance: float
 
 
-def open_npy(path: Path, d: int | None = None) -> Activations:
-    """Memory-map a `.npy` file of activations (N, d); any d, or the one a network needs.
+def open_activations(path: Path, d: int | None = None) -> Activations:
+    """The rows of a store, not yet checked; InputError as `open_store`."""
+    store = open_store(path, d)
+    row = store.d * stored(store.dtype).itemsize  # bytes
+    return Activations(store, max(1, BLOCK // row), -(-len(store) * row // WINDOW))
 
-    InputError when there is no such file, when it is empty, truncated or no `.npy`, when the array is not 2-D or has
-    no rows or another d, or when its dtype is not float16, float32 or float64.  Nothing is unpickled.
+
+def reopen(
+    record: dict[str, Any], dropped: Int64, crc: npt.NDArray[np.uint32], path: Path | None = None
+) -> Activations:
+    """The rows that `Activations.record` is of, from where they were or from `path`.
+
+    Shards that have come since are left out.  InputError names what is not as it was; single blocks are checked when
+    they are read, the first and the last of them here.
     """
-    array = _map(path)
-    if array.ndim != 2:
-        raise InputError(f"{path}: activations are a 2-D array (rows, d), this one is {array.ndim}-D {array.shape}")
-    if array.size == 0:
-        raise InputError(f"{path}: the array is empty, shape {array.shape}")
-    if d not in (None, array.shape[1]):
-        raise InputError(f"{path}: its rows have d = {array.shape[1]}, the network d = {d}")
-    return Activations(path, array)
+    store = open_store(Path(record["path"]) if path is None else path)
+    for name in ("d", "dtype"):
+        if getattr(store, name) != record[name]:
+            raise InputError(f"{store.path}: {name} is {getattr(store, name)}, the run began with {record[name]}")
+    if len(store.shards) < len(record["shards"]):
+        raise InputError(f"{store.path}: has {len(store.shards)} shards, the run began with {len(record['shards'])}")
+    store = replace(store, shards=store.shards[: len(record["shards"])])
+    for shard, (name, rows) in zip(store.shards, record["shards"], strict=True):
+        if shard.rows != rows:
+            raise InputError(f"{shard.path}: has {shard.rows} rows, the run began with {rows} ({name})")
+    data = Activations(store, record["block"], record["windows"], dropped, crc)
+    if len(crc) != len(data.counts) or data.fingerprint != record["fingerprint"]:
+        raise InputError(f"{store.path}: the run's record of its data does not fit: it is damaged")
+    data.stored(0)
+    data.stored(len(crc) - 1)
+    return data
 
 
-def load_truth(path: Path, d: int) -> Array:
-    """True features V (n, d) from a `.npy` file, float64; InputError as `open_npy`, or for rows without a direction."""
-    V = np.asarray(open_npy(path, d).X, np.float64)
-    norm = np.linalg.norm(V, axis=1)
-    bad = np.flatnonzero(~((norm > 0) & np.isfinite(norm)))
-    if bad.size:
-        raise InputError(f"{path}: row {bad[0]} is zero or not finite; every feature needs a direction")
-    return V
+class Check:
+    """Refuses rows, in the order of a store, that cannot be computed on in an arithmetic `dtype`."""
 
+    def __init__(self, store: Store, dtype: str, drop_zero_rows: bool = False) -> None:
+        """Rows of zeros have no direction; with drop_zero_rows they are left out instead of refused."""
+        self.store, self.dtype, self.drop = store, dtype, drop_zero_rows
+        self.tiny, self.largest = np.sqrt(np.finfo(dtype).tiny), np.sqrt(np.finfo(dtype).max)
+        self.seen = 0  # rows of the store
+        self.dropped = np.empty(0, np.int64)  # sorted
 
-def _map(path: Path) -> Array:
-    """Memory-map an array of floats; InputError, naming the file, for anything else."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    if not path.is_file():
-        raise InputError(f"{path}: not a file; give a .npy file")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty")
-    try:
-        with path.open("rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                raise InputError(f"{path}: not a .npy file")
-        with np.errstate(all="ignore"):  # a header may declare a shape whose size overflows
-            array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, TypeError, OverflowError, MemoryError, EOFError) as error:
-        if "Python objects" in str(error) or "Object arrays" in str(error):
-            raise InputError(f"{path}: dtype is object; activations are float16, float32 or float64") from None
-        raise InputError(f"{path}: truncated or damaged ({str(error).splitlines()[0][:80]})") from None
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise InputError(f"{path}: dtype is {array.dtype}; activations are float16, float32 or float64")
-    return array
+    def __call__(self, x: Array) -> Array:
+        """The rows of x (rows, d) that count; InputError names the first that is not finite or squares out of range."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            norm = np.sqrt(np.einsum("ld,ld->l", x, x, dtype=np.float64, casting="same_kind"))
+        fits = (norm >= self.tiny) & (norm <= self.largest)  # False for NaN
+        if not fits.all():
+            for l in np.flatnonzero(~fits):
+                zero = not x[l].any()
+                if zero and self.drop:
+                    continue
+                where = self.store.place(self.seen + int(l))
+                if zero:
+                    raise InputError(f"{where} is all zeros and has no direction; --drop-zero-rows skips such rows")
+                raise InputError(f"{where} holds a NaN, an infinity, or is too large or small for {self.dtype}")
+            self.dropped = np.concatenate([self.dropped, self.seen + np.flatnonzero(~fits)])
+            x = x[fits]
+        self.seen += len(fits)
+        return x
+
+    def chunks(self, data: Activations, size: int) -> Iterator[Array]:
+        """The rows of all of the data that count, in order, at most `size` at a time."""
+        for k in range(len(data.counts)):
+            x = values(data.stored(k))
+            yield from (self(x[l : l + size]) for l in range(0, len(x), size))
+
+    def row(self, index: Int64) -> Int64:
+        """The rows of the store that the rows that count, by number, are."""
+        return index + np.searchsorted(self.dropped - np.arange(len(self.dropped)), index, side="right")
 
 
 def survey(
@@ -126,43 +209,32 @@ def survey(
 ) -> tuple[Activations, Survey]:
     """Read every row once: the rows to train on in the arithmetic `dtype`, and what they are like.
 
-    `tick` is called with the number of rows of each chunk read.  InputError names the first row that is not finite, or
-    whose squares are not in `dtype`; so it does the first row of zeros, which has no direction, and how many there are,
-    unless `drop_zero_rows` leaves them out.  It also refuses rows that all point the same way.
+    `tick` is called with the number of rows of each block read.  InputError names the first row that is not finite, or
+    whose squares are not in `dtype`, or that is all zeros, unless `drop_zero_rows` leaves those out; and a shard whose
+    checksum is not that of `meta.json`.  It also refuses rows that all point the same way.
     """
-    tiny, largest = np.sqrt(np.finfo(dtype).tiny), np.sqrt(np.finfo(dtype).max)
-    zero: list[Int64] = []
+    check, starts = Check(data.store, dtype, drop_zero_rows), data.store.starts.tolist()
     first: Array = np.zeros(data.d)
-    total, squares, count, start = np.zeros(data.d), 0.0, 0, 0
-    for chunk in data.chunks():
-        x: Array = chunk.astype(np.float64)
-        with np.errstate(over="ignore"):
-            norm = np.linalg.norm(x, axis=1)
-        fits = ~x.any(axis=1) | ((norm >= tiny) & (norm <= largest))  # False for NaN
-        bad = np.flatnonzero(~fits)
-        if bad.size:
-            raise InputError(
-                f"{data.path}: row {start + bad[0]} holds a NaN, an infinity, or is too large or small for {dtype}"
-            )
-        zero.append(start + np.flatnonzero(norm == 0))
-        x = unit_rows(x[norm > 0])
-        if count == 0 and len(x):
-            first = x[0].copy()
-        x -= first  # moments about a row of the data: a small variance is not lost in rounding
-        total += x.sum(axis=0)
-        squares += float(np.sum(x * x))
-        count += len(x)
-        start += len(chunk)
-        tick(len(chunk))
-    dropped = np.concatenate(zero)
-    if dropped.size and not drop_zero_rows:
-        raise InputError(
-            f"{data.path}: row {dropped[0]} is all zeros, {dropped.size} such rows in all; --drop-zero-rows skips them"
-        )
+    total, squares, count = np.zeros(data.d), 0.0, 0
+    crc = np.zeros(len(data.counts), np.uint32)
+    for k in range(len(crc)):
+        if data.begins[k] in starts:
+            data.store.shards[starts.index(data.begins[k])].verify()  # and so its blocks are in the cache
+        raw = data.stored(k)
+        crc[k] = zlib.crc32(raw.data)
+        x = check(values(raw).astype(np.float64))
+        if len(x):
+            x = unit_rows(x)
+            if count == 0:
+                first = x[0].copy()
+            x -= first  # moments about a row of the data: a small variance is not lost in rounding
+            total += x.sum(axis=0)
+            squares += float(np.vdot(x, x))
+            count += len(x)
+        tick(len(raw))
     if count == 0:
-        raise InputError(f"{data.path}: every row is all zeros")
+        raise InputError(f"{data.store.path}: every row is all zeros")
     variance = squares / count - float(np.sum((total / count) ** 2))
     if variance < 1e-12:
-        raise InputError(f"{data.path}: all {count} rows point the same way; there is nothing to learn from them")
-    keep = np.setdiff1d(np.arange(start), dropped) if dropped.size else None
-    return Activations(data.path, data.X, keep), Survey(count, int(dropped.size), variance)
+        raise InputError(f"{data.store.path}: all {count} rows point the same way; there is nothing to learn from them")
+    return replace(data, dropped=check.dropped, crc=crc), Survey(count, len(check.dropped), variance)

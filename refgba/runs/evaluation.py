@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from safetensors.numpy import save as to_safetensors
 
 from backends.base import Backend
 from refgba.config import GBAConfig
+from refgba.errors import InputError
 from refgba.identifiability import partners
-from refgba.metrics import Evaluation, frr, matched_recovery
+from refgba.metrics import Evaluation, frr, matched_recovery, per_group
+from refgba.runs import files
+from refgba.runs.store import load_matrix
 from refgba.sae import Params, unit_rows
-from refgba.types import Array
+from refgba.types import Array, Int64
 
 THRESHOLDS = (0.8, 0.9)
+
+ARRAYS = ("frequency", "peak", "mean", "std", "z_score", "l0_histogram")  # what `save` writes, beside the top rows
+
+Tick: TypeAlias = Callable[[int], object]
+
+
+class Dictionary(Protocol):
+    """Any sparse autoencoder on the host: M neurons, d dimensions, L rows at a time."""
+
+    @property
+    def W_enc(self) -> Array:
+        """The encoder rows, (M, d)."""
+
+    def prepare(self, x: Array, /) -> Array:
+        """Rows of data (L, d) as the network sees them."""
+
+    def encode(self, x: Array, /) -> tuple[Array, Array]:
+        """Pre-activations y and codes s of prepared rows x (L, d), each (L, M); y > 0 exactly where active."""
+
+    def decode(self, s: Array, /) -> Array:
+        """Reconstructions (L, d) of codes s (L, M), to be compared with the prepared rows."""
 
 
 def evaluate(
@@ -20,21 +49,85 @@ def evaluate(
     config: GBAConfig,
     backend: Backend,
     chunks: Iterable[Array],
-    tick: Callable[[int], object] = id,
+    tick: Tick = id,
+    top: int = 0,
 ) -> Evaluation:
     """Everything `refgba.metrics.Evaluation` measures, on the rows of `chunks` (rows, d), each scaled to unit norm.
 
-    `tick` is called with the number of rows of each chunk done.
+    `tick` is called with the number of rows of each chunk done.  For each neuron its `top` highest rows are kept, which
+    are counted from 0 in the order of the chunks.  Raises InputError for a row of zeros, values that are not finite, or
+    top < 0.
     """
-    M, d = params.W.shape
     state = backend.init(params, config)
-    evaluation = Evaluation(M, d)
-    for chunk in chunks:
+
+    def forward(chunk: Array) -> tuple[Array, Array, Array]:
         x = unit_rows(chunk.astype(config.master))
         y, s = backend.encode(state, backend.put(state, x))
-        evaluation.update(x, backend.get(backend.decode(state, s)), backend.get(y))
+        return x, backend.get(backend.decode(state, s)), backend.get(y)
+
+    return _evaluate(params.W, forward, chunks, tick, top)
+
+
+def evaluate_dictionary(dictionary: Dictionary, chunks: Iterable[Array], tick: Tick = id, top: int = 0) -> Evaluation:
+    """The same of any dictionary, on the rows of `chunks` (rows, d) as it prepares them."""
+
+    def forward(chunk: Array) -> tuple[Array, Array, Array]:
+        x = dictionary.prepare(chunk)
+        y, s = dictionary.encode(x)
+        return x, dictionary.decode(s), y
+
+    return _evaluate(dictionary.W_enc, forward, chunks, tick, top)
+
+
+def _evaluate(
+    W: Array, forward: Callable[[Array], tuple[Array, Array, Array]], chunks: Iterable[Array], tick: Tick, top: int
+) -> Evaluation:
+    M, d = W.shape
+    evaluation = Evaluation(M, d, top)
+    for chunk in chunks:
+        evaluation.update(*forward(chunk))
         tick(len(chunk))
     return evaluation
+
+
+def result(evaluation: Evaluation, config: GBAConfig | None) -> dict[str, Any]:
+    """What `--json` promises: the summary, `l0_distribution`, and `groups` where a config says what these are.
+
+    Raises InputError as `Evaluation.summary`, or if the config is that of a network with other neurons.
+    """
+    found = evaluation.summary() | {"l0_distribution": evaluation.l0_quantiles}
+    if config is None:
+        return found
+    return found | {"groups": [asdict(g) for g in per_group(evaluation.frequency, config.group(), config.target())]}
+
+
+def save(
+    evaluation: Evaluation, path: Path, about: dict[str, str], row: Callable[[Int64], Int64] | None = None
+) -> None:
+    """Write what is known of each neuron to the safetensors file `path`, with `about` as its metadata.
+
+    `frequency`, `peak`, `mean`, `std` and `z_score`, each (M,) float64; `l0_histogram` (M + 1,) int64; and if top rows
+    were kept `top_rows` (M, top) int64, -1 where there is none, and `top_values` (M, top) float64.  `row` makes numbers
+    of rows in the data of those in the evaluation, where some were left out.  The file appears whole or not at all:
+    raises OSError if it cannot be written, and InputError, with nothing written, if no row was seen.
+    """
+    names = (*ARRAYS, "top_rows", "top_values") if evaluation.top else ARRAYS
+    # safetensors writes an array's memory as it lies, whatever its strides say: a transpose would be scrambled.
+    arrays = {name: np.ascontiguousarray(getattr(evaluation, name)) for name in names}
+    if row is not None and evaluation.top:
+        top = arrays["top_rows"]
+        arrays["top_rows"] = np.where(top < 0, top, row(top))
+    files.write(path, to_safetensors(arrays, metadata=about))
+
+
+def load_truth(path: Path, d: int) -> Array:
+    """True features V (n, d) of a store, float64; InputError as `open_store`, or for rows without a direction."""
+    V = load_matrix(path, d)
+    norm = np.linalg.norm(V, axis=1)
+    bad = np.flatnonzero(~((norm > 0) & np.isfinite(norm)))
+    if bad.size:
+        raise InputError(f"{path}: row {bad[0]} is zero or not finite; every feature needs a direction")
+    return V
 
 
 def recovery(W: Array, V: Array) -> dict[str, Any]:

@@ -1,43 +1,81 @@
 """A run on disk.  Layout:
 
     config.json         the settings: `--config` of another run reads it
-    about.json          the backend, the version and the data
+    about.json          the backend, the version, the recipe and the data
+    data.safetensors    checksums of the data, block by block, and the rows left out
     metrics.jsonl       one JSON object a line, as training went
-    final/              the result: params.safetensors, and state.json with the step it belongs to
+    checkpoints/step-N/ all of the state after step N (`checkpoints`)
+    final/              the result
 
-`final/` appears whole or not at all: it is written under a temporary name, flushed to disk and renamed.  Parameters
-are the arrays of `refgba.sae.Params` by name; nothing is ever pickled.
+`final/` and each checkpoint are folders of a network: params.safetensors, the arrays of `refgba.sae.Params` by name,
+and state.json, which says what they belong to, with a checksum of every file.  Each appears whole or not at all
+(`files`), and can be read without the run around it.  `config.json` is written last: where it is, there is a run.
+Nothing is ever pickled.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import shutil
-import tempfile
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save, save_file
 
+from refgba import __version__
 from refgba.config import GBAConfig
 from refgba.errors import InputError
+from refgba.runs import files
+from refgba.runs.activations import Activations
+from refgba.runs.store import checksum, read_json
 from refgba.sae import Params
+from refgba.types import Int64
 
-CONFIG, ABOUT, METRICS, FINAL = "config.json", "about.json", "metrics.jsonl", "final"
+CONFIG, ABOUT, DATA, METRICS, FINAL = "config.json", "about.json", "data.safetensors", "metrics.jsonl", "final"
 PARAMS, STATE = "params.safetensors", "state.json"
 
 
+class Damaged(InputError):
+    """A folder or file of a run is not as it was written."""
+
+
 @dataclass(frozen=True)
-class Run:
-    """A finished run, read back."""
+class Network:
+    """The folder of a network, read back.
+
+    state: what state.json says: `step`, the `data` it was trained on, the version, and more in a checkpoint.
+    """
 
     path: Path
     config: GBAConfig
     params: Params
+    state: dict[str, Any]
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the network comes from, for an export."""
+        origin = {name: self.state.get(name) for name in ("step", "data", "refgba", "backend")}
+        return origin | {"config": asdict(self.config)}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run was begun with, read back: config.json, about.json and data.safetensors."""
+
+    path: Path
+    config: GBAConfig
+    about: dict[str, Any]
+    dropped: Int64
+    crc: npt.NDArray[np.uint32]
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
 
 
 def refuse_existing(path: Path) -> None:
@@ -46,84 +84,198 @@ def refuse_existing(path: Path) -> None:
         raise InputError(f"{path}: exists and is not a folder")
     if (path / FINAL).exists():
         raise InputError(f"{path}: already holds a run; choose another folder or remove it")
-    for name in (CONFIG, ABOUT, METRICS):
+    for name in (CONFIG, ABOUT, DATA, METRICS):
         if os.path.lexists(path / name):
-            raise InputError(f"{path}: holds {name} of a run that did not finish; choose another folder or remove it")
+            raise InputError(
+                f"{path}: holds {name} of a run that did not finish; `refgba train --resume {path}` goes on with it, "
+                "or choose another folder or remove it"
+            )
 
 
-def create(path: Path, config: GBAConfig, about: dict[str, Any]) -> None:
-    """Make the folder of a new run with its `config.json` and `about.json`; nothing of them is left if it fails."""
+def create(path: Path, config: GBAConfig, about: Mapping[str, Any], data: Activations) -> None:
+    """Make the folder of a new run on surveyed data; nothing of it is left if that fails."""
     refuse_existing(path)
+    assert data.crc is not None
+    arrays: dict[str, npt.NDArray[Any]] = {"dropped": data.dropped, "crc": data.crc}
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _write(path / ABOUT, json.dumps(about, indent=2).encode() + b"\n")
-        _write(path / CONFIG, config.to_json().encode() + b"\n")
+        files.write(path / DATA, save(arrays))
+        write_about(path, about)
+        write_config(path, config)
     except OSError as error:
-        for name in (ABOUT, CONFIG):
+        for name in (CONFIG, ABOUT, DATA):
             (path / name).unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def finish(path: Path, params: Params, state: dict[str, Any]) -> Path:
-    """Write the result of a run to its `final/`."""
-    # safetensors writes an array's memory as it lies, whatever its strides say: a transpose would be scrambled.
-    arrays = {name: np.ascontiguousarray(array) for name, array in params.arrays().items()}
-    partial, final = Path(tempfile.mkdtemp(prefix=f".{FINAL}-", dir=path)), path / FINAL
+def write_config(path: Path, config: GBAConfig) -> None:
+    """Make or replace the config.json of a run."""
+    files.write(path / CONFIG, config.to_json().encode() + b"\n")
+
+
+def write_about(path: Path, about: Mapping[str, Any]) -> None:
+    """Make or replace the about.json of a run."""
+    files.write(path / ABOUT, json.dumps(about, indent=2).encode() + b"\n")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes from training in the folder of a run; InputError when one does."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        partial.chmod(0o755)  # mkdtemp makes it private
-        _write(partial / PARAMS, save(arrays))
-        _write(partial / STATE, json.dumps(state, indent=2).encode() + b"\n")
-        _flush_folder(partial)
-        partial.rename(final)
-    except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    _flush_folder(path)
-    return final
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path}: another process is training in this folder") from None
+        yield
+    finally:
+        os.close(handle)
 
 
-def open_run(path: Path) -> Run:
-    """Read a finished run; InputError, naming the file, when there is none or it is damaged."""
+def read_record(path: Path) -> Record:
+    """Read what a run was begun with; InputError, naming the file, when there is no run or its record is damaged."""
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: not a run, it has no {CONFIG}")
-    if not (path / FINAL / PARAMS).is_file():
-        raise InputError(f"{path}: the run has not finished, it has no {FINAL}/{PARAMS}")
+    config = _config(path / CONFIG)
+    about = read_json(_bytes(path / ABOUT), path / ABOUT)
+    _check_about(path / ABOUT, about)
+    arrays = load_arrays(path / DATA, ("dropped", "crc"))
+    dropped, crc = arrays["dropped"], arrays["crc"]
+    if not (dropped.dtype == np.int64 and crc.dtype == np.uint32 and dropped.ndim == crc.ndim == 1):
+        raise Damaged(f"{path / DATA}: damaged: dropped should be int64 and crc uint32 numbers")
+    return Record(path, config, about, dropped, crc)
+
+
+def _check_about(path: Path, about: dict[str, Any]) -> None:
+    """Damaged, naming the field, unless about.json has what a run needs to go on."""
+    data, saving = about.get("data"), about.get("checkpoints")
+    if not (isinstance(data, dict) and isinstance(saving, dict)):
+        raise Damaged(f"{path}: damaged: data and checkpoints should be objects")
+    shards = data.get("shards")
+    for right, name in (
+        (isinstance(about.get("backend"), str), "backend"),
+        (isinstance(about.get("extended", []), list), "extended"),
+        (all(type(saving.get(name)) is int for name in ("every", "keep")), "checkpoints"),
+        (all(isinstance(data.get(name), str) for name in ("path", "dtype", "fingerprint")), "data"),
+        (all(type(data.get(name)) is int and data[name] > 0 for name in ("rows", "d", "block", "windows")), "data"),
+        (isinstance(data.get("variance"), float), "data.variance"),
+        (
+            isinstance(shards, list)
+            and all(isinstance(s, list) and [type(part) for part in s] == [str, int] for s in shards)
+            and shards,
+            "data.shards",
+        ),
+    ):
+        if not right:
+            raise Damaged(f"{path}: damaged: {name} is not as it was written")
+
+
+def metrics_upto(path: Path, step: int) -> None:
+    """Cut the metrics.jsonl of a run after its lines up to `step`: later steps are done again, and log again."""
+    log = path / METRICS
+    if not log.exists():
+        return
+    end = 0
+    with log.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n") or read_json(line, log).get("step", 0) > step:
+                break
+            end += len(line)
+    os.truncate(log, end)
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+def write_network(
+    path: Path, params: Params, config: GBAConfig, state: Mapping[str, Any], more: Mapping[str, Any] | None = None
+) -> None:
+    """Make or replace the folder of a network; `more` has the arrays of other .safetensors files, by file name.
+
+    OSError when it cannot be written; then what was there before still is.
+    """
+    contents = {PARAMS: params.arrays()} | dict(more or {})
+    with files.new_folder(path) as partial:
+        for name, arrays in contents.items():
+            # safetensors writes an array's memory as it lies, whatever its strides say: a transpose would be scrambled.
+            try:
+                save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, partial / name)
+            except SafetensorError as error:
+                raise OSError(str(error)) from None
+        sums = {name: checksum(partial / name) for name in contents}
+        about = {**state, "refgba": __version__, "config": asdict(config), "sha256": sums}
+        (partial / STATE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def open_network(path: Path) -> Network:
+    """Read the result of a run, or a checkpoint; InputError, naming the file, when there is none or it is damaged."""
+    if (path / CONFIG).is_file() and not (path / STATE).exists():
+        if not (path / FINAL).is_dir():
+            raise InputError(
+                f"{path}: the run has not finished, it has no {FINAL}/; `refgba train --resume {path}` goes on with it,"
+                " and a checkpoint in it can be named instead"
+            )
+        path = path / FINAL
+    if not (path / STATE).is_file():
+        raise InputError(f"{path}: not a run, it has no {CONFIG}; nor a checkpoint, it has no {STATE}")
+    return read_network(path)
+
+
+def read_network(path: Path) -> Network:
+    """Read the folder of a network and check all of it; Damaged, naming the file, when it is not as it was written."""
     try:
-        config = GBAConfig.from_json((path / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path / CONFIG}: {error}") from None
-    return Run(path, config, _load_params(path / FINAL / PARAMS, config))
+        state = read_json(_bytes(path / STATE), path / STATE)
+        settings, sums, step = state.get("config"), state.get("sha256"), state.get("step")
+        if not (isinstance(settings, dict) and isinstance(sums, dict) and PARAMS in sums and type(step) is int):
+            raise InputError(f"{path / STATE}: damaged: step, config and sha256 should be there")
+        config = GBAConfig.from_json(json.dumps(settings))
+        for name, right in sums.items():
+            if Path(name).name != name or checksum(path / name) != right:
+                raise InputError(f"{path / name}: damaged: it does not match its checksum in {STATE}")
+        return Network(path, config, _load_params(path / PARAMS, config), state)
+    except InputError as error:
+        named = str(error) if str(path) in str(error) else f"{path / STATE}: {error}"
+        raise Damaged(named) from None
 
 
 def _load_params(path: Path, config: GBAConfig) -> Params:
     names = [f.name for f in fields(Params) if f.name != "W_dec" or config.untied]
-    try:
-        with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        readable = os.access(path, os.R_OK)
-        what = "damaged or not a run's parameters" if readable else "cannot be read"
-        raise InputError(f"{path}: {what} ({error})") from None
+    arrays = load_arrays(path, names)
     M, d = config.width, arrays["b_pre"].size
     shapes = {"W": (M, d), "W_dec": (M, d), "a": (M,), "b": (M,), "b_pre": (d,)}
     for name, array in arrays.items():
-        if array.shape != shapes[name]:
-            raise InputError(f"{path}: {name} has shape {array.shape}, it should be {shapes[name]}")
-        if array.dtype != np.dtype(config.master) or not np.isfinite(array).all():
-            raise InputError(f"{path}: {name} should hold finite {config.master} values")
+        check_array(path, name, array, shapes[name], config.master)
     return Params(**arrays)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def check_array(path: Path, name: str, array: npt.NDArray[Any], shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+    """Damaged unless an array of a file has this shape and dtype, and finite values."""
+    if array.shape != shape:
+        raise Damaged(f"{path}: {name} has shape {array.shape}, it should be {shape}")
+    if array.dtype != np.dtype(dtype) or not np.isfinite(array).all():
+        raise Damaged(f"{path}: {name} should hold finite {np.dtype(dtype)} values")
 
 
-def _flush_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def load_arrays(path: Path, names: Iterator[str] | list[str] | tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of a .safetensors file by name; Damaged when one is not there."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        readable = os.access(path, os.R_OK)
+        what = "damaged or not a run's" if readable else "cannot be read"
+        raise Damaged(f"{path}: {what} ({error})") from None
+
+
+def _config(path: Path) -> GBAConfig:
+    try:
+        return GBAConfig.from_json(_bytes(path).decode())
+    except ValueError as error:  # an InputError, or no text
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
-from queue import Empty, Full, Queue
-from threading import Event, Thread
+from collections.abc import Generator, Iterator
+from queue import SimpleQueue
+from threading import Semaphore, Thread
 from typing import TypeVar
 
 T = TypeVar("T")
-POLL = 0.1  # seconds until a thread that waits looks whether it is still wanted
 
 
-def prefetched(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+def prefetched(items: Iterator[T], depth: int = 2) -> Generator[T]:
     """The same items in the same order, up to `depth` of them taken ahead by a thread.
 
     What `items` raises is raised here, at its place.  The thread ends when this generator is closed or exhausted, and
-    `items` is used by no other.
+    `items`, which is used by no other, is closed then.
     """
-    ready: Queue[tuple[T | None, BaseException | None]] = Queue(depth)
-    unwanted = Event()
-
-    def put(item: T | None, error: BaseException | None) -> None:
-        while not unwanted.is_set():
-            with suppress(Full):
-                return ready.put((item, error), timeout=POLL)
+    ready: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+    room, wanted = Semaphore(depth), True
 
     def work() -> None:
         try:
-            for item in items:
-                put(item, None)
-                if unwanted.is_set():
-                    return
+            while room.acquire() and wanted:
+                ready.put((next(items), None))
         except BaseException as error:  # handed over, whatever it is
-            return put(None, error)
-        put(None, StopIteration())
+            ready.put((None, error))
+        finally:
+            if isinstance(items, Generator):
+                items.close()
 
     thread = Thread(target=work, daemon=True)
     thread.start()
@@ -45,9 +38,9 @@ def prefetched(items: Iterator[T], depth: int = 2) -> Iterator[T]:
                 return
             if error is not None:
                 raise error
+            room.release()
             yield item  # type: ignore[misc]  # an item unless there is an error
     finally:
-        unwanted.set()
-        with suppress(Empty):
-            ready.get_nowait()  # lets a thread that waits for room go on
+        wanted = False
+        room.release()
         thread.join()

@@ -1,29 +1,37 @@
-"""Train on activations with any backend and leave a run folder behind.
+"""Train on activations with any backend, in a run folder that survives: `train_run` begins, `resume_run` goes on.
 
-`train_run` is Algorithm 1's loop (`refgba.gba.train`) with a log: it yields a `Progress` now and then, for a progress
-bar or a caller's own use, and writes the same to `metrics.jsonl`.
+Both are Algorithm 1's loop (`refgba.gba.train`) with a log and checkpoints: they yield a `Progress` now and then, for a
+progress bar or a caller's own use, and write the same to `metrics.jsonl`.  A run that was killed, or stopped, and goes
+on is the same to the bit as one that was not, on the CPU backends.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from backends.base import Backend
-from refgba import __version__, gba
+from refgba import __version__, gba, recipe
 from refgba.config import GBAConfig
-from refgba.runs import folder
+from refgba.errors import InputError
+from refgba.runs import checkpoints, feed, files, folder
 from refgba.runs.activations import Activations, Survey
+from refgba.runs.folder import Record
 from refgba.runs.prefetch import prefetched
 
 REMEDY = "training diverged, the run has no result: try a lower lr, and other settings nearer their defaults"
 LOGS = 200  # lines of metrics.jsonl in a run, about
+CHECKPOINTS = 10  # in a run, unless it is asked for others
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Progress:
     """How training stands after a step.
 
     loss, l0 and fvu are of its batch.  dead (never fired) and within (at or under target) are shares of the neurons,
-    over the rows between the last two adaptations.
+    over the rows between the last two adaptations.  seconds counts from the beginning of the run, pauses left out.
     """
 
     step: int
@@ -43,58 +51,224 @@ class Progress:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Saving:
+    """When a run writes checkpoints: each `every` steps (0: never), and always at its end; the newest `keep` stay."""
+
+    every: int
+    keep: int = 2
+
+    @classmethod
+    def of(cls, config: GBAConfig, every: int | None = None, keep: int | None = None) -> Saving:
+        """What is asked for, or CHECKPOINTS of them in a run; InputError for what cannot be."""
+        saving = cls(-(-config.steps // CHECKPOINTS) if every is None else every, cls.keep if keep is None else keep)
+        if saving.every < 0:
+            raise InputError(f"checkpoint-every must not be negative, not {saving.every}")
+        if saving.keep < 1:
+            raise InputError(f"keep must be at least 1, not {saving.keep}")
+        return saving
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on: it diverged, or its folder cannot be written.  The message is one line."""
 
 
+class Stopped(Exception):
+    """Training was asked to stop by a signal, and has written a checkpoint.  The message is one line."""
+
+    def __init__(self, message: str, number: int) -> None:
+        """The message, and the number of the signal."""
+        super().__init__(message)
+        self.number = number
+
+
+@contextmanager
+def signals() -> Iterator[Callable[[], int]]:
+    """While it lasts, SIGINT and SIGTERM only ask to stop: yields what tells the signal that came, 0 if none did.
+
+    A second one acts as it always does.
+    """
+    came = 0
+
+    def handler(number: int, _frame: Any) -> None:
+        nonlocal came
+        came = number
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: came
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
 def train_run(
-    data: Activations, survey: Survey, config: GBAConfig, backend: Backend, names: dict[str, str], out: Path
+    data: Activations,
+    survey: Survey,
+    config: GBAConfig,
+    backend: Backend,
+    names: dict[str, str],
+    out: Path,
+    saving: Saving | None = None,
+    stop: Callable[[], int] = int,
 ) -> Iterator[Progress]:
     """Train and write the run folder `out`, which must not hold a run yet; yields about `LOGS` times and at the end.
 
-    data and survey come from `refgba.runs.activations`; names, such as {"backend": "numpy"}, go to
-    about.json.  Raises InputError before
-    anything is written when `out` cannot take the run, and TrainingError when the loss is no longer finite.
+    data and survey come from `refgba.runs.activations.survey`; names, such as {"backend": "numpy"}, go to about.json.
+    stop is asked after each step; where it is not 0 a checkpoint is written and Stopped raised.  Raises InputError
+    before anything is written when `out` cannot take the run, and later when the data are no longer what they were;
+    TrainingError when the loss is no longer finite, or the folder cannot be written.
     """
+    saving = saving or Saving.of(config)
     about = names | {
         "refgba": __version__,
-        "data": {"path": str(data.path), "rows": survey.rows, "dropped": survey.dropped, "d": data.d},
+        "checkpoints": asdict(saving),
+        "data": data.record() | {"dropped": survey.dropped, "variance": survey.variance},
     }
-    params = gba.random_params(config, data.d)
-    state = backend.init(params, config)
-    folder.create(out, config, about)
-    batches = prefetched(backend.put(state, x) for x in gba.minibatches(data, config))
-    every = max(1, config.steps // LOGS)
-    begin = time.perf_counter()
-    try:
-        with (out / folder.METRICS).open("w", encoding="utf-8") as log:
-            for metrics in gba.train(state, batches, backend.step, backend.adapt):
-                if state.t % every == 0 or state.t == config.steps:
-                    progress = _progress(state, metrics, backend, survey, time.perf_counter() - begin)
-                    log.write(json.dumps(asdict(progress), allow_nan=False) + "\n")
-                    log.flush()
-                    yield progress
-        params = backend.params(state)
-        for parameter, array in params.arrays().items():  # the loss of the last step was that before its update
+    state = backend.init(gba.random_params(config, data.d), config)
+    folder.create(out, config, about, data)
+    with folder.locked(out):
+        yield from _Training(out, config, about, data, backend, saving, stop).run(state)
+
+
+def resume_run(
+    record: Record,
+    data: Activations,
+    config: GBAConfig,
+    backend: Backend,
+    saving: Saving,
+    stop: Callable[[], int] = int,
+    say: Callable[[str], object] = id,
+) -> Iterator[Progress]:
+    """Go on with the run of a `folder.read_record` from its newest checkpoint, or from its beginning; as `train_run`.
+
+    data comes from `refgba.runs.activations.reopen`.  config has the run's settings, or those of `recipe.extended`.
+    say is told of damaged checkpoints, and of what an extension means.  Yields nothing where all steps are done.
+    """
+    path = record.path
+    with folder.locked(path):
+        files.sweep(path)
+        files.sweep(path / checkpoints.CHECKPOINTS)
+        found = checkpoints.newest(path, record.config, data.fingerprint, say)
+        done = found[0].t if found else 0
+        about = record.about
+        if config != record.config:
+            say(_extension(config, done))
+            about = about | {"extended": [*about.get("extended", []), {"at": done, "steps": config.steps}]}
+            folder.write_about(path, about)
+            folder.write_config(path, config)
+        if found:
+            state = backend.restore(replace(found[0], config=config))
+        else:
+            state = backend.init(gba.random_params(config, data.d), config)
+        folder.metrics_upto(path, done)
+        seconds = found[1] if found else 0.0
+        yield from _Training(path, config, about, data, backend, saving, stop, done, seconds).run(state)
+
+
+def _extension(config: GBAConfig, done: int) -> str:
+    now, rate = done + 1, recipe.learning_rate(config, done + 1)
+    formed = recipe.forming_steps(config)
+    return (
+        f"extended to {config.steps} steps: forming ends at step {formed} as before; the learning rate of step {now} "
+        f"is {rate:.3g}, and reaches zero at the new end; biases go on adapting every {config.adapt_every} steps, so "
+        "they end further from where they began than those of a run begun at this length"
+    )
+
+
+@dataclass
+class _Training:
+    """One process's part of a run, in its folder."""
+
+    path: Path
+    config: GBAConfig
+    about: dict[str, Any]
+    data: Activations
+    backend: Backend
+    saving: Saving
+    stop: Callable[[], int]
+    saved: int = 0  # step of the newest checkpoint
+    seconds: float = 0.0  # that the run took before this process
+    began: float = 0.0  # when it would have begun without pauses
+
+    def run(self, state: Any) -> Iterator[Progress]:
+        """Algorithm 1 from the state's step to the end."""
+        every = max(1, self.config.steps // LOGS)
+        self.began = time.perf_counter() - self.seconds
+        rows = (self.backend.put(state, x) for x in feed.minibatches(self.data, self.config, state.t))
+        try:
+            with (
+                (self.path / folder.METRICS).open("a", encoding="utf-8") as log,
+                closing(prefetched(rows)) as batches,
+            ):
+                for metrics in gba.train(state, batches, self.backend.step, self.backend.adapt):
+                    due = self.saving.every and state.t % self.saving.every == 0
+                    if state.t % every == 0 or state.t == self.config.steps:
+                        progress = self._progress(state, metrics)
+                        log.write(json.dumps(asdict(progress), allow_nan=False) + "\n")
+                        log.flush()
+                        yield progress
+                    if due or state.t == self.config.steps or self.stop():
+                        os.fsync(log.fileno())
+                        self._save(state)
+                    if self.stop() and state.t < self.config.steps:
+                        raise self._stopped(state.t)
+                self._finish(state)
+        except InputError:
+            self._save(state)  # the data failed: what was learned so far is kept
+            raise
+        except OSError as error:
+            raise TrainingError(
+                f"{self.path}: step {state.t}: {error.strerror or error}; the run is not complete, {self._resumable()}"
+            ) from None
+
+    def _progress(self, state: Any, metrics: gba.Metrics) -> Progress:
+        loss, config = float(metrics.loss), self.config
+        if not math.isfinite(loss):
+            raise TrainingError(f"step {state.t}: the loss is {loss}; {REMEDY}")
+        counters = self.backend.counters(state)
+        frequency = counters.counts / counters.rows
+        return Progress(
+            step=state.t,
+            loss=loss,
+            l0=float(metrics.l0),
+            fvu=2 * loss / self.about["data"]["variance"],
+            dead=float((counters.counts == 0).mean()),
+            within=float((frequency <= config.target()[config.group()]).mean()),
+            seconds=time.perf_counter() - self.began,
+        )
+
+    def _origin(self) -> dict[str, Any]:
+        """What a network's state.json says of where it comes from."""
+        data = self.about["data"]
+        return {
+            "backend": self.about.get("backend"),
+            "data": {name: data[name] for name in ("fingerprint", "rows", "d", "dtype")},
+            "seconds": time.perf_counter() - self.began,
+        }
+
+    def _save(self, state: Any) -> None:
+        """Write a checkpoint of the state, unless there is one."""
+        if state.t == self.saved:
+            return
+        host = self.backend.export(state)
+        for parameter, array in host.params.arrays().items():  # a loss is looked at now and then, and is one step old
             if not np.isfinite(array).all():
                 raise TrainingError(f"step {state.t}: {parameter} is not finite; {REMEDY}")
-        folder.finish(out, params, {"step": state.t})
-    except OSError as error:
-        raise TrainingError(f"{out}: step {state.t}: {error.strerror or error}; the run is not complete") from None
+        checkpoints.save(self.path, host, self._origin(), self.saving.keep)
+        self.saved = state.t
 
+    def _finish(self, state: Any) -> None:
+        told = {"step": state.t} | self._origin()
+        folder.write_network(self.path / folder.FINAL, self.backend.params(state), self.config, told)
 
-def _progress(state: gba.AnyState, metrics: gba.Metrics, backend: Backend, survey: Survey, seconds: float) -> Progress:
-    loss, config = float(metrics.loss), state.config
-    if not math.isfinite(loss):
-        raise TrainingError(f"step {state.t}: the loss is {loss}; {REMEDY}")
-    counters = backend.counters(state)
-    frequency = counters.counts / counters.rows
-    return Progress(
-        step=state.t,
-        loss=loss,
-        l0=float(metrics.l0),
-        fvu=2 * loss / survey.variance,
-        dead=float((counters.counts == 0).mean()),
-        within=float((frequency <= config.target()[config.group()]).mean()),
-        seconds=seconds,
-    )
+    def _resumable(self) -> str:
+        since = f"from its checkpoint at step {self.saved}" if self.saved else "from its beginning"
+        return f"`refgba train --resume {self.path}` goes on {since}"
+
+    def _stopped(self, step: int) -> Stopped:
+        number = self.stop()
+        return Stopped(
+            f"{self.path}: stopped after step {step} by {signal.Signals(number).name}; {self._resumable()}", number
+        )

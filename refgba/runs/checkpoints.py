@@ -1,0 +1,117 @@
+"""Checkpoints of a run: everything its next step depends on, so that a run that goes on is the same to the bit.
+
+    checkpoints/step-N/
+        params.safetensors      the parameters
+        training.safetensors    moments m.* and v.* of the optimiser, the buffers, the neurons held
+        state.json              step, updates of each parameter, data and settings, seconds so far, checksums
+
+Schedules, minibatches and all randomness are functions of the settings, the data and the step (`refgba.recipe`,
+`refgba.runs.feed`), and need nothing here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refgba import gba
+from refgba.adam import AdamW
+from refgba.bias import Buffer
+from refgba.config import GBAConfig
+from refgba.errors import InputError
+from refgba.runs import files, folder
+from refgba.runs.folder import Damaged
+
+CHECKPOINTS, TRAINING = "checkpoints", "training.safetensors"
+NAME = re.compile(r"step-(\d+)")
+EXTENDED = {"steps", "form"}  # settings that change when a run is extended
+
+
+def found(run: Path) -> list[Path]:
+    """The checkpoints of a run, newest first."""
+    named = [(NAME.fullmatch(path.name), path) for path in (run / CHECKPOINTS).glob("step-*")]
+    return [path for _, path in sorted(((int(name[1]), path) for name, path in named if name), reverse=True)]
+
+
+def save(run: Path, state: gba.State, about: dict[str, Any], keep: int) -> None:
+    """Write the checkpoint of a state, and remove all but the newest `keep`.
+
+    about: `data`, `backend` and `seconds`, for state.json.  OSError when it cannot be written; the others stay.
+    """
+    arrays: dict[str, Any] = {"held": state.held, "counts": state.buffer.counts, "peaks": state.buffer.peaks}
+    if state.last is not None:
+        arrays |= {"last.counts": state.last.counts, "last.peaks": state.last.peaks}
+    for name, adam in state.optimiser.items():
+        arrays |= {f"m.{name}": adam.m, f"v.{name}": adam.v}
+    told = {
+        "step": state.t,
+        "updates": {name: adam.t for name, adam in state.optimiser.items()},
+        "rows": state.buffer.rows,
+        "last_rows": state.last.rows if state.last is not None else None,
+    }
+    place = run / CHECKPOINTS
+    place.mkdir(exist_ok=True)
+    folder.write_network(place / f"step-{state.t}", state.params, state.config, told | about, {TRAINING: arrays})
+    for old in found(run)[keep:]:
+        files.remove_folder(old)
+
+
+def newest(
+    run: Path, config: GBAConfig, fingerprint: str, say: Callable[[str], object]
+) -> tuple[gba.State, float] | None:
+    """The newest undamaged checkpoint of a run and its seconds so far; None where the run has none yet.
+
+    `say` is told of each that is damaged.  InputError when all are, or when one is of other settings or other data.
+    """
+    paths = found(run)
+    for path in paths:
+        try:
+            return load(path, config, fingerprint)
+        except Damaged as error:
+            say(f"{error}; the checkpoint before it is used")
+    if paths:
+        raise InputError(f"{run / CHECKPOINTS}: every checkpoint is damaged; the run cannot go on")
+    return None
+
+
+def load(path: Path, config: GBAConfig, fingerprint: str) -> tuple[gba.State, float]:
+    """The state of a checkpoint, under the settings of its run, and the seconds it took.
+
+    Damaged, naming the file; InputError when it is of a run with other settings or on other data.
+    """
+    network = folder.read_network(path)
+    told, params = network.state, network.params
+    for name, setting in asdict(network.config).items():
+        if name not in EXTENDED and setting != getattr(config, name):
+            raise InputError(
+                f"{path}: a checkpoint of another run: its {name} is {setting}, not {getattr(config, name)}"
+            )
+    if told.get("data", {}).get("fingerprint") != fingerprint:
+        raise InputError(f"{path}: a checkpoint of another data set than the run's")
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
+    M, thetas = config.width, {name: theta for name, theta in params.arrays().items() if name != "b"}
+    for name, theta in thetas.items():
+        shapes |= {f"m.{name}": (theta.shape, theta.dtype), f"v.{name}": (theta.shape, theta.dtype)}
+    for prefix in ("", "last.") if told.get("last_rows") is not None else ("",):
+        shapes |= {prefix + "counts": ((M,), np.int64), prefix + "peaks": ((M,), np.float64)}
+    arrays = folder.load_arrays(path / TRAINING, [*shapes, "held"])
+    for name, (shape, dtype) in (shapes | {"held": ((M,), np.bool_)}).items():
+        folder.check_array(path / TRAINING, name, arrays[name], shape, dtype)
+    try:
+        optimiser = {name: AdamW(arrays[f"m.{name}"], arrays[f"v.{name}"], told["updates"][name]) for name in thetas}
+        last = _buffer(M, told["last_rows"], arrays, "last.") if told["last_rows"] is not None else None
+        buffer, seconds = _buffer(M, told["rows"], arrays, ""), float(told["seconds"])
+    except (KeyError, TypeError, ValueError):
+        raise Damaged(f"{path / folder.STATE}: damaged: updates, rows, last_rows and seconds should be there") from None
+    return gba.State(config, params, optimiser, buffer, last, arrays["held"], told["step"]), seconds
+
+
+def _buffer(M: int, rows: int, arrays: dict[str, Any], prefix: str) -> Buffer:
+    buffer = Buffer(M, rows)
+    buffer.counts, buffer.peaks = arrays[prefix + "counts"], arrays[prefix + "peaks"]
+    return buffer

@@ -1,0 +1,81 @@
+"""Line 1 of Algorithm 1 for data that memory does not hold: minibatches without replacement, shuffled across shards.
+
+An epoch takes the blocks of the data (`activations`), a MiB each, in random order, about 256 at a time: the rows of
+such a window are in memory, and are shuffled among themselves.  So the disk is read a MiB at a time, and the rows of a
+minibatch come from 256 places.  The windows of an epoch have equally many blocks, or one more: none is left with too
+few to mix.
+
+Which rows a step gets is a pure function of the data, the seed and the step: a run goes on at any step with nothing
+but its number.  Where one window holds all rows the minibatches are those of `refgba.gba.minibatches`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from refgba.config import GBAConfig
+from refgba.runs.activations import Activations
+from refgba.runs.prefetch import prefetched
+from refgba.runs.store import Raw, values
+from refgba.sae import unit_rows
+from refgba.streams import stream
+from refgba.types import Array, Int64
+
+
+@dataclass(frozen=True)
+class Window:
+    """Blocks whose rows are shuffled among themselves, in file order; the first `skip` rows of `order` are over."""
+
+    blocks: Int64
+    order: Int64  # (rows,) a permutation
+    skip: int
+
+
+def windows(counts: Int64, number: int, seed: int, position: int = 0) -> Iterator[Window]:
+    """The windows, `number` an epoch, of blocks with `counts` rows, from a position on in the endless sequence."""
+    epoch, skip = divmod(position, int(counts.sum()))
+    while True:
+        shuffled = stream(seed, "blocks", epoch).permutation(len(counts))
+        for index, part in enumerate(np.array_split(shuffled, number)):
+            blocks = np.sort(part)
+            rows = int(counts[blocks].sum())
+            if skip < rows:  # the first window has the stream of the reference's epoch
+                key = (epoch, index) if index else (epoch,)
+                yield Window(blocks, stream(seed, "order", *key).permutation(rows), skip)
+            skip = max(0, skip - rows)
+        epoch += 1
+
+
+def minibatches(data: Activations, config: GBAConfig, start: int = 0) -> Iterator[Array]:
+    """The minibatches of steps start + 1..T, (L, d) each, at unit norm in the dtype of the run's parameters.
+
+    The next window is read by a thread of its own while this one is in use.  InputError when rows are not as they were.
+    """
+    L, left = config.batch, config.steps - start
+    coming = windows(data.counts, data.windows, config.seed, start * L)
+    parts: list[Raw] = []
+    missing = L
+    with closing(prefetched(_loaded(data, coming), depth=1)) as loaded:
+        while left:
+            rows, order = next(loaded)
+            at = 0
+            while at < len(order) and left:
+                part = rows[order[at : at + missing]]
+                parts.append(part)
+                at, missing = at + len(part), missing - len(part)
+                if missing == 0:
+                    yield unit_rows(values(np.concatenate(parts)).astype(config.master))
+                    parts, missing, left = [], L, left - 1
+
+
+def _loaded(data: Activations, windows: Iterator[Window]) -> Iterator[tuple[Raw, Int64]]:
+    """The rows of each window as they are stored, and the order in which they are still to be taken."""
+    held, rows = np.empty(0, np.int64), np.empty(0)
+    for window in windows:
+        if not np.array_equal(window.blocks, held):  # where one window holds all, it is read once
+            held, rows = window.blocks, data.read(window.blocks)
+        yield rows, window.order[window.skip :]

@@ -1,0 +1,84 @@
+"""Files and folders that appear whole or not at all: written under a temporary name, flushed to disk, renamed.
+
+Temporary names begin with `PARTIAL`.  A process that is killed may leave one behind; nothing reads it, and `sweep`
+removes it.  Every failure is an OSError that leaves what was there before as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PARTIAL = ".partial-"
+
+
+def write(path: Path, data: bytes) -> None:
+    """Make or replace the file `path`."""
+    handle, name = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        partial.chmod(0o644)  # mkstemp makes it private
+        flush(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    flush(path.parent)
+
+
+def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Make or replace the folder `path` with these files, by name, in it."""
+    with new_folder(path) as partial:
+        for name, data in files.items():
+            (partial / name).write_bytes(data)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Make or replace the folder `path` by what the body puts into the one it is given, unless it raises."""
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
+    try:
+        partial.chmod(0o755)  # mkdtemp makes it private
+        yield partial
+        for file in (*partial.iterdir(), partial):
+            flush(file)
+        with suppress(FileNotFoundError):
+            remove_folder(path)  # a folder that is not empty cannot be renamed over
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    flush(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that it is never seen with only some of its files."""
+    gone = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
+    try:
+        path.rename(gone / path.name)
+    finally:
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes left in the folder `path` under temporary names."""
+    for partial in path.glob(PARTIAL + "*"):
+        if partial.is_dir() and not partial.is_symlink():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,458 @@
+"""Dictionaries in the files of others: a trained network written for other libraries, and theirs read.
+
+    saelens              SAELens 6: takes raw activations, as our training does
+    saelens-folded       the same library without normalisation or bias on the input: takes rows of unit norm
+    dictionary-learning  `load_dictionary` of dictionary_learning 0.1: takes rows of unit norm; torch writes it
+    npz                  our own, exact: dictionary.npz and dictionary.json
+
+`Dictionary` is what they have in common.  `read` takes a folder of npz or of SAELens from anyone and believes nothing
+in it: nothing is unpickled, and no array is made before the file is known to be as large as the array.  Files of
+dictionary_learning are pickles and are not read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import math
+import os
+import re
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from refgba.config import GBAConfig
+from refgba.errors import InputError
+from refgba.runs.files import write_folder
+from refgba.sae import Params, unit_rows
+from refgba.types import Array
+
+Input = Literal["raw", "unit", "sqrt_d", "layer_norm"]
+T = TypeVar("T")
+
+FORMATS = ("saelens", "saelens-folded", "dictionary-learning", "npz")
+ARRAYS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
+NPZ, ABOUT = "dictionary.npz", "dictionary.json"
+SAELENS, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+SAE_LENS_VERSION = "6.54.12"  # whose format is written; without a version SAELens takes a folder for one before 6
+LARGEST_JSON = 2**24  # bytes; a cfg.json has some hundreds
+
+NORMALISATIONS: dict[str, Input] = {"none": "raw", "constant_norm_rescale": "sqrt_d", "layer_norm": "layer_norm"}
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
+# SAELens' names for what it computes in, and what computes for it here
+DTYPES = {"float64": "float64", "float32": "float32", "bfloat16": "float32", "float16": "float32"}
+DTYPES |= {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
+# The one form in which NumPy writes a plain array: anything else, Python objects above all, is not parsed at all.
+NPY = re.compile(
+    rb"\x93NUMPY\x01\x00(..)\{'descr': '<f([48])', 'fortran_order': (True|False), "
+    rb"'shape': \(([1-9][0-9]{0,17})(?:,|, ([1-9][0-9]{0,17}))\), \} *\n",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionary:
+    """A sparse autoencoder of any origin, M neurons in d dimensions, for rows x that `prepare` made.
+
+        z = (x - b_dec) · W_enc^T + b_enc ,    s = z 1{z > threshold} ,    f = s · W_dec + b_dec
+
+    with b_dec taken off the input only where `subtract_b_dec` says so.  JumpReLU; a threshold of 0 is ReLU.
+
+    W_enc, W_dec: (M, d), rows of any norm.  b_enc: (M,).  threshold: (M,), not negative.  b_dec: (d,).  All float32 or
+    all float64, which is what every method computes in, and finite; InputError otherwise, naming the array.
+
+    input: what `prepare` makes of a row of activations.  "raw": nothing.  "unit": scaled to unit norm, as our training
+    does.  "sqrt_d": norm √d, SAELens' constant_norm_rescale.  "layer_norm": SAELens' of that name, less the row's mean
+    and over its standard deviation.  Reconstructions are of the prepared rows.
+    """
+
+    W_enc: Array
+    b_enc: Array
+    threshold: Array
+    W_dec: Array
+    b_dec: Array
+    subtract_b_dec: bool
+    input: Input
+
+    def __post_init__(self) -> None:
+        if self.W_enc.ndim != 2 or self.W_enc.size == 0:
+            raise InputError(f"W_enc has shape {self.W_enc.shape}, it should be (neurons, dimensions)")
+        dtype = self.W_enc.dtype
+        for name, shape in _shapes(*self.W_enc.shape).items():
+            array: Array = getattr(self, name)
+            if array.shape != shape:
+                raise InputError(f"{name} has shape {array.shape}, with this W_enc it should be {shape}")
+            if array.dtype != dtype or dtype not in (np.float32, np.float64):
+                raise InputError(f"{name} holds {array.dtype}; all arrays should be float32, or all float64")
+            if not np.isfinite(array).all():
+                raise InputError(f"{name} holds a NaN or an infinity")
+        negative = np.flatnonzero(self.threshold < 0)
+        if negative.size:
+            raise InputError(
+                f"neuron {negative[0]} has the threshold {self.threshold[negative[0]]:.6g} ({negative.size} such "
+                "neurons); a threshold of a JumpReLU is not negative"
+            )
+        if self.input == "layer_norm" and self.W_enc.shape[1] < 2:
+            raise InputError("layer_norm needs at least 2 dimensions")
+
+    def prepare(self, x: Array) -> Array:
+        """Rows of activations x (L, d) of any float dtype as the network takes them, (L, d).
+
+        InputError for a row of zeros that should get a norm.
+        """
+        x = x.astype(self.W_enc.dtype, copy=False)
+        if self.input == "raw":
+            return x
+        if self.input == "layer_norm":
+            x = x - x.mean(axis=1, keepdims=True)
+            # with n - 1, and 1e-5 beside the deviation rather than the variance: torch's `std` as SAELens uses it
+            scaled: Array = x / (x.std(axis=1, ddof=1, keepdims=True) + 1e-5)
+            return scaled
+        unit = unit_rows(x)
+        return unit * math.sqrt(x.shape[1]) if self.input == "sqrt_d" else unit
+
+    def encode(self, x: Array) -> tuple[Array, Array]:
+        """Margins z - threshold, above 0 exactly where a neuron is active, and codes s of prepared rows x (L, d).
+
+        Both (L, M).
+        """
+        z = (x - self.b_dec if self.subtract_b_dec else x) @ self.W_enc.T + self.b_enc  # (L, M)
+        return z - self.threshold, z * (z > self.threshold)
+
+    def decode(self, s: Array) -> Array:
+        """The reconstruction f, (L, d), of prepared rows from their codes s (L, M)."""
+        f: Array = s @ self.W_dec + self.b_dec
+        return f
+
+
+def from_params(params: Params, config: GBAConfig) -> Dictionary:
+    """A trained network as a `Dictionary` of unit rows: the same codes and reconstructions, to the last bit.
+
+    JumpReLU's gate z + b > 0 is z > -b, so a bias is a threshold; with ReLU it is part of the pre-activation.
+    InputError, naming the first neuron, where a JumpReLU has a bias above 0: other libraries make it a ReLU without a
+    word.  Algorithm 2 leaves no such bias.
+    """
+    zero = np.zeros_like(params.b)
+    if config.activation == "relu":
+        b_enc, threshold = params.b, zero
+    else:
+        positive = np.flatnonzero(params.b > 0)
+        if positive.size:
+            raise InputError(
+                f"neuron {positive[0]} has the bias {params.b[positive[0]]:.6g} ({positive.size} such neurons); "
+                "as a threshold it would be negative, which other libraries take for ReLU"
+            )
+        b_enc, threshold = zero, 0 - params.b  # not -b: of b = 0 that is -0.0
+    W_dec = params.a[:, None] * params.V  # (M, d)
+    return Dictionary(params.W, b_enc, threshold, W_dec, params.b_pre, subtract_b_dec=True, input="unit")
+
+
+def export(params: Params, config: GBAConfig, provenance: dict[str, Any], out: Path, format: str) -> None:
+    """Write a trained network to the folder `out` in one of FORMATS, whole or not at all.
+
+    provenance, anything JSON can hold, goes along.  InputError when `out` exists and is not an empty folder or cannot
+    be written, when a neuron cannot be expressed (`from_params`), when the format is unknown, and for
+    dictionary-learning when there is no torch.
+    """
+    if format not in FORMATS:
+        raise InputError(f"unknown format {format!r}; the formats are {', '.join(FORMATS)}")
+    dictionary = from_params(params, config)
+    if format == "npz":
+        write_npz(dictionary, provenance, out)
+    elif format == "saelens":
+        _write(out, _saelens(_at_norm_sqrt_d(dictionary), provenance))
+    elif format == "saelens-folded":
+        _write(out, _saelens(_folded(dictionary), provenance))
+    else:
+        _write(out, _dictionary_learning(_folded(dictionary), provenance))
+
+
+def write_npz(dictionary: Dictionary, provenance: dict[str, Any], out: Path) -> None:
+    """Write any dictionary to the folder `out` in the format npz, exactly, whole or not at all; errors as `export`."""
+    file = io.BytesIO()
+    arrays: dict[str, Any] = {**_arrays(dictionary)}
+    np.savez(file, **arrays)
+    about = {
+        "activation": "jumprelu" if dictionary.threshold.any() else "relu",
+        "subtract_b_dec": dictionary.subtract_b_dec,
+        "input": dictionary.input,
+        "provenance": provenance,
+    }
+    _write(out, {NPZ: file.getvalue(), ABOUT: _json(about)})
+
+
+def is_dictionary(path: Path) -> bool:
+    """Whether `path` looks like a folder that `read` takes, rather than a run."""
+    return os.path.isfile(path / ABOUT) or os.path.isfile(path / SAELENS)  # Path's own raises where it may not look
+
+
+def read(path: Path) -> Dictionary:
+    """Read a folder of the format npz, or of SAELens: standard or jumprelu, of version 6 or before.
+
+    SAELens' cfg.json decides the dtype, in which 16 bits become float32.  InputError, one line with the file and the
+    field, for anything that is missing, damaged, inconsistent or not supported.
+    """
+    if os.path.isfile(path / ABOUT):
+        return _read_npz(path)
+    if os.path.isfile(path / SAELENS):
+        return _read_saelens(path)
+    raise InputError(f"{path}: not a dictionary, it has neither {ABOUT} nor SAELens' {SAELENS}")
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _at_norm_sqrt_d(dictionary: Dictionary) -> Dictionary:
+    """The same network of unit rows for rows of norm √d: its codes are √d times as large."""
+    scale = math.sqrt(dictionary.W_enc.shape[1])
+    scaled = {name: getattr(dictionary, name) * scale for name in ("b_enc", "threshold", "b_dec")}
+    return replace(dictionary, **scaled, input="sqrt_d")
+
+
+def _folded(dictionary: Dictionary) -> Dictionary:
+    """The same network with b_dec taken off in b_enc: -b_dec · W_enc^T, summed in float64 and rounded once."""
+    shift = np.einsum("md,d->m", dictionary.W_enc, dictionary.b_dec, dtype=np.float64)  # (M,)
+    b_enc = (dictionary.b_enc - shift).astype(dictionary.b_enc.dtype)
+    return replace(dictionary, b_enc=b_enc, subtract_b_dec=False)
+
+
+def _note(dictionary: Dictionary, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What our files tell beside the numbers: which rows to give to the other library, and where they come from."""
+    rows = "raw activations" if dictionary.input == "sqrt_d" else "rows scaled to unit norm, which it reconstructs"
+    takes = "raw" if dictionary.input == "sqrt_d" else "unit"
+    return {"refgba_input": takes, "refgba_note": f"takes {rows}", "refgba": provenance}
+
+
+def _saelens(dictionary: Dictionary, provenance: dict[str, Any]) -> dict[str, bytes]:
+    M, d = dictionary.W_enc.shape
+    cfg = {
+        "architecture": "jumprelu",
+        "d_in": d,
+        "d_sae": M,
+        "dtype": str(dictionary.W_enc.dtype),
+        "apply_b_dec_to_input": dictionary.subtract_b_dec,
+        "normalize_activations": "constant_norm_rescale" if dictionary.input == "sqrt_d" else "none",
+        "metadata": {"sae_lens_version": SAE_LENS_VERSION} | _note(dictionary, provenance),
+    }
+    return {SAELENS: _json(cfg), WEIGHTS: save(_theirs(dictionary))}
+
+
+def _dictionary_learning(dictionary: Dictionary, provenance: dict[str, Any]) -> dict[str, bytes]:
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        raise InputError(
+            f"the format dictionary-learning is written by torch ({error}): pip install 'refgba[interop]'"
+        ) from None
+    M, d = dictionary.W_enc.shape
+    file = io.BytesIO()
+    torch.save({name: torch.tensor(array) for name, array in _theirs(dictionary).items()}, file)
+    trainer = {"dict_class": "JumpReluAutoEncoder", "activation_dim": d, "dict_size": M}
+    return {"ae.pt": file.getvalue(), "config.json": _json({"trainer": trainer} | _note(dictionary, provenance))}
+
+
+def _arrays(dictionary: Dictionary) -> dict[str, Array]:
+    return {name: np.ascontiguousarray(getattr(dictionary, name)) for name in ARRAYS}
+
+
+def _theirs(dictionary: Dictionary) -> dict[str, Array]:
+    """The arrays as both libraries name and turn them: W_enc is (d, M)."""
+    # safetensors writes an array's memory as it lies, whatever its strides say: a transpose would be scrambled.
+    return _arrays(dictionary) | {"W_enc": np.ascontiguousarray(dictionary.W_enc.T)}
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=2).encode() + b"\n"
+
+
+def _write(out: Path, files: dict[str, bytes]) -> None:
+    try:
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out}: exists and is not a folder")
+        if out.exists() and any(out.iterdir()):
+            raise InputError(f"{out}: is not empty; choose another folder")
+        folder = Path(os.path.realpath(out))  # so that "." has a name and a folder it is in
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_folder(folder, files)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _shapes(M: int, d: int) -> dict[str, tuple[int, ...]]:
+    return {"W_enc": (M, d), "b_enc": (M,), "threshold": (M,), "W_dec": (M, d), "b_dec": (d,)}
+
+
+def _read_npz(path: Path) -> Dictionary:
+    about = _read_json(path / ABOUT)
+    subtract_b_dec = _boolean(path / ABOUT, "subtract_b_dec", about.get("subtract_b_dec"))
+    input = _choice(path / ABOUT, "input", about.get("input"), {name: name for name in get_args(Input)})
+    path = path / NPZ
+    try:
+        size = _size(path)
+        with zipfile.ZipFile(path) as archive:
+            arrays = {name: _read_npy(archive, name, size) for name in ARRAYS}
+        return Dictionary(**arrays, subtract_b_dec=subtract_b_dec, input=input)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # damaged archives make zipfile raise nearly anything
+        raise InputError(f"{path}: damaged or cannot be read ({_short(error)})") from None
+
+
+def _read_npy(archive: zipfile.ZipFile, name: str, size: int) -> Array:
+    """The array of this name in an archive of `size` bytes; InputError if it is not there, uncompressed and plain."""
+    if f"{name}.npy" not in archive.namelist():
+        raise InputError(f"{name} is missing")
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED or max(info.file_size, info.compress_size) > size:
+        raise InputError(f"{name} is compressed or larger than the file; numpy.savez stores arrays as they are")
+    data = archive.read(info)
+    header = NPY.match(data)
+    if header is None or int.from_bytes(header[1], "little") + len(b"\x93NUMPY\x01\x00..") != header.end():
+        raise InputError(f"{name} is not a plain array of float32 or float64, 1-D or 2-D")
+    dtype, fortran = np.dtype(f"<f{int(header[2])}"), header[3] == b"True"
+    shape = tuple(int(n) for n in header.groups()[3:] if n is not None)
+    if math.prod(shape) * dtype.itemsize != len(data) - header.end():
+        raise InputError(f"{name} has shape {shape} and {len(data) - header.end()} bytes, which do not agree")
+    return np.frombuffer(data, dtype, offset=header.end()).reshape(shape, order="F" if fortran else "C")
+
+
+def _read_saelens(path: Path) -> Dictionary:
+    file, weights = path / SAELENS, path / WEIGHTS
+    cfg = _read_json(file)
+    jump = _choice(file, "architecture", cfg.get("architecture", "standard"), {"standard": False, "jumprelu": True})
+    for name in ("activation_fn", "activation_fn_str"):  # before version 6
+        _choice(file, name, cfg.get(name, "relu"), {"relu": None})
+    dtype = _choice(file, "dtype", cfg.get("dtype"), DTYPES)
+    normalisation = cfg.get("normalize_activations", "none")
+    if normalisation is None or isinstance(normalisation, bool):  # before version 6
+        normalisation = "expected_average_only_in" if normalisation else "none"
+    if normalisation == "expected_average_only_in":
+        raise InputError(
+            f"{file}: normalize_activations is {normalisation}, whose scale is not in the folder; fold it in first, "
+            "with SAELens' fold_activation_norm_scaling_factor"
+        )
+    input = _choice(file, "normalize_activations", normalisation, NORMALISATIONS)
+    metadata = cfg.get("metadata")
+    if input == "raw" and isinstance(metadata, dict) and metadata.get("refgba_input") == "unit":
+        input = "unit"  # our own saelens-folded, which leaves the scaling to its user
+    subtract_b_dec = _boolean(file, "apply_b_dec_to_input", cfg.get("apply_b_dec_to_input", True))
+    M, d = (_count(file, name, cfg.get(name)) for name in ("d_sae", "d_in"))
+    try:
+        return Dictionary(**_read_weights(weights, M, d, jump, dtype), subtract_b_dec=subtract_b_dec, input=input)
+    except InputError as error:
+        raise InputError(f"{weights}: {error}") from None
+
+
+def _read_weights(path: Path, M: int, d: int, jump: bool, dtype: str) -> dict[str, Array]:
+    """The arrays of a `Dictionary` from SAELens' weights, in `dtype`; of standard ones the threshold is 0."""
+    shapes = _shapes(M, d) | {"W_enc": (d, M)}
+    if not jump:
+        del shapes["threshold"]
+    try:
+        _size(path)
+        with safe_open(path, framework="numpy") as file, np.errstate(over="ignore"):
+            names = set(file.keys())
+            if jump and "log_threshold" in names:  # as SAELens once trained it
+                shapes["log_threshold"] = shapes.pop("threshold")
+            arrays = {name: _read_tensor(path, file, name, shape).astype(dtype) for name, shape in shapes.items()}
+            more = names - set(shapes)
+            if "scaling_factor" in more and (_read_tensor(path, file, "scaling_factor", (M,)) == 1).all():
+                more.remove("scaling_factor")  # older versions wrote one that does nothing
+            if more:
+                raise InputError(f"holds {_shown(min(more))}, which changes what the others mean and is not supported")
+            if "log_threshold" in arrays:
+                arrays["threshold"] = np.exp(arrays.pop("log_threshold"))
+    except InputError:
+        raise
+    except (SafetensorError, OSError, MemoryError, ValueError) as error:
+        raise InputError(f"damaged or cannot be read ({_short(error)})") from None
+    return {"threshold": np.zeros(M, dtype)} | arrays | {"W_enc": arrays["W_enc"].T}
+
+
+def _read_tensor(path: Path, file: Any, name: str, shape: tuple[int, ...]) -> Array:
+    if name not in file.keys():  # noqa: SIM118 - not a dict
+        raise InputError(f"{name} is missing")
+    tensor = file.get_slice(name)
+    found = tuple(tensor.get_shape())
+    if found != shape:
+        raise InputError(f"{name} has shape {str(found)[:60]}, by {SAELENS} it should be {shape}")
+    if tensor.get_dtype() not in FLOATS:
+        raise InputError(f"{name} holds {tensor.get_dtype()}; it should hold one of {', '.join(FLOATS)}")
+    array: Array = _bfloat16(path, name).reshape(shape) if tensor.get_dtype() == "BF16" else file.get_tensor(name)
+    return array
+
+
+def _bfloat16(path: Path, name: str) -> Array:
+    """The values of a bfloat16 tensor, the upper halves of float32: safetensors has no NumPy dtype for it.
+
+    The header is one that safetensors has accepted.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        start, stop = json.loads(file.read(size))[name]["data_offsets"]
+        file.seek(8 + size + start)
+        halves = np.frombuffer(file.read(stop - start), "<u2")
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if _size(path) > LARGEST_JSON:
+            raise InputError(f"larger than {LARGEST_JSON:,} bytes")
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise InputError("should hold a JSON object")
+        return value
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({_short(error)})") from None
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; InputError if there is none: a pipe or a device would be read without end."""
+    if not os.path.isfile(path):
+        raise InputError("no such file")
+    return path.stat().st_size
+
+
+def _choice(path: Path, name: str, value: Any, choices: dict[str, T]) -> T:
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{path}: {name} is {_shown(value)}; supported are {', '.join(choices)}")
+    return choices[value]
+
+
+def _boolean(path: Path, name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{path}: {name} should be true or false, not {_shown(value)}")
+    return value
+
+
+def _count(path: Path, name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{path}: {name} should be a whole number of at least 1, not {_shown(value)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value from an untrusted file in one short line."""
+    if value is None:
+        return "missing"
+    text = repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _short(error: Exception) -> str:
+    """An error about an untrusted file in one short line."""
+    return repr(str(error))[1:-1][:80] or type(error).__name__

@@ -1,0 +1,323 @@
+"""Rows of activations on disk: a `.npy` file, or a folder of `.npy` and `.safetensors` shards with a `meta.json`.
+
+    meta.json   {"format": "refgba-activations", "d": 384, "dtype": "float16", "complete": true,
+                 "shards": [{"file": "00000.npy", "rows": 65536, "sha256": "..."}, ...],
+                 "model": ..., "layer": ..., "site": ...}
+
+A shard is complete once `meta.json` lists it: a store that is still being written (`complete` false) can be read up to
+its last such shard, and other files in the folder are not looked at.  A safetensors shard holds one matrix, or one of
+several under the name `activations`.
+
+Nothing is loaded whole, and nothing is memory-mapped: rows come by ordinary reads of a range.  Under a memory map, a
+file that is truncated by someone else kills the process, and every page that was read counts as resident.
+
+bfloat16, which NumPy lacks, is kept as its bits (uint16) until `values` makes float32 of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from refgba.errors import InputError
+from refgba.types import Array, Int64
+
+META, FORMAT, TENSOR = "meta.json", "refgba-activations", "activations"
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+SAFETENSORS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+LONGEST_HEADER = 2**20  # bytes of a shard's header: a matrix needs a few hundred
+LONGEST_META = 2**28  # bytes of meta.json: a million shards need a tenth of it
+LARGEST = 2**62  # of any number in a header; Python does not even print what is much larger
+
+Raw = npt.NDArray[Any]  # rows as they are stored
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of rows, (rows, d) of dtype, from byte `offset` on."""
+
+    path: Path
+    rows: int
+    d: int
+    dtype: str
+    offset: int
+    swapped: bool = False  # whether numbers are stored with the highest byte first
+    sha256: str | None = None  # of the whole file, where meta.json says
+
+    def read(self, start: int, stop: int) -> Raw:
+        """Rows start..stop as they are stored; InputError when they are not there any more."""
+        rows = np.empty((stop - start, self.d), stored(self.dtype).newbyteorder(">" if self.swapped else "="))
+        view = rows.reshape(-1).view(np.uint8).data  # a memoryview cannot cast a byte order that is not its own
+        done = 0
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self.offset + start * self.d * rows.itemsize)
+                while done < len(view):
+                    got = file.readinto(view[done:])
+                    if not got:
+                        row = start + done // (self.d * rows.itemsize)
+                        raise InputError(f"{self.path}: truncated: it ends in row {row} of {self.rows}")
+                    done += got
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from None
+        return rows.astype(stored(self.dtype)) if self.swapped else rows
+
+    def verify(self) -> None:
+        """InputError when the file has a checksum and it is not that."""
+        if self.sha256 is not None and checksum(self.path) != self.sha256:
+            raise InputError(f"{self.path}: does not match its checksum in {META}: the file is damaged or was changed")
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal; InputError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:  # a ValueError for a name that no file can have
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def stored(dtype: str) -> np.dtype[Any]:
+    """The NumPy dtype of what is stored."""
+    return np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+
+
+def values(raw: Raw) -> Array:
+    """The numbers that stored rows stand for: bfloat16 becomes float32, all else stays as it is."""
+    if raw.dtype != np.uint16:
+        return raw
+    wide = raw.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Shards of rows of the same d and dtype, in order.
+
+    complete: whether no more shards are to come.  about: what else `meta.json` says.
+    """
+
+    path: Path
+    shards: tuple[Shard, ...]
+    complete: bool = True
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def d(self) -> int:
+        """Input dimensions."""
+        return self.shards[0].d
+
+    @property
+    def dtype(self) -> str:
+        """One of DTYPES."""
+        return self.shards[0].dtype
+
+    @cached_property
+    def starts(self) -> Int64:
+        """(shards + 1,) the row of the store that each shard begins with, and the number of rows."""
+        return np.concatenate([[0], np.cumsum([shard.rows for shard in self.shards])]).astype(np.int64)
+
+    def __len__(self) -> int:
+        """Rows."""
+        return int(self.starts[-1])
+
+    def place(self, row: int) -> str:
+        """A row of the store, for people: its file and its number there, and in the store where that is another."""
+        k = int(np.searchsorted(self.starts, row, side="right")) - 1
+        shard, inside = self.shards[k], row - int(self.starts[k])
+        return f"{shard.path}: row {inside}" + (f" (row {row} of {self.path})" if k else "")
+
+
+def open_store(path: Path, d: int | None = None) -> Store:
+    """A `.npy` file or a folder of shards, by their headers; any d, or the one a network needs.
+
+    InputError when there is no such file, when it is empty, truncated or of another format, when an array is not 2-D or
+    has no rows or another d, or when its dtype is not in DTYPES.
+    """
+    if os.path.isdir(path):  # unlike Path's, False for a name that no folder can have
+        store = _open_folder(path)
+    else:
+        store = Store(path, (open_shard(path),))
+    if d not in (None, store.d):
+        raise InputError(f"{path}: its rows have d = {store.d}, the network d = {d}")
+    return store
+
+
+def load_matrix(path: Path, d: int | None = None) -> Array:
+    """All rows of `open_store` in memory, (rows, d) float64: for what is small, such as true features."""
+    store = open_store(path, d)
+    parts = [values(shard.read(0, shard.rows)) for shard in store.shards]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def open_shard(path: Path) -> Shard:
+    """A file of rows by its header; InputError as `open_store`."""
+    if not os.path.exists(path):  # unlike Path's, False for a name that no file can have
+        raise InputError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: not a file")
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                raise InputError(f"{path}: the file is empty")
+            reader = _safetensors if path.suffix == ".safetensors" else _npy
+            shape, dtype, offset, swapped = reader(path, file, size)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if len(shape) != 2:
+        said = f"{len(shape)}-D {shape}" if len(shape) < 8 else f"{len(shape)}-D"
+        raise InputError(f"{path}: activations are a 2-D array (rows, d), this one is {said}")
+    rows, d = shape
+    if rows * d == 0:
+        raise InputError(f"{path}: the array is empty, shape {shape}")
+    needed = offset + rows * d * stored(dtype).itemsize
+    if size < needed:
+        raise InputError(f"{path}: truncated or damaged: shape {shape} in {dtype} takes {needed} bytes, it has {size}")
+    return Shard(path, rows, d, dtype, offset, swapped)
+
+
+def _npy(path: Path, file: BinaryIO, size: int) -> tuple[tuple[int, ...], str, int, bool]:
+    """Shape, dtype, offset and byte order in the header of a `.npy` file."""
+    start = file.read(12)
+    if start[:6] != b"\x93NUMPY":
+        raise InputError(f"{path}: not a .npy file")
+    version = tuple(start[6:8])
+    if version not in ((1, 0), (2, 0)):
+        raise InputError(f"{path}: version {version} of the .npy format; matrices are of version 1 or 2")
+    length = int.from_bytes(start[8:10] if version == (1, 0) else start[8:12], "little")
+    if length > min(size, LONGEST_HEADER):  # NumPy would allocate that much
+        raise InputError(f"{path}: truncated or damaged (a header of {length} bytes)")
+    file.seek(8)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        shape, fortran, dtype = read(file)
+    except Exception as error:  # a damaged header makes NumPy raise nearly anything
+        said = (str(error).splitlines() or [""])[0][:80]
+        raise InputError(f"{path}: truncated or damaged ({said or type(error).__name__})") from None
+    if dtype.hasobject:
+        raise InputError(f"{path}: dtype is object; activations are {', '.join(DTYPES)}")
+    if dtype.kind != "f" or dtype.name not in DTYPES:
+        raise InputError(f"{path}: dtype is {dtype}; activations are {', '.join(DTYPES)}")
+    if fortran and len(shape) == 2:
+        raise InputError(f"{path}: stored column by column; save numpy.ascontiguousarray(x), so that a row is one read")
+    if not all(type(n) is int and 0 <= n < LARGEST for n in shape):  # a bool counts as an integer
+        raise InputError(f"{path}: truncated or damaged (its shape cannot be)")
+    return shape, dtype.name, file.tell(), not dtype.isnative
+
+
+def _safetensors(path: Path, file: BinaryIO, size: int) -> tuple[tuple[int, ...], str, int, bool]:
+    """Shape, dtype and offset of the matrix in a safetensors file.
+
+    The library reads whole tensors or maps the file; only where the matrix lies is wanted here.
+    """
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+    if length > min(size - 8, LONGEST_HEADER):
+        raise InputError(f"{path}: not a .safetensors file, or truncated or damaged (its header does not fit)")
+    header = read_json(file.read(length), path)
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if len(tensors) != 1 and TENSOR not in tensors:
+        raise InputError(f"{path}: holds {len(tensors)} tensors, and none named {TENSOR!r}: which are the activations?")
+    name, entry = (TENSOR, tensors[TENSOR]) if TENSOR in tensors else next(iter(tensors.items()))
+    said = entry if isinstance(entry, dict) else {}
+    shape, offsets = _sizes(said.get("shape")), _sizes(said.get("data_offsets"))
+    if shape is None or offsets is None or len(offsets) != 2:
+        raise InputError(f"{path}: truncated or damaged (tensor {name[:80]!r} has no shape or place)")
+    code = said.get("dtype")
+    code = code if isinstance(code, str) else ""
+    if code not in SAFETENSORS:
+        raise InputError(f"{path}: dtype is {code[:80]!r}; activations are {', '.join(SAFETENSORS)}")
+    dtype = SAFETENSORS[code]
+    if len(shape) == 2 and offsets[1] - offsets[0] != math.prod(shape) * stored(dtype).itemsize:
+        raise InputError(
+            f"{path}: truncated or damaged (tensor {name[:80]!r} has a place of another size than its shape)"
+        )
+    return shape, dtype, 8 + length + offsets[0], False
+
+
+def _sizes(value: Any) -> tuple[int, ...] | None:
+    """A list of numbers that can be sizes, from JSON; None for anything else."""
+    right = isinstance(value, list) and all(type(n) is int and 0 <= n < LARGEST for n in value)
+    return tuple(value) if right else None
+
+
+def read_json(data: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object in the bytes of a file; InputError, naming the file, for anything else."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a JSON object is wanted, not {type(value).__name__}")
+    return value
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The checked `meta.json` of the folder `path`; InputError names the field that cannot be."""
+    file = path / META
+    try:
+        if file.stat().st_size > LONGEST_META:
+            raise InputError(f"{file}: too large to be a list of shards")
+        meta = read_json(file.read_bytes(), file)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: a folder without {META}; `refgba data pack FILES -o STORE` makes a store of .npy files"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+    shards = meta.get("shards")
+    for right, complaint in (
+        (meta.get("format") == FORMAT, f"format should be {FORMAT!r}"),
+        (type(meta.get("d")) is int and meta["d"] > 0, "d should be a positive whole number"),
+        (meta.get("dtype") in DTYPES, f"dtype should be one of {', '.join(DTYPES)}"),
+        (isinstance(meta.get("complete"), bool), "complete should be true or false"),
+        (isinstance(shards, list), "shards should be a list"),
+    ):
+        if not right:
+            raise InputError(f"{file}: {complaint}")
+    names: set[str] = set()
+    for k, entry in enumerate(meta["shards"]):
+        said = entry if isinstance(entry, dict) else {}
+        name, rows = said.get("file"), said.get("rows")
+        if not (isinstance(name, str) and name.isprintable() and name and Path(name).name == name):
+            raise InputError(f"{file}: shard {k}: file should be a name in the folder")
+        for right, complaint in (
+            (name not in names, f"file {name!r} is listed twice"),
+            (type(rows) is int and rows > 0, "rows should be a positive whole number"),
+            (isinstance(said.get("sha256"), str | None), "sha256 should be a string"),
+        ):
+            if not right:
+                raise InputError(f"{file}: shard {k}: {complaint}")
+        names.add(name)
+    return meta
+
+
+def _open_folder(path: Path) -> Store:
+    meta = read_meta(path)
+    shards = []
+    for entry in meta["shards"]:
+        shard = open_shard(path / entry["file"])
+        for name, is_, said in (
+            ("rows", shard.rows, entry["rows"]),
+            ("d", shard.d, meta["d"]),
+            ("dtype", shard.dtype, meta["dtype"]),
+        ):
+            if is_ != said:
+                raise InputError(f"{shard.path}: {name} is {is_}, {path / META} says {said}")
+        shards.append(Shard(**vars(shard) | {"sha256": entry.get("sha256")}))
+    if not shards:
+        raise InputError(f"{path}: no shard is complete yet")
+    about = {key: value for key, value in meta.items() if key not in ("format", "d", "dtype", "complete", "shards")}
+    return Store(path, tuple(shards), meta["complete"], about)
