@@ -87,11 +87,11 @@ def load(path: Path, config: GBAConfig, fingerprint: str) -> tuple[gba.State, fl
     network = folder.read_network(path)
     told, params = network.state, network.params
     for name, setting in asdict(network.config).items():
-        if name not in EXTENDED and setting != getattr(config, name):
-            raise InputError(
-                f"{path}: a checkpoint of another run: its {name} is {setting}, not {getattr(config, name)}"
-            )
-    if told.get("data", {}).get("fingerprint") != fingerprint:
+        right = getattr(config, name)
+        if name not in EXTENDED and setting != right:
+            raise InputError(f"{path}: a checkpoint of another run: its {name} is {setting}, the run's {right}")
+    data = told.get("data")
+    if not isinstance(data, dict) or data.get("fingerprint") != fingerprint:
         raise InputError(f"{path}: a checkpoint of another data set than the run's")
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
     M, thetas = config.width, {name: theta for name, theta in params.arrays().items() if name != "b"}
@@ -102,13 +102,19 @@ def load(path: Path, config: GBAConfig, fingerprint: str) -> tuple[gba.State, fl
     arrays = folder.load_arrays(path / TRAINING, [*shapes, "held"])
     for name, (shape, dtype) in (shapes | {"held": ((M,), np.bool_)}).items():
         folder.check_array(path / TRAINING, name, arrays[name], shape, dtype)
-    try:
-        optimiser = {name: AdamW(arrays[f"m.{name}"], arrays[f"v.{name}"], told["updates"][name]) for name in thetas}
-        last = _buffer(M, told["last_rows"], arrays, "last.") if told["last_rows"] is not None else None
-        buffer, seconds = _buffer(M, told["rows"], arrays, ""), float(told["seconds"])
-    except (KeyError, TypeError, ValueError):
-        raise Damaged(f"{path / folder.STATE}: damaged: updates, rows, last_rows and seconds should be there") from None
-    return gba.State(config, params, optimiser, buffer, last, arrays["held"], told["step"]), seconds
+    updates, rows, last_rows = told.get("updates"), told.get("rows"), told.get("last_rows")
+    if not (
+        isinstance(updates, dict)
+        and all(type(updates.get(name)) is int for name in thetas)
+        and type(rows) is int
+        and type(last_rows) in (int, type(None))
+        and isinstance(told.get("seconds"), float)
+    ):
+        raise Damaged(f"{path / folder.STATE}: damaged: updates, rows, last_rows or seconds are not as written")
+    optimiser = {name: AdamW(arrays[f"m.{name}"], arrays[f"v.{name}"], updates[name]) for name in thetas}
+    last = None if last_rows is None else _buffer(M, last_rows, arrays, "last.")
+    state = gba.State(config, params, optimiser, _buffer(M, rows, arrays, ""), last, arrays["held"], told["step"])
+    return state, told["seconds"]
 
 
 def _buffer(M: int, rows: int, arrays: dict[str, Any], prefix: str) -> Buffer:
