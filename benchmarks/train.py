@@ -9,6 +9,7 @@ what else the machine does falls on both.  FVU, L0 and dead neurons are on the h
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -52,7 +53,7 @@ def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: 
         return gba.train(state, batches, engine.step, engine.adapt)
 
     runs, quarters = {name: run(name) for name in names}, {name: [0.0] * 4 for name in names}
-    with click.progressbar(range(0, steps, SEGMENT), label="training", file=click.get_text_stream("stderr")) as bar:
+    with click.progressbar(range(0, steps, SEGMENT), label="training", file=sys.stderr) as bar:
         for start in bar:
             for name in names:
                 time.sleep(REST)

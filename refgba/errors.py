@@ -9,3 +9,9 @@ from __future__ import annotations
 
 class InputError(ValueError):
     """Bad input or bad usage.  The message is one line, meant for a person."""
+
+
+def brief(value: object) -> str:
+    """A value or an error from a file that may hold anything, for a message: printable, on one line, not long."""
+    text = repr(str(value))[1:-1] or type(value).__name__
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -125,7 +125,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(store):
         place.chmod(0o555)
         program = "import os, sys; from click.testing import CliRunner; from cli import main; "
         if os.geteuid() == 0:  # who may write anywhere; once all is imported, by a run, somebody else can go on
-            program += "CliRunner().invoke(main, [*sys.argv[1:3], '-o', sys.argv[4] + '-first', *sys.argv[5:]]); os.seteuid(65534); "
+            program += "CliRunner().invoke(main, [*sys.argv[1:3], '-o', sys.argv[4] + '-first', *sys.argv[5:]]); "
+            program += "os.seteuid(65534); "
         result = python(program + "main()", "train", place / "store", "-o", place / "run", *QUICK)
         assert result.returncode == 2, result.stderr
         assert result.stderr.splitlines()[-1] == f"Error: {place / 'run'}: cannot be written (Permission denied)"

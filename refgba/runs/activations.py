@@ -21,9 +21,8 @@ import numpy.typing as npt
 
 from refgba.errors import InputError
 from refgba.runs.store import Raw, Store, open_store, stored, values
-from refgba.sae import unit_rows
 from refgba.streams import stream
-from refgba.types import Array, Int64
+from refgba.types import Array, Float64, Int64
 
 BLOCK = 2**20  # bytes, about
 WINDOW = 2**28  # bytes of rows that `feed` shuffles among themselves, about
@@ -83,7 +82,8 @@ class Activations:
         for k in blocks.tolist():
             raw, n = self.stored(k), int(self.counts[k])
             if n < len(raw):
-                raw = raw[np.isin(np.arange(self.begins[k], self.begins[k + 1]), self.dropped, invert=True)]
+                here = slice(*np.searchsorted(self.dropped, self.begins[k : k + 2]))
+                raw = np.delete(raw, self.dropped[here] - self.begins[k], axis=0)
             rows[at : at + n] = raw
             at += n
         return rows
@@ -91,6 +91,7 @@ class Activations:
     def sample(self, rows: int, size: int) -> Iterator[Array]:
         """About that many rows, at most `size` at a time: whole blocks, picked at random but always the same ones."""
         picked = stream(0, "sample").permutation(len(self.counts))
+        picked = picked[self.counts[picked] > 0]
         enough = np.searchsorted(np.cumsum(self.counts[picked]), rows, side="right")
         for k in np.sort(picked[: max(1, enough)]):
             x = values(self.read(np.array([k])))
@@ -176,8 +177,7 @@ class Check:
 
     def __call__(self, x: Array) -> Array:
         """The rows of x (rows, d) that count; InputError names the first that is not finite or squares out of range."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            norm = np.sqrt(np.einsum("ld,ld->l", x, x, dtype=np.float64, casting="same_kind"))
+        norm = _norms(x)
         fits = (norm >= self.tiny) & (norm <= self.largest)  # False for NaN
         if not fits.all():
             for l in np.flatnonzero(~fits):
@@ -204,6 +204,13 @@ class Check:
         return index + np.searchsorted(self.dropped - np.arange(len(self.dropped)), index, side="right")
 
 
+def _norms(x: Array) -> Float64:
+    """The norms of rows x (L, d), (L,) in float64."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms: Float64 = np.sqrt(np.einsum("ld,ld->l", x, x, dtype=np.float64, casting="same_kind"))
+    return norms
+
+
 def survey(
     data: Activations, dtype: str = "float64", drop_zero_rows: bool = False, tick: Callable[[int], object] = id
 ) -> tuple[Activations, Survey]:
@@ -213,28 +220,22 @@ def survey(
     whose squares are not in `dtype`, or that is all zeros, unless `drop_zero_rows` leaves those out; and a shard whose
     checksum is not that of `meta.json`.  It also refuses rows that all point the same way.
     """
-    check, starts = Check(data.store, dtype, drop_zero_rows), data.store.starts.tolist()
-    first: Array = np.zeros(data.d)
-    total, squares, count = np.zeros(data.d), 0.0, 0
+    check = Check(data.store, dtype, drop_zero_rows)
+    shards = dict(zip(data.store.starts.tolist(), data.store.shards, strict=False))  # by their first row
     crc = np.zeros(len(data.counts), np.uint32)
+    total, count = np.zeros(data.d), 0
     for k in range(len(crc)):
-        if data.begins[k] in starts:
-            data.store.shards[starts.index(data.begins[k])].verify()  # and so its blocks are in the cache
+        if int(data.begins[k]) in shards:
+            shards[int(data.begins[k])].verify()  # and so its blocks are in the cache
         raw = data.stored(k)
         crc[k] = zlib.crc32(raw.data)
         x = check(values(raw).astype(np.float64))
-        if len(x):
-            x = unit_rows(x)
-            if count == 0:
-                first = x[0].copy()
-            x -= first  # moments about a row of the data: a small variance is not lost in rounding
-            total += x.sum(axis=0)
-            squares += float(np.vdot(x, x))
-            count += len(x)
+        total += (1 / _norms(x)) @ x
+        count += len(x)
         tick(len(raw))
     if count == 0:
         raise InputError(f"{data.store.path}: every row is all zeros")
-    variance = squares / count - float(np.sum((total / count) ** 2))
+    variance = 1 - float(np.sum((total / count) ** 2))  # the mean of ||x||^2 is 1
     if variance < 1e-12:
         raise InputError(f"{data.store.path}: all {count} rows point the same way; there is nothing to learn from them")
     return replace(data, dropped=check.dropped, crc=crc), Survey(count, len(check.dropped), variance)

@@ -25,9 +25,9 @@ from refgba.bias import Buffer
 from refgba.config import GBAConfig
 from refgba.errors import InputError
 from refgba.runs import files, folder
-from refgba.runs.folder import Damaged
+from refgba.runs.folder import TRAINING, Damaged
 
-CHECKPOINTS, TRAINING = "checkpoints", "training.safetensors"
+CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"step-(\d+)")
 EXTENDED = {"steps", "form"}  # settings that change when a run is extended
 

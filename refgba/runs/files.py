@@ -1,18 +1,25 @@
 """Files and folders that appear whole or not at all: written under a temporary name, flushed to disk, renamed.
 
 Temporary names begin with `PARTIAL`.  A process that is killed may leave one behind; nothing reads it, and `sweep`
-removes it.  Every failure is an OSError that leaves what was there before as it was.
+removes it.  Every failure to write is an OSError that leaves what was there before as it was.
+
+And JSON objects, read from files that may hold anything.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from refgba.errors import InputError, brief
+
+LARGEST_JSON = 2**24  # bytes, unless a reader expects more
 PARTIAL = ".partial-"
 
 
@@ -82,3 +89,26 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
+    """The JSON object in a file of at most that many bytes; InputError, naming the file, for anything else."""
+    if not os.path.isfile(path):  # a pipe or a device would be read without end
+        raise InputError(f"{path}: no such file")
+    try:
+        if path.stat().st_size > most:
+            raise InputError(f"{path}: larger than {most:,} bytes")
+        return parse_json(path.read_bytes(), path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object in bytes of a file; InputError, naming the file, for anything else."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({brief(error)})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: should hold a JSON object, not {type(value).__name__}")
+    return value

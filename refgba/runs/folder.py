@@ -31,15 +31,15 @@ from safetensors.numpy import save, save_file
 
 from refgba import __version__
 from refgba.config import GBAConfig
-from refgba.errors import InputError
+from refgba.errors import InputError, brief
 from refgba.runs import files
 from refgba.runs.activations import Activations
-from refgba.runs.store import checksum, read_json
+from refgba.runs.store import DTYPES, LARGEST, checksum
 from refgba.sae import Params
 from refgba.types import Int64
 
 CONFIG, ABOUT, DATA, METRICS, FINAL = "config.json", "about.json", "data.safetensors", "metrics.jsonl", "final"
-PARAMS, STATE = "params.safetensors", "state.json"
+PARAMS, TRAINING, STATE = "params.safetensors", "training.safetensors", "state.json"
 
 
 class Damaged(InputError):
@@ -137,7 +137,7 @@ def read_record(path: Path) -> Record:
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: not a run, it has no {CONFIG}")
     config = _config(path / CONFIG)
-    about = read_json(_bytes(path / ABOUT), path / ABOUT)
+    about = files.read_json(path / ABOUT, 2**28)  # it lists the shards of the data
     _check_about(path / ABOUT, about)
     arrays = load_arrays(path / DATA, ("dropped", "crc"))
     dropped, crc = arrays["dropped"], arrays["crc"]
@@ -156,8 +156,12 @@ def _check_about(path: Path, about: dict[str, Any]) -> None:
         (isinstance(about.get("backend"), str), "backend"),
         (isinstance(about.get("extended", []), list), "extended"),
         (all(type(saving.get(name)) is int for name in ("every", "keep")), "checkpoints"),
-        (all(isinstance(data.get(name), str) for name in ("path", "dtype", "fingerprint")), "data"),
-        (all(type(data.get(name)) is int and data[name] > 0 for name in ("rows", "d", "block", "windows")), "data"),
+        (all(isinstance(data.get(name), str) for name in ("path", "fingerprint")), "data"),
+        (data.get("dtype") in DTYPES, "data.dtype"),
+        (
+            all(type(data.get(name)) is int and 0 < data[name] < LARGEST for name in ("rows", "d", "block", "windows")),
+            "data",
+        ),
         (isinstance(data.get("variance"), float), "data.variance"),
         (
             isinstance(shards, list)
@@ -178,7 +182,12 @@ def metrics_upto(path: Path, step: int) -> None:
     end = 0
     with log.open("rb") as file:
         for line in file:
-            if not line.endswith(b"\n") or read_json(line, log).get("step", 0) > step:
+            if not line.endswith(b"\n"):
+                break
+            logged = files.parse_json(line, log).get("step")
+            if type(logged) is not int:
+                raise Damaged(f"{log}: damaged: the line at byte {end} has no step")
+            if logged > step:
                 break
             end += len(line)
     os.truncate(log, end)
@@ -224,13 +233,14 @@ def open_network(path: Path) -> Network:
 def read_network(path: Path) -> Network:
     """Read the folder of a network and check all of it; Damaged, naming the file, when it is not as it was written."""
     try:
-        state = read_json(_bytes(path / STATE), path / STATE)
+        state = files.read_json(path / STATE)
         settings, sums, step = state.get("config"), state.get("sha256"), state.get("step")
-        if not (isinstance(settings, dict) and isinstance(sums, dict) and PARAMS in sums and type(step) is int):
-            raise InputError(f"{path / STATE}: damaged: step, config and sha256 should be there")
+        right = isinstance(settings, dict) and type(step) is int and step >= 0
+        if not (right and isinstance(sums, dict) and {PARAMS} <= set(sums) <= {PARAMS, TRAINING}):
+            raise InputError(f"{path / STATE}: damaged: step, config or sha256 is not as it was written")
         config = GBAConfig.from_json(json.dumps(settings))
         for name, right in sums.items():
-            if Path(name).name != name or checksum(path / name) != right:
+            if checksum(path / name) != right:
                 raise InputError(f"{path / name}: damaged: it does not match its checksum in {STATE}")
         return Network(path, config, _load_params(path / PARAMS, config), state)
     except InputError as error:
@@ -261,21 +271,16 @@ def load_arrays(path: Path, names: Iterator[str] | list[str] | tuple[str, ...]) 
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two for dtypes NumPy has not
         readable = os.access(path, os.R_OK)
         what = "damaged or not a run's" if readable else "cannot be read"
-        raise Damaged(f"{path}: {what} ({error})") from None
+        raise Damaged(f"{path}: {what} ({brief(error)})") from None
 
 
 def _config(path: Path) -> GBAConfig:
     try:
-        return GBAConfig.from_json(_bytes(path).decode())
-    except ValueError as error:  # an InputError, or no text
-        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
+        return GBAConfig.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:  # an InputError, or no text
+        raise InputError(f"{path}: {error}") from None

@@ -28,8 +28,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from refgba.config import GBAConfig
-from refgba.errors import InputError
-from refgba.runs.files import write_folder
+from refgba.errors import InputError, brief
+from refgba.runs.files import read_json, write_folder
+from refgba.runs.store import values
 from refgba.sae import Params, unit_rows
 from refgba.types import Array
 
@@ -41,7 +42,6 @@ ARRAYS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
 NPZ, ABOUT = "dictionary.npz", "dictionary.json"
 SAELENS, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SAE_LENS_VERSION = "6.54.12"  # whose format is written; without a version SAELens takes a folder for one before 6
-LARGEST_JSON = 2**24  # bytes; a cfg.json has some hundreds
 
 NORMALISATIONS: dict[str, Input] = {"none": "raw", "constant_norm_rescale": "sqrt_d", "layer_norm": "layer_norm"}
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
@@ -292,7 +292,7 @@ def _shapes(M: int, d: int) -> dict[str, tuple[int, ...]]:
 
 
 def _read_npz(path: Path) -> Dictionary:
-    about = _read_json(path / ABOUT)
+    about = read_json(path / ABOUT)
     subtract_b_dec = _boolean(path / ABOUT, "subtract_b_dec", about.get("subtract_b_dec"))
     input = _choice(path / ABOUT, "input", about.get("input"), {name: name for name in get_args(Input)})
     path = path / NPZ
@@ -304,7 +304,7 @@ def _read_npz(path: Path) -> Dictionary:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # damaged archives make zipfile raise nearly anything
-        raise InputError(f"{path}: damaged or cannot be read ({_short(error)})") from None
+        raise InputError(f"{path}: damaged or cannot be read ({brief(error)})") from None
 
 
 def _read_npy(archive: zipfile.ZipFile, name: str, size: int) -> Array:
@@ -327,7 +327,7 @@ def _read_npy(archive: zipfile.ZipFile, name: str, size: int) -> Array:
 
 def _read_saelens(path: Path) -> Dictionary:
     file, weights = path / SAELENS, path / WEIGHTS
-    cfg = _read_json(file)
+    cfg = read_json(file)
     jump = _choice(file, "architecture", cfg.get("architecture", "standard"), {"standard": False, "jumprelu": True})
     for name in ("activation_fn", "activation_fn_str"):  # before version 6
         _choice(file, name, cfg.get(name, "relu"), {"relu": None})
@@ -374,7 +374,7 @@ def _read_weights(path: Path, M: int, d: int, jump: bool, dtype: str) -> dict[st
     except InputError:
         raise
     except (SafetensorError, OSError, MemoryError, ValueError) as error:
-        raise InputError(f"damaged or cannot be read ({_short(error)})") from None
+        raise InputError(f"damaged or cannot be read ({brief(error)})") from None
     return {"threshold": np.zeros(M, dtype)} | arrays | {"W_enc": arrays["W_enc"].T}
 
 
@@ -392,32 +392,12 @@ def _read_tensor(path: Path, file: Any, name: str, shape: tuple[int, ...]) -> Ar
 
 
 def _bfloat16(path: Path, name: str) -> Array:
-    """The values of a bfloat16 tensor, the upper halves of float32: safetensors has no NumPy dtype for it.
-
-    The header is one that safetensors has accepted.
-    """
+    """The values of a bfloat16 tensor, for which safetensors has no NumPy dtype, in a file that it has accepted."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         start, stop = json.loads(file.read(size))[name]["data_offsets"]
         file.seek(8 + size + start)
-        halves = np.frombuffer(file.read(stop - start), "<u2")
-    return (halves.astype(np.uint32) << 16).view(np.float32)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if _size(path) > LARGEST_JSON:
-            raise InputError(f"larger than {LARGEST_JSON:,} bytes")
-        value = json.loads(path.read_bytes())
-        if not isinstance(value, dict):
-            raise InputError("should hold a JSON object")
-        return value
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({_short(error)})") from None
+        return values(np.frombuffer(file.read(stop - start), np.uint16))
 
 
 def _size(path: Path) -> int:
@@ -446,13 +426,7 @@ def _count(path: Path, name: str, value: Any) -> int:
 
 
 def _shown(value: Any) -> str:
-    """A value from an untrusted file in one short line."""
+    """A value from an untrusted file."""
     if value is None:
         return "missing"
-    text = repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def _short(error: Exception) -> str:
-    """An error about an untrusted file in one short line."""
-    return repr(str(error))[1:-1][:80] or type(error).__name__
+    return brief(repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}")

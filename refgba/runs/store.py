@@ -17,7 +17,6 @@ bfloat16, which NumPy lacks, is kept as its bits (uint16) until `values` makes f
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import struct
@@ -30,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refgba.errors import InputError
+from refgba.runs.files import parse_json, read_json
 from refgba.types import Array, Int64
 
 META, FORMAT, TENSOR = "meta.json", "refgba-activations", "activations"
@@ -226,7 +226,7 @@ def _safetensors(path: Path, file: BinaryIO, size: int) -> tuple[tuple[int, ...]
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     if length > min(size - 8, LONGEST_HEADER):
         raise InputError(f"{path}: not a .safetensors file, or truncated or damaged (its header does not fit)")
-    header = read_json(file.read(length), path)
+    header = parse_json(file.read(length), path)
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     if len(tensors) != 1 and TENSOR not in tensors:
         raise InputError(f"{path}: holds {len(tensors)} tensors, and none named {TENSOR!r}: which are the activations?")
@@ -253,34 +253,18 @@ def _sizes(value: Any) -> tuple[int, ...] | None:
     return tuple(value) if right else None
 
 
-def read_json(data: bytes, path: Path) -> dict[str, Any]:
-    """The JSON object in the bytes of a file; InputError, naming the file, for anything else."""
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: a JSON object is wanted, not {type(value).__name__}")
-    return value
-
-
 def read_meta(path: Path) -> dict[str, Any]:
     """The checked `meta.json` of the folder `path`; InputError names the field that cannot be."""
     file = path / META
-    try:
-        if file.stat().st_size > LONGEST_META:
-            raise InputError(f"{file}: too large to be a list of shards")
-        meta = read_json(file.read_bytes(), file)
-    except FileNotFoundError:
+    if not os.path.exists(file):
         raise InputError(
             f"{path}: a folder without {META}; `refgba data pack FILES -o STORE` makes a store of .npy files"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+        )
+    meta = read_json(file, LONGEST_META)
     shards = meta.get("shards")
     for right, complaint in (
         (meta.get("format") == FORMAT, f"format should be {FORMAT!r}"),
-        (type(meta.get("d")) is int and meta["d"] > 0, "d should be a positive whole number"),
+        (type(meta.get("d")) is int and 0 < meta["d"] < LARGEST, "d should be a positive whole number"),
         (meta.get("dtype") in DTYPES, f"dtype should be one of {', '.join(DTYPES)}"),
         (isinstance(meta.get("complete"), bool), "complete should be true or false"),
         (isinstance(shards, list), "shards should be a list"),
@@ -291,11 +275,11 @@ def read_meta(path: Path) -> dict[str, Any]:
     for k, entry in enumerate(meta["shards"]):
         said = entry if isinstance(entry, dict) else {}
         name, rows = said.get("file"), said.get("rows")
-        if not (isinstance(name, str) and name.isprintable() and name and Path(name).name == name):
+        if not (isinstance(name, str) and name.isprintable() and 0 < len(name) < 256 and Path(name).name == name):
             raise InputError(f"{file}: shard {k}: file should be a name in the folder")
         for right, complaint in (
             (name not in names, f"file {name!r} is listed twice"),
-            (type(rows) is int and rows > 0, "rows should be a positive whole number"),
+            (type(rows) is int and 0 < rows < LARGEST, "rows should be a positive whole number"),
             (isinstance(said.get("sha256"), str | None), "sha256 should be a string"),
         ):
             if not right:

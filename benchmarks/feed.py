@@ -1,0 +1,139 @@
+"""Feed training from a store larger than one wants in memory: rows a second, memory, and whether training waits.
+
+    python benchmarks/feed.py --gb 20
+
+Makes a store of that size in a temporary folder (of random rows: only their number matters) and trains on it with the
+numba backend, SEGMENT steps in turns: on rows held in memory, and on the store, with its shards in the page cache or,
+in other rounds, dropped from it before every segment.  Memory is what the process holds (resident) beyond what it did
+with the model and its first step; page cache is not counted, since it is given up when something else needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from backends import load
+from refgba import gba, recipe
+from refgba.runs import feed
+from refgba.runs.activations import open_activations, survey
+from refgba.runs.pack import Writer
+from refgba.runs.prefetch import prefetched
+from refgba.types import Array
+
+SEGMENT = 40  # steps
+ROWS = 65536  # held in memory
+
+
+@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.option("--gb", default=20.0, show_default=True, help="size of the store")
+@click.option("--d", default=768, show_default=True)
+@click.option("--width", default=8192, show_default=True)
+@click.option("--batch", default=512, show_default=True)
+@click.option("--rounds", default=7, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--place", type=Path, default=Path(tempfile.gettempdir()), show_default=True, help="where the store goes")
+@click.option("--json", "as_json", is_flag=True)
+def main(gb: float, d: int, width: int, batch: int, rounds: int, seed: int, place: Path, as_json: bool) -> None:
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((ROWS, d)).astype(np.float16)
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        store = Path(folder) / "store"
+        with Writer(store, d, "float16") as writer:
+            for _ in range(round(gb * 1e9 / X.nbytes)):
+                writer.append(X[rng.permutation(ROWS)])
+        data = open_activations(store)
+        begin = time.perf_counter()
+        data, _ = survey(data, "float32")
+        result: dict[str, Any] = {"rows": len(data), "survey_gb_s": gb / (time.perf_counter() - begin)}
+        config = recipe.default(d, width=width, batch=batch, dtype="float32", steps=10**6, form=0.0, seed=seed)
+        result |= _alone(data, config) | _training(data, X, config, rounds)
+    click.echo(
+        f"{gb:g} GB, {result['rows']} rows of d {d} in float16; M {width}, L {batch}, float32, "
+        f"windows of {len(data.counts) // data.windows} MiB\n"
+        f"survey            {result['survey_gb_s']:8.2f} GB a second\n"
+        f"feeding alone     {result['warm_rows_s']:8.0f} rows a second, warm; {result['cold_rows_s']:.0f} cold\n"
+        f"step in memory    {result['memory_ms']:8.2f} ms\n"
+        f"step, warm store  {result['warm_ms']:8.2f} ms, {result['warm_ratio'] - 1:+.1%}\n"
+        f"step, cold store  {result['cold_ms']:8.2f} ms, {result['cold_ratio'] - 1:+.1%}\n"
+        f"memory            {result['extra_gb']:8.2f} GB beyond the model's {result['model_gb']:.2f}, at its peak"
+    )
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+def _resident() -> float:
+    """GB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e9
+
+
+def _drop(data: Any) -> None:
+    """Take the shards out of the page cache."""
+    for shard in data.store.shards:
+        handle = os.open(shard.path, os.O_RDONLY)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def _alone(data: Any, config: Any) -> dict[str, float]:
+    """Rows a second of nothing but feeding, over three windows."""
+    steps, found = 3 * len(data) // data.windows // config.batch, {}
+    for name in ("warm", "cold"):
+        if name == "cold":
+            _drop(data)
+        rows = feed.minibatches(data, config)
+        begin = time.perf_counter()
+        for _ in range(steps):
+            next(rows)
+        found[f"{name}_rows_s"] = steps * config.batch / (time.perf_counter() - begin)
+        rows.close()
+    return found
+
+
+def _training(data: Any, X: Array, config: Any, rounds: int) -> dict[str, float]:
+    """Steps on rows in memory and on the store, in turns."""
+    engine, found = load("numba", config.dtype), {}
+    params = gba.random_params(config, data.d)
+    # Gates as after adaptation, 2% of them open, and nothing learned: which rows come is all that differs.
+    params.b[:] = -2.05 / np.sqrt(data.d)
+    state = engine.init(params, config)
+
+    def steps(rows: Iterator[Array]) -> Iterator[gba.Metrics]:
+        return gba.train(state, prefetched(engine.put(state, x) for x in rows), engine.step, lambda _: None)
+
+    memory = steps(gba.minibatches(X, config))
+    float(next(memory).loss)
+    found["model_gb"] = peak = _resident()
+    for name in ("warm", "cold"):
+        store, times = steps(feed.minibatches(data, config)), ([], [])
+        float(next(store).loss)
+        with click.progressbar(range(rounds), label=name, file=sys.stderr) as bar:
+            for _ in bar:
+                for run, told in zip((memory, store), times, strict=True):
+                    if name == "cold":
+                        _drop(data)
+                    begin = time.perf_counter()
+                    for _ in range(SEGMENT):
+                        metrics = next(run)
+                        peak = max(peak, _resident())
+                    float(metrics.loss)
+                    told.append((time.perf_counter() - begin) / SEGMENT * 1e3)
+        found[f"{name}_ms"], found["memory_ms"] = statistics.median(times[1]), statistics.median(times[0])
+        found[f"{name}_ratio"] = statistics.median(b / a for a, b in zip(*times, strict=True))
+        store.close()
+    return found | {"extra_gb": peak - found["model_gb"]}
+
+
+if __name__ == "__main__":
+    main()
