@@ -281,7 +281,7 @@ def test_an_unknown_format_is_refused(tmp_path):
 
 def test_without_torch_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
-    with pytest.raises(InputError, match=r"written by torch .*: pip install 'refgba\[interop\]'"):
+    with pytest.raises(InputError, match=r"written and read by torch .*: pip install 'refgba\[interop\]'"):
         export(*network(), {}, tmp_path / "out", "dictionary-learning")
     assert list(tmp_path.iterdir()) == []
 
@@ -712,6 +712,15 @@ def test_dictionary_learning_computes_what_the_network_does(tmp_path, activation
     with torch.no_grad():
         f, codes = loaded(torch.tensor(unit_rows(rows)), output_features=True)
     agrees(params, config, rows, codes.numpy(), f.numpy(), NEAR["float32"])  # it computes in float32 only
+    assert is_dictionary(tmp_path / "out")
+    ours = read(tmp_path / "out")
+    for name, theirs in loaded.state_dict().items():
+        array = getattr(ours, name)
+        assert ((array.T if name == "W_enc" else array) == theirs.numpy()).all()
+    assert (ours.input, ours.subtract_b_dec) == ("unit", False)
+    for damaged in (b"", (tmp_path / "out" / "ae.pt").read_bytes()[:-100], b"cos\nsystem\n(S'true'\ntR."):
+        (tmp_path / "out" / "ae.pt").write_bytes(damaged)
+        assert "ae.pt: damaged or not a JumpReluAutoEncoder's" in refused(tmp_path / "out")
 
 
 @real

@@ -5,9 +5,9 @@
     dictionary-learning  `load_dictionary` of dictionary_learning 0.1: takes rows of unit norm; torch writes it
     npz                  our own, exact: dictionary.npz and dictionary.json
 
-`Dictionary` is what they have in common.  `read` takes a folder of npz or of SAELens from anyone and believes nothing
-in it: nothing is unpickled, and no array is made before the file is known to be as large as the array.  Files of
-dictionary_learning are pickles and are not read.
+`Dictionary` is what they have in common.  `read` takes such a folder from anyone and believes nothing in it: nothing is
+unpickled, and no array is made before the file is known to be as large as the array.  What torch wrote, torch reads,
+and only as weights.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ FORMATS = ("saelens", "saelens-folded", "dictionary-learning", "npz")
 ARRAYS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
 NPZ, ABOUT = "dictionary.npz", "dictionary.json"
 SAELENS, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+TORCH, TRAINER = "ae.pt", "config.json"
 SAE_LENS_VERSION = "6.54.12"  # whose format is written; without a version SAELens takes a folder for one before 6
 
 NORMALISATIONS: dict[str, Input] = {"none": "raw", "constant_norm_rescale": "sqrt_d", "layer_norm": "layer_norm"}
@@ -189,11 +190,14 @@ def write_npz(dictionary: Dictionary, provenance: dict[str, Any], out: Path) -> 
 
 def is_dictionary(path: Path) -> bool:
     """Whether `path` looks like a folder that `read` takes, rather than a run."""
-    return os.path.isfile(path / ABOUT) or os.path.isfile(path / SAELENS)  # Path's own raises where it may not look
+    return any(
+        os.path.isfile(path / name) for name in (ABOUT, SAELENS, TORCH)
+    )  # Path's own raises where it may not look
 
 
 def read(path: Path) -> Dictionary:
-    """Read a folder of the format npz, or of SAELens: standard or jumprelu, of version 6 or before.
+    """Read a folder of the format npz, of SAELens (standard or jumprelu, version 6 or before), or dictionary_learning's
+    JumpReluAutoEncoder.
 
     SAELens' cfg.json decides the dtype, in which 16 bits become float32.  InputError, one line with the file and the
     field, for anything that is missing, damaged, inconsistent or not supported.
@@ -202,7 +206,9 @@ def read(path: Path) -> Dictionary:
         return _read_npz(path)
     if os.path.isfile(path / SAELENS):
         return _read_saelens(path)
-    raise InputError(f"{path}: not a dictionary, it has neither {ABOUT} nor SAELens' {SAELENS}")
+    if os.path.isfile(path / TORCH):
+        return _read_dictionary_learning(path)
+    raise InputError(f"{path}: not a dictionary, it has neither {ABOUT} nor SAELens' {SAELENS}, nor {TORCH}")
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -244,17 +250,21 @@ def _saelens(dictionary: Dictionary, provenance: dict[str, Any]) -> dict[str, by
 
 
 def _dictionary_learning(dictionary: Dictionary, provenance: dict[str, Any]) -> dict[str, bytes]:
-    try:
-        torch = importlib.import_module("torch")
-    except ImportError as error:
-        raise InputError(
-            f"the format dictionary-learning is written by torch ({error}): pip install 'refgba[interop]'"
-        ) from None
+    torch = _torch()
     M, d = dictionary.W_enc.shape
     file = io.BytesIO()
     torch.save({name: torch.tensor(array) for name, array in _theirs(dictionary).items()}, file)
     trainer = {"dict_class": "JumpReluAutoEncoder", "activation_dim": d, "dict_size": M}
-    return {"ae.pt": file.getvalue(), "config.json": _json({"trainer": trainer} | _note(dictionary, provenance))}
+    return {TORCH: file.getvalue(), TRAINER: _json({"trainer": trainer} | _note(dictionary, provenance))}
+
+
+def _torch() -> Any:
+    try:
+        return importlib.import_module("torch")
+    except ImportError as error:
+        raise InputError(
+            f"the format dictionary-learning is written and read by torch ({error}): pip install 'refgba[interop]'"
+        ) from None
 
 
 def _arrays(dictionary: Dictionary) -> dict[str, Array]:
@@ -350,6 +360,24 @@ def _read_saelens(path: Path) -> Dictionary:
         return Dictionary(**_read_weights(weights, M, d, jump, dtype), subtract_b_dec=subtract_b_dec, input=input)
     except InputError as error:
         raise InputError(f"{weights}: {error}") from None
+
+
+def _read_dictionary_learning(path: Path) -> Dictionary:
+    torch, told = _torch(), read_json(path / TRAINER)
+    trainer = told.get("trainer")
+    kind = trainer.get("dict_class") if isinstance(trainer, dict) else None
+    _choice(path / TRAINER, "dict_class", kind, {"JumpReluAutoEncoder": None})
+    try:
+        found = torch.load(path / TORCH, map_location="cpu", weights_only=True)
+        arrays = {name: found[name].to(torch.float32).numpy() for name in ARRAYS}
+    except Exception as error:  # a damaged file makes torch raise nearly anything
+        raise InputError(f"{path / TORCH}: damaged or not a JumpReluAutoEncoder's ({brief(error)})") from None
+    arrays["W_enc"] = arrays["W_enc"].T
+    input: Input = "unit" if told.get("refgba_input") == "unit" else "raw"
+    try:
+        return Dictionary(**arrays, subtract_b_dec=False, input=input)
+    except InputError as error:
+        raise InputError(f"{path / TORCH}: {error}") from None
 
 
 def _read_weights(path: Path, M: int, d: int, jump: bool, dtype: str) -> dict[str, Array]:
