@@ -20,12 +20,14 @@ import click
 import numpy as np
 
 import backends
+from backends.base import AnyConfig, AnyParams
 from refgba import __version__, model, theory
-from refgba.config import GBAConfig, settings_from_json
+from refgba.baselines import Params as BaselineParams
+from refgba.config import BaselineConfig, GBAConfig, Method, Settings, settings_from_json
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
 from refgba.metrics import Evaluation, frr
-from refgba.recipe import FIXED, RECIPES, derive, extended
+from refgba.recipe import FIXED, RECIPES, derive
 from refgba.runs import folder, interop, pack, synthetic
 from refgba.runs.activations import Activations, Check, open_activations, reopen, survey
 from refgba.runs.evaluation import evaluate as evaluate_network
@@ -33,12 +35,16 @@ from refgba.runs.evaluation import evaluate_dictionary, load_truth, recovery
 from refgba.runs.evaluation import result as measured
 from refgba.runs.evaluation import save as save_evaluation
 from refgba.runs.store import DTYPES, open_store
-from refgba.runs.trainer import Progress, Saving, Stopped, TrainingError, resume_run, signals, train_run
+from refgba.runs.trainer import Progress, Saving, Stopped, TrainingError, extended, resume_run, signals, train_run
 from refgba.sae import unit_rows
 from refgba.streams import stream
-from refgba.types import Activation, Dtype
+from refgba.types import Activation, Array, Dtype
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+METHODS = ("gba", "ba", *get_args(Method))
+GBA_SETTINGS = [field.name for field in fields(GBAConfig)]
+BASELINE_SETTINGS = [field.name for field in fields(BaselineConfig)]
 
 DEMO = {"steps": 3000}  # enough for 128 features, and well under a minute on two cores
 HELD_OUT = 20_000  # fresh rows that the demo is judged on
@@ -89,16 +95,20 @@ def main() -> None:
 
 
 def _settings(command: F) -> F:
-    """A flag for every field of GBAConfig, all of them optional: the recipe fills in what is not given."""
-    hints = get_type_hints(GBAConfig)
-    for field in reversed(fields(GBAConfig)):
-        kind, name = hints[field.name], "--" + field.name.replace("_", "-")
+    """A flag for every setting of every method, all of them optional: the recipe fills in what is not given."""
+    flags: list[tuple[type[Settings], Any]] = [(GBAConfig, field) for field in fields(GBAConfig)]
+    others = [field for field in fields(BaselineConfig) if field.name not in (*GBA_SETTINGS, "method")]
+    flags += [(BaselineConfig, field) for field in others]
+    for config, field in reversed(flags):
+        kind, name = get_type_hints(config)[field.name], "--" + field.name.replace("_", "-")
         if kind is bool:
             name += "/--no-" + field.name.replace("_", "-")
         choice = click.Choice(get_args(kind)) if get_origin(kind) is Literal else kind
-        said = f"{field.metadata['help']}  [{_defaults(field.name, field.default)}]"
+        default = _defaults(field.name, field.default) if field.name in GBA_SETTINGS else f"default: {field.default}"
+        said = f"{field.metadata['help']}  [{default}]"
         command = click.option(name, field.name, type=choice, default=None, help=said)(command)
     shared = [
+        click.option("--method", type=click.Choice(METHODS), help="ba is gba of one group  [default: gba]"),
         click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest"),
         click.option("--config", "config_file", type=Path, help="JSON file of settings; flags win over it"),
         click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]"),
@@ -122,7 +132,9 @@ def _defaults(name: str, paper: Any) -> str:
 _json = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
 
 
-def _configure(recipe: str, config_file: Path | None, d: int, flags: dict[str, Any], **defaults: Any) -> GBAConfig:
+def _configure(
+    method: str | None, recipe: str, config_file: Path | None, d: int, flags: dict[str, Any], **defaults: Any
+) -> AnyConfig:
     """The settings of a run: a command's own defaults, under those of the file, under the flags; then the recipe."""
     given = dict(defaults)
     if config_file is not None:
@@ -133,7 +145,18 @@ def _configure(recipe: str, config_file: Path | None, d: int, flags: dict[str, A
         except InputError as error:
             raise InputError(f"{config_file}: {error}") from None
     given |= {name: value for name, value in flags.items() if value is not None}
+    method = method or given.pop("method", "gba")
+    given.pop("method", None)
+    known = GBA_SETTINGS if method in ("gba", "ba") else BASELINE_SETTINGS
+    for name in given:
+        if name not in known:
+            raise InputError(f"--{name.replace('_', '-')} is no setting of method {method}")
+    if method == "ba" and given.setdefault("groups", 1) != 1:
+        raise InputError(f"method ba has one group, not {given['groups']}")
     try:
+        if method not in ("gba", "ba"):
+            common: dict[str, Any] = {"method": method, "width": max(1024, 8 * d), "steps": FIXED["steps"]}
+            return BaselineConfig(**common | given)
         config = RECIPES[recipe](d, **given)
     except InputError as error:
         raise error if config_file is None else InputError(f"{error} (from {config_file} and the flags)") from None
@@ -152,7 +175,7 @@ def _counting(label: str, rows: int) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
-def _train(steps: Iterator[Progress], config: GBAConfig) -> Progress | None:
+def _train(steps: Iterator[Progress], config: AnyConfig) -> Progress | None:
     """Train with a progress bar; returns how the last step stood, None where all had been done."""
     last: Progress | None = None
     with click.progressbar(
@@ -167,9 +190,8 @@ def _train(steps: Iterator[Progress], config: GBAConfig) -> Progress | None:
 def _standing(progress: Progress | None) -> str:
     if progress is None:
         return ""
-    return (
-        f"loss {progress.loss:.4f}  L0 {progress.l0:.1f}  FVU {progress.fvu:.3f}"
-        f"  dead {progress.dead:.1%}  <= target {progress.within:.0%}"
+    return f"loss {progress.loss:.4f}  L0 {progress.l0:.1f}  FVU {progress.fvu:.3f}  dead {progress.dead:.1%}" + (
+        f"  <= target {progress.within:.0%}" if progress.within is not None else ""
     )
 
 
@@ -206,19 +228,19 @@ def _show_recovery(found: dict[str, Any]) -> None:
 @_settings
 @_json
 def demo(
-    out: Path | None, rows: int, weights: str, recipe: str, config_file: Path | None, backend: str | None,
-    checkpoint_every: int | None, keep: int | None, as_json: bool, **flags: Any,
+    out: Path | None, rows: int, weights: str, method: str | None, recipe: str, config_file: Path | None,
+    backend: str | None, checkpoint_every: int | None, keep: int | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Recover known features: the paper's imbalanced set, from data to features, in under a minute.
 
     n = 128 features in d = 42 dimensions; half of the rows hold 3 of them, half hold 20.  --seed sets data and weights.
     """
     out = out or _free(Path("runs/demo"))
-    config = _configure(recipe, config_file, 42, flags, **DEMO)
+    config = _configure(method, recipe, config_file, 42, flags, **DEMO)
     truth = replace(model.imbalanced(config.seed), weights=weights)
     saving = Saving.of(config, checkpoint_every, keep)
     backend = backend or "numpy"
-    engine = backends.load(backend, config.dtype)
+    engine = backends.load(backend, config.dtype, _method(config))
     folder.refuse_existing(out)
     synthetic.write(truth, rows, out / "data", {"set": "imbalanced", "weights": weights, "seed": config.seed}, False)
     data, found = survey(open_activations(out / "data" / "X.npy"), config.master)
@@ -230,7 +252,7 @@ def demo(
     params = folder.open_network(out).params
     fresh = (draw.X for draw in truth.chunks(rows + HELD_OUT, synthetic.CHUNK, start=rows))
     evaluation = evaluate_network(params, config, engine, fresh)
-    result = _result(evaluation, config, last.step, last.seconds, out) | recovery(params.W, truth.V)
+    result = _result(evaluation, config, last.step, last.seconds, out) | recovery(_features(params), truth.V)
     if as_json:
         return click.echo(json.dumps(result))
     click.echo(f"\nGBA on the imbalanced set: n = 128 features in d = 42 dimensions, {rows} rows, M = {config.width}")
@@ -239,7 +261,7 @@ def demo(
         f"Each feature occurs in f = {truth.rows.f[0]:.3f} of the rows.  Theory's resonance band for the rows of s = 3:"
         f" p from {band.low:.4f} to {band.high:.4f}\n"
     )
-    _show_groups(result["groups"])
+    _show_groups(result.get("groups", []))
     click.echo()
     _show_recovery(result)
     click.echo("the paper's GBA: FRR(0.8) 100.0%, FRR(0.9) 100.0%")
@@ -268,7 +290,7 @@ def _free(path: Path) -> Path:
 @_settings
 @_json
 def train(
-    data: Path | None, out: Path | None, resume: Path | None, drop_zero_rows: bool, recipe: str,
+    data: Path | None, out: Path | None, resume: Path | None, drop_zero_rows: bool, method: str | None, recipe: str,
     config_file: Path | None, backend: str | None, checkpoint_every: int | None, keep: int | None, as_json: bool,
     **flags: Any,
 ) -> None:  # fmt: skip
@@ -286,16 +308,17 @@ def train(
         ]
         wrong += ["-o"] * (out is not None) + ["--config"] * (config_file is not None)
         wrong += ["--drop-zero-rows"] * drop_zero_rows + ["--recipe"] * (recipe != "default")
+        wrong += ["--method"] * (method is not None)
         if wrong:
             raise InputError(f"a run that goes on keeps its settings: {wrong[0]} cannot be given with --resume")
         return _resume(resume, data, flags["steps"], backend, checkpoint_every, keep, as_json)
     if data is None or out is None:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
     activations = open_activations(data)
-    config = _configure(recipe, config_file, activations.d, flags)
+    config = _configure(method, recipe, config_file, activations.d, flags)
     saving = Saving.of(config, checkpoint_every, keep)
     backend = backend or "numpy"
-    engine = backends.load(backend, config.dtype)
+    engine = backends.load(backend, config.dtype, _method(config))
     folder.refuse_existing(out)
     with _counting("checking", len(activations)) as tick:
         activations, found = survey(activations, config.master, drop_zero_rows, tick)
@@ -316,7 +339,7 @@ def _resume(
         config = extended(config, steps)
     kept = about["checkpoints"]
     saving = Saving.of(config, kept["every"] if every is None else every, kept["keep"] if keep is None else keep)
-    engine = backends.load(backend or about["backend"], config.dtype)
+    engine = backends.load(backend or about["backend"], config.dtype, _method(config))
     data = reopen(about["data"], record.dropped, record.crc, path)
 
     def say(remark: str) -> None:
@@ -330,6 +353,16 @@ def _resume(
     return _trained(run, data, engine, as_json)
 
 
+def _method(config: AnyConfig) -> str:
+    """The method that `backends.load` is asked for."""
+    return config.method if isinstance(config, BaselineConfig) else "gba"
+
+
+def _features(params: AnyParams) -> Array:
+    """The rows that are a network's features: what its neurons detect, or with a baseline what they stand for."""
+    return params.W_dec if isinstance(params, BaselineParams) else params.W
+
+
 def _trained(out: Path, data: Activations, engine: backends.Backend, as_json: bool) -> None:
     """Judge a finished run on rows of its own data."""
     network = folder.open_network(out)
@@ -340,13 +373,13 @@ def _trained(out: Path, data: Activations, engine: backends.Backend, as_json: bo
     result = _result(evaluation, network.config, network.state["step"], seconds, out)
     if as_json:
         return click.echo(json.dumps(result))
-    _show_groups(result["groups"])
+    _show_groups(result.get("groups", []))
     _show_summary(result)
     click.echo(f"The run is in {out}, trained in {seconds:.0f} s.  On other data: {_program()} evaluate {out} DATA")
     return None
 
 
-def _result(evaluation: Evaluation, config: GBAConfig, steps: int, seconds: float, out: Path) -> dict[str, Any]:
+def _result(evaluation: Evaluation, config: AnyConfig, steps: int, seconds: float, out: Path) -> dict[str, Any]:
     """What train and demo promise under --json."""
     return measured(evaluation, config) | {"steps": steps, "seconds": seconds, "run": str(out)}
 
@@ -373,7 +406,7 @@ def evaluate(
     if out is not None and out.exists():
         raise InputError(f"{out}: exists; choose another file or remove it")
     top = top if out is not None else 0
-    config: GBAConfig | None = None
+    config: AnyConfig | None = None
     if interop.is_dictionary(network):
         if backend is not None or dtype is not None:
             raise InputError(
@@ -384,7 +417,11 @@ def evaluate(
     else:
         opened = folder.open_network(network)
         config = opened.config if dtype is None else replace(opened.config, dtype=dtype)
-        W, master, engine = opened.params.W, config.master, backends.load(backend or "numpy", config.dtype)
+        W, master, engine = (
+            opened.params.W,
+            config.master,
+            backends.load(backend or "numpy", config.dtype, _method(config)),
+        )
     activations = open_activations(data, W.shape[1])
     found: dict[str, Any] = {} if truth is None else recovery(W, load_truth(truth, W.shape[1]))
     check = Check(activations.store, master, drop_zero_rows)

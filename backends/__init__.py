@@ -11,16 +11,17 @@ from refgba.errors import InputError
 __all__ = ["NAMES", "Backend", "load", "status"]
 
 NAMES = ("numpy", "numba", "cupy")
+BASELINES = ("numpy", "numba")  # those that train the baselines too
 INSTALL = {
     "numba": "pip install numba threadpoolctl",
     "cupy": "pip install 'cupy-cuda12x[ctk]' for CUDA 12, or 'cupy-cuda13x[ctk]' for CUDA 13",
 }
 
 
-def _module(name: str) -> Backend | str:
-    """The module of a backend, or why it cannot be used here and what to install."""
+def _module(name: str, method: str = "gba") -> Backend | str:
+    """The module of a backend for a method, or why it cannot be used here and what to install."""
     try:
-        module = cast(Backend, import_module(f"backends.{name}"))
+        module = cast(Backend, import_module(f"backends.{name}" if method == "gba" else f"backends.baselines_{name}"))
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError)
         why = f"{error.name} is not installed" if missing else " ".join(str(error).split())
@@ -28,15 +29,18 @@ def _module(name: str) -> Backend | str:
     return module.unusable() or module
 
 
-def load(name: str, dtype: str | None = None) -> Backend:
+def load(name: str, dtype: str | None = None, method: str = "gba") -> Backend:
     """The backend of that name, ready to use, and able to compute in `dtype` if one is given.
 
-    InputError when there is none of that name, when it cannot run here, then with the reason and what to install, or
-    when it lacks the dtype.  There is no fallback to another.
+    method: "gba", or one of `refgba.config.Method`, the baselines.  InputError when there is none of that name, when it
+    cannot run here, then with the reason and what to install, or when it lacks the method or the dtype.  There is no
+    fallback to another.
     """
     if name not in NAMES:
         raise InputError(f"there is no backend {name!r}; the backends are {', '.join(NAMES)}")
-    module = _module(name)
+    if method != "gba" and name not in BASELINES:
+        raise InputError(f"backend {name!r} trains with method gba only; {' and '.join(BASELINES)} have the baselines")
+    module = _module(name, method)
     if isinstance(module, str):
         raise InputError(f"backend {name!r} cannot run here: {module}")
     if dtype is not None and dtype not in module.DTYPES:

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeAlias
 
-from refgba import gba
+from refgba import baselines, gba
 from refgba.bias import Buffer
-from refgba.config import GBAConfig
+from refgba.config import BaselineConfig, GBAConfig
 from refgba.gba import Metrics
 from refgba.sae import Params
 from refgba.types import Array
 
 DeviceArray: TypeAlias = Any
+AnyConfig: TypeAlias = GBAConfig | BaselineConfig
+AnyParams: TypeAlias = Params | baselines.Params
+HostState: TypeAlias = gba.State | baselines.State
 
 
 class Backend(Protocol):
@@ -34,22 +37,22 @@ class Backend(Protocol):
     def unusable(self) -> str | None:
         """Why this backend cannot run here and what to install, in one line; None when it can."""
 
-    def init(self, params: Params, config: GBAConfig) -> Any:
+    def init(self, params: AnyParams, config: AnyConfig) -> Any:
         """The state before the first step, from host arrays, which are copied.
 
         InputError when the device has too little memory, saying what was needed and what would fit.
         """
 
-    def params(self, state: Any) -> Params:
+    def params(self, state: Any) -> AnyParams:
         """A copy of the parameters, on the host."""
 
-    def export(self, state: Any) -> gba.State:
+    def export(self, state: Any) -> HostState:
         """All of a state, on the host, as the reference's: what a checkpoint holds.
 
         May share memory with the state, and is good until its next step.
         """
 
-    def restore(self, state: gba.State) -> Any:
+    def restore(self, state: HostState) -> Any:
         """The state that `export` was of, whose run goes on to the bit as if it had not stopped.
 
         May take over its arrays.  InputError as `init`.
@@ -64,7 +67,7 @@ class Backend(Protocol):
     def step(self, state: Any, x: DeviceArray) -> Metrics:
         """Lines 2 to 5 on rows x (L, d) from `put`, as `refgba.gba.step` does them, in this order:
 
-        count t up; after the last forming step find the neurons to hold (`refgba.recipe.agreeing`); forward; gradients;
+        count t up; after the last forming step, `refgba.gba.begin_fit`; forward; gradients;
         AdamW at `recipe.learning_rate` on the parameters `recipe.trained` names, each counting its own updates for the
         bias correction; renormalise W and W_dec, held neurons staying as they were; add y of the forward pass to the
         counts and peaks.
@@ -79,7 +82,7 @@ class Backend(Protocol):
     def counters(self, state: Any) -> Buffer:
         """Counts and peaks that the last adaptation used (before the first: so far), on the host."""
 
-    def gradients(self, state: Any, x: DeviceArray) -> Params:
+    def gradients(self, state: Any, x: DeviceArray) -> AnyParams:
         """The gradients at rows x (L, d) from `put`, on the host, nothing moved: how a backend is checked."""
 
     def encode(self, state: Any, x: DeviceArray) -> tuple[DeviceArray, DeviceArray]:

@@ -169,7 +169,8 @@ class State:
     """A run between two steps, on the device.
 
     theta: parameters by name.  low: W and W_dec as matrix products read them.  moments: m and v by name; updates: how
-    many of each.  rows, counts, peaks: the buffer; last: on the host, the one that the last adaptation used.  stages:
+    many of each.  decoder: room for W_dec while it is not there yet, as `_weight`.  rows, counts, peaks: the buffer;
+    last: on the host, the one that the last adaptation used.  stages:
     pinned memory for batches on their way, each with the event after which it is free.
     """
 
@@ -182,6 +183,7 @@ class State:
     peaks: Any
     held: Any
     work: Work = field(init=False)
+    decoder: tuple[Any, ...] = ()
     steps: Any = field(default_factory=lambda: cp.cuda.get_current_stream())
     copies: Any = field(default_factory=lambda: cp.cuda.Stream(non_blocking=True))
     updates: Counter[str] = field(default_factory=Counter)
@@ -266,6 +268,10 @@ def _allocated(params: Params, config: GBAConfig) -> State:
         peaks=cp.zeros(M, device.real),
         held=cp.zeros(M, np.bool_),
     )
+    if config.untied and "W_dec" not in theta:
+        W, m, v, low_W = _weight(state, "W")
+        mine = [cp.empty_like(array) for array in (W, m, v)]
+        state.decoder = (*mine, cp.empty_like(low_W) if device.copies else mine[0])
     state.work = _work(state, config.batch, state.counts, state.peaks)
     with state.copies:
         _ = [cp.empty((config.batch, d), device.real) for _ in range(BATCHES)]  # left to `put`
@@ -280,7 +286,7 @@ def _work(state: State, L: int, counts: Any, peaks: Any) -> Work:
     (M, d), real, code = theta["W"].shape, state.device.real, state.device.code
     width, tied = chunk_size(M, L, np.dtype(real).itemsize), "W_dec" not in theta
     z, on, s = cp.empty(max(L * width, M), real), cp.empty(L * width, code), cp.empty(L * M, code)
-    aV, gradients = cp.empty((width, d), code), [cp.empty((width, d), real) for _ in low]
+    aV, gradients = cp.empty((width, d), code), [cp.empty((width, d), real) for _ in range(1 + state.config.untied)]
     da, c, active, free = cp.empty(M, real), cp.empty(M, code), cp.empty(M, np.int32), cp.zeros(M, np.bool_)
     chunks = []
     for start in range(0, M, width):
@@ -379,9 +385,9 @@ def step(state: State, x: Rows) -> Metrics:
     if x.array.shape[0] != work.L:
         raise InputError(f"a step takes the {work.L} rows of its batch setting, not {x.array.shape[0]}")
     state.t += 1
-    formed = recipe.forming_steps(config)
-    if formed and state.t == formed + 1:
+    if recipe.fit_begins(config, state.t):
         _hold(state)
+        _untie(state)
     lr = recipe.learning_rate(config, state.t)
     trained = recipe.trained(config, state.t)
     factors = {name: _adam(state, name, lr) for name in trained}
@@ -451,6 +457,24 @@ def _hold(state: State) -> None:
         state.device.launch(
             "agree", len(block), (256,), np.int32(M), np.int64(start), state.device.real(tau), cosine, found
         )
+
+
+def _untie(state: State) -> None:
+    """Where untied, give W the decoder that `init` left room for, and chunks that know of it."""
+    for mine, ws in zip(state.decoder, _weight(state, "W"), strict=False):
+        mine[...] = ws
+    if state.decoder:
+        theta, m, v, low = state.decoder
+        state.theta["W_dec"], state.moments["W_dec"], state.low["W_dec"] = theta, (m, v), low
+        state.updates["W_dec"], state.decoder = state.updates["W"], ()
+        L = state.work.L
+        del state.work  # so that its memory is there for what takes its place, and is as large
+        state.work = _work(state, L, state.counts, state.peaks)
+
+
+def _weight(state: State, name: str) -> tuple[Any, ...]:
+    """theta, m, v and low of W or W_dec."""
+    return (state.theta[name], *state.moments[name], state.low[name])
 
 
 def adapt(state: State) -> None:

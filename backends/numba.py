@@ -111,9 +111,8 @@ def step(state: State, x: Array) -> Metrics:
     """Lines 2 to 5 of Algorithm 1, as `refgba.gba.step`."""
     config, params = state.config, state.params
     state.t += 1
-    formed = recipe.forming_steps(config)
-    if formed and state.t == formed + 1:
-        state.held = recipe.agreeing(params.W, config.hold)
+    if recipe.fit_begins(config, state.t):
+        gba.begin_fit(state)
     lr = recipe.learning_rate(config, state.t)
     with _kernels():
         codes, r = _forward(state, x, state.buffer.peaks)
@@ -180,7 +179,7 @@ def _backward(state: State, codes: Codes, moments: list[AdamW], lr: float | None
     if lr is not None:
         for moment in moments:
             moment.t += 1
-        t = moments[0].t  # W_dec is trained whenever W is
+        t = moments[0].t  # W_dec takes W's over, and is trained whenever W is
         beta1, beta2 = config.beta1, config.beta2
         rate, root = lr / (1 - beta1**t), 1 / (1 - beta2**t)
         adam = np.array([1 - beta1, 1 - beta2, rate, root, config.adam_eps, 1 - lr * config.weight_decay], W.dtype)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgba.config import GBAConfig
+from refgba.config import Settings
 from refgba.types import Array
 
 
@@ -26,7 +26,7 @@ class AdamW:
         """Fresh moments for the array θ."""
         return cls(np.zeros_like(theta), np.zeros_like(theta))
 
-    def update(self, theta: Array, g: Array, lr: float, config: GBAConfig) -> Array:
+    def update(self, theta: Array, g: Array, lr: float, config: Settings) -> Array:
         """θ after one step along its gradient g.  The decay is decoupled: θ shrinks, g is untouched."""
         beta1, beta2 = config.beta1, config.beta2
         self.t += 1

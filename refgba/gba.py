@@ -13,6 +13,7 @@ where it acts and without effect at the paper's settings.  Reading files, loggin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any, NamedTuple, Protocol
@@ -23,7 +24,7 @@ from refgba import recipe, sae
 from refgba.adam import AdamW
 from refgba.bias import Buffer
 from refgba.bias import adapt as algorithm_2
-from refgba.config import GBAConfig
+from refgba.config import GBAConfig, Settings
 from refgba.sae import Params, unit_rows
 from refgba.streams import stream
 from refgba.types import Array, Mask
@@ -54,19 +55,22 @@ class State:
 
 
 def random_params(config: GBAConfig, d: int) -> Params:
-    """Θ before the first step: random unit w_m, every a_m at `a_init`, b = 0, b_pre = 0, and W_dec = W if untied."""
+    """Θ before the first step: random unit w_m, every a_m at `a_init`, b = 0, b_pre = 0.
+
+    Where untied, W_dec = W; with forming steps it only comes after them (`begin_fit`).
+    """
     W = unit_rows(stream(config.seed, "weights").standard_normal((config.width, d)))  # (M, d)
     params = Params(
         W=W,
         a=np.full(config.width, config.a_init),
         b=np.zeros(config.width),
         b_pre=np.zeros(d),
-        W_dec=W.copy() if config.untied else None,
+        W_dec=W.copy() if config.untied and not recipe.forming_steps(config) else None,
     )
     return params.astype(config.master)
 
 
-def minibatches(X: Array, config: GBAConfig) -> Iterator[Array]:
+def minibatches(X: Array, config: Settings) -> Iterator[Array]:
     """Line 1 of Algorithm 1: the minibatches of steps 1..T, each L rows of X (N, d) at unit norm.
 
     Sampled without replacement within an epoch; a batch may straddle two.
@@ -88,9 +92,8 @@ def step(state: State, x: Array) -> Metrics:
     """Lines 2 to 5 of Algorithm 1 on a minibatch x (L, d) of unit rows, in the dtype of the run."""
     config, params = state.config, state.params
     state.t += 1
-    formed = recipe.forming_steps(config)
-    if formed and state.t == formed + 1:
-        state.held = recipe.agreeing(params.W, config.hold)
+    if recipe.fit_begins(config, state.t):
+        begin_fit(state)
     lr = recipe.learning_rate(config, state.t)
     fwd = sae.forward(params, x, config.activation)  # 2. forward
     grads = sae.gradients(params, x, fwd)  # 3. backward, and one optimiser step on everything but b
@@ -105,6 +108,14 @@ def step(state: State, x: Array) -> Metrics:
     return Metrics(sae.loss(x, fwd.f), np.count_nonzero(fwd.on) / len(x))
 
 
+def begin_fit(state: State) -> None:
+    """Between the two phases of `recipe`: find the neurons to hold, and where untied, give W a decoder of its own."""
+    params, config = state.params, state.config
+    state.held = recipe.agreeing(params.W, config.hold)
+    if config.untied:  # it goes on as W would have, with W's moments
+        params.W_dec, state.optimiser["W_dec"] = params.W.copy(), deepcopy(state.optimiser["W"])
+
+
 def adapt(state: State) -> None:
     """Line 6 of Algorithm 1: b <- A(b, B), then empty the buffers."""
     c = state.config
@@ -115,10 +126,15 @@ def adapt(state: State) -> None:
 
 
 class AnyState(Protocol):
-    """What the loop knows of a state, the reference's or a backend's."""
+    """What the loop knows of a state: the reference's, a backend's, or that of a baseline."""
 
-    config: GBAConfig
-    t: int  # steps done
+    @property
+    def config(self) -> Settings:
+        """The settings of the run."""
+
+    @property
+    def t(self) -> int:
+        """Steps done."""
 
 
 def train(

@@ -8,7 +8,8 @@ recovery.  The default recipe therefore runs in two phases:
     form    the first `form` T steps: a small and fixed, b_pre = 0, so that each neuron finds a feature nearly alone
     hold    at their end: neurons that agree with another, cos >= `hold`, keep their direction from here on.  They
             started at random and hardly interacted, so two that ended up alike have found what is in the data (two
-            at cosine 0.9 from one feature are at about 0.8 from each other).  An untied decoder stays free
+            at cosine 0.9 from one feature are at about 0.8 from each other).  With `untied` the weights are tied up to
+            here, and from here on each neuron has a v_m of its own, never held, that begins at its w_m
     fit     the other steps: a, b_pre and all neurons not held are trained for reconstruction
 
 Each phase ends with a linear decay of the learning rate over its last `lr_decay` share.  And Algorithm 2 raises not
@@ -28,7 +29,6 @@ import numpy as np
 from scipy.special import betaincinv
 
 from refgba.config import GBAConfig
-from refgba.errors import InputError
 from refgba.types import Array, Mask
 
 FIXED: dict[str, Any] = {
@@ -49,10 +49,16 @@ def forming_steps(config: GBAConfig) -> int:
     return round(config.form * config.steps)
 
 
+def fit_begins(config: GBAConfig, t: int) -> bool:
+    """Whether step t = 1..T is the first after forming steps."""
+    return t == forming_steps(config) + 1 and t > 1
+
+
 def trained(config: GBAConfig, t: int) -> tuple[str, ...]:
-    """The parameters that step t = 1..T trains: all but b, and while features form neither a nor b_pre."""
-    weights = ("W", "W_dec") if config.untied else ("W",)
-    return weights if t <= forming_steps(config) else (*weights, "a", "b_pre")
+    """The parameters that step t = 1..T trains: all but b, and while features form neither W_dec nor a nor b_pre."""
+    if t <= forming_steps(config):
+        return ("W",)
+    return ("W", "W_dec", "a", "b_pre") if config.untied else ("W", "a", "b_pre")
 
 
 def learning_rate(config: GBAConfig, t: int) -> float:
@@ -69,8 +75,6 @@ def extended(config: GBAConfig, steps: int) -> GBAConfig:
     The second is longer, and so is the decay of its learning rate: where that had begun, the rate goes up again.  The
     biases adapt as often and as far at a time as before.
     """
-    if steps <= config.steps:
-        raise InputError(f"steps can only be more than the run's {config.steps}, not {steps}")
     return replace(config, steps=steps, form=forming_steps(config) / steps)
 
 

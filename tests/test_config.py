@@ -1,16 +1,16 @@
-"""GBAConfig: what it refuses, and that it survives JSON."""
+"""The settings of GBA and of the baselines: what they refuse, and that they survive JSON."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError, asdict
+from dataclasses import FrozenInstanceError, asdict, fields
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refgba.config import GBAConfig
+from refgba.config import BaselineConfig, GBAConfig, Settings, config_from_json, settings_from_json
 from refgba.errors import InputError
 
 
@@ -98,3 +98,80 @@ def test_what_json_leaves_out_keeps_its_default():
 def test_bad_json_is_refused(text, complaint):
     with pytest.raises(InputError, match=complaint):
         GBAConfig.from_json(text)
+
+
+# ---- of the baselines ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given_", "complaint"),
+    [
+        ({"method": "gba"}, "method must be one of l1, topk, batchtopk, jumprelu, not 'gba'"),
+        ({"width": 31}, r"width \(31\) must be at least k \(32\)"),
+        ({"method": "batchtopk", "width": 8, "k": 9}, r"width \(8\) must be at least k \(9\)"),
+        ({"k": 0}, "k must be at least 1, not 0"),
+        ({"k": 2.5}, "k must be a whole number, not 2.5"),
+        ({"dead_after": 0}, "dead_after must be at least 1, not 0"),
+        ({"sparsity": -1}, "sparsity must not be negative, not -1.0"),
+        ({"theta_init": -0.1}, "theta_init must not be negative, not -0.1"),
+        ({"aux": -1}, "aux must not be negative, not -1.0"),
+        ({"aux_k": -1}, "aux_k must not be negative, not -1"),
+        ({"bandwidth": 0}, "bandwidth must be positive, not 0.0: thresholds would never move"),
+        ({"lr": -1e-3}, "lr must not be negative, not -0.001"),
+        ({"adam_eps": 0}, "adam_eps must be positive, not 0.0"),
+        ({"beta1": 1}, r"beta1 must lie in \[0, 1\), not 1.0"),
+        ({"lr_decay": 2}, r"lr_decay must lie in \[0, 1\], not 2.0"),
+        ({"width": 2**31}, "width must be at most 2,147,483,647"),
+        ({"dtype": "float16"}, "dtype must be one of float64, float32"),
+    ],
+)
+def test_a_baseline_s_setting_out_of_bounds_is_named(given_, complaint):
+    with pytest.raises(InputError, match=complaint):
+        BaselineConfig(**given_)
+
+
+@pytest.mark.parametrize("method", ["l1", "jumprelu"])
+def test_a_k_that_the_method_does_not_use_is_not_held_against_its_width(method):
+    assert BaselineConfig(method=method, width=8).width == 8
+
+
+@pytest.mark.parametrize("kind", [GBAConfig, BaselineConfig])
+def test_every_setting_has_its_help_and_the_shared_ones_are_there(kind):
+    given_ = {f.name: f for f in fields(kind)}
+    assert all(f.metadata["help"] for f in given_.values())
+    assert set(Settings.__annotations__) - {"__dataclass_fields__"} <= set(given_)
+
+
+def test_shared_settings_have_one_help_but_for_the_decay():
+    ours, theirs = ({f.name: f.metadata["help"] for f in fields(kind)} for kind in (GBAConfig, BaselineConfig))
+    assert {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]} == {"lr_decay"}
+
+
+@pytest.mark.parametrize(("steps", "every"), [(1, 1), (75, 1), (300, 2), (4000, 27)])
+def test_a_baseline_s_counters_are_emptied_about_150_times_a_run(steps, every):
+    assert BaselineConfig(steps=steps).adapt_every == every
+
+
+@given(
+    method=st.sampled_from(["l1", "topk", "batchtopk", "jumprelu"]),
+    width=st.integers(32, 10**6),
+    sparsity=st.floats(0, 1e3),
+    seed=st.integers(0, 2**63),
+)
+def test_json_says_whose_settings_it_has(**settings):
+    baseline, ours = BaselineConfig(**settings), GBAConfig(width=settings["width"], seed=settings["seed"])
+    assert config_from_json(baseline.to_json()) == BaselineConfig.from_json(baseline.to_json()) == baseline
+    assert config_from_json(ours.to_json()) == GBAConfig.from_json(ours.to_json()) == ours
+    assert settings_from_json(baseline.to_json()) == asdict(baseline)
+    assert settings_from_json(ours.to_json()) == asdict(ours)
+
+
+def test_settings_of_one_are_refused_by_the_other():
+    with pytest.raises(InputError, match="unknown setting 'method'; the settings are width, groups"):
+        GBAConfig.from_json('{"method": "topk"}')
+    with pytest.raises(InputError, match="unknown setting 'groups'; the settings are method, width, k"):
+        config_from_json('{"method": "topk", "groups": 3}')
+    with pytest.raises(InputError, match="unknown setting 'k'; the settings are width, groups"):
+        config_from_json('{"k": 3}')
+    with pytest.raises(InputError, match="method must be one of l1, topk, batchtopk, jumprelu, not 'gba'"):
+        config_from_json('{"method": "gba"}')

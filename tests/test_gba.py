@@ -114,6 +114,26 @@ def test_init_shares_no_memory_with_its_parameters():
     assert all((a == b).all() for a, b in zip(params.arrays().values(), before.arrays().values(), strict=True))
 
 
+def test_an_untied_decoder_begins_where_forming_left_the_detectors():
+    config = replace(PAPER, untied=True, form=0.5, steps=20, lr=0.05)
+    tied = replace(config, untied=False)
+    free, bound = (gba.init(gba.random_params(c, 5), c) for c in (config, tied))
+    batches = list(gba.minibatches(rows(), config))
+    for x in batches[:10]:
+        for state in (free, bound):
+            gba.step(state, x)
+    assert free.params.W_dec is None
+    assert (free.params.W == bound.params.W).all()  # forming is tied
+    W, moments = free.params.W.copy(), free.optimiser["W"].m.copy()
+    gba.begin_fit(free)
+    assert (free.params.W_dec == W).all()
+    assert (free.optimiser["W_dec"].m == moments).all()
+    assert free.optimiser["W_dec"].t == 10
+    gba.step(free, batches[10])
+    assert (free.params.W_dec != free.params.W).any()
+    np.testing.assert_allclose(np.linalg.norm(free.params.W_dec, axis=1), 1)
+
+
 # ---- minibatches -----------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from cli import main
 from refgba import gba, recipe
 from refgba.config import GBAConfig
 from refgba.errors import InputError
-from refgba.runs import checkpoints, files, folder
+from refgba.runs import checkpoints, files, folder, trainer
 from refgba.runs.activations import open_activations, reopen, survey
 from refgba.runs.trainer import Saving, Stopped, resume_run, train_run
 
@@ -53,7 +53,7 @@ def begin(path, out, config=CONFIG, backend=NUMPY, name="numpy", **more):
 
 def go_on(run, steps=None, backend=NUMPY, said=None, path=None, **more):
     record = folder.read_record(run)
-    config = record.config if steps is None else recipe.extended(record.config, steps)
+    config = record.config if steps is None else trainer.extended(record.config, steps)
     data = reopen(record.about["data"], record.dropped, record.crc, path)
     saving = Saving.of(config, **record.about["checkpoints"])
     return resume_run(record, data, config, backend, saving, say=[].append if said is None else said.append, **more)

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from refgba import gba
+from backends.base import AnyConfig, HostState
+from refgba import baselines, gba
 from refgba.adam import AdamW
 from refgba.bias import Buffer
-from refgba.config import GBAConfig
+from refgba.config import BaselineConfig
 from refgba.errors import InputError
 from refgba.runs import files, folder
 from refgba.runs.folder import TRAINING, Damaged
@@ -38,12 +39,13 @@ def found(run: Path) -> list[Path]:
     return [path for _, path in sorted(((int(name[1]), path) for name, path in named if name), reverse=True)]
 
 
-def save(run: Path, state: gba.State, about: dict[str, Any], keep: int) -> None:
+def save(run: Path, state: HostState, about: dict[str, Any], keep: int) -> None:
     """Write the checkpoint of a state, and remove all but the newest `keep`.
 
     about: `data`, `backend` and `seconds`, for state.json.  OSError when it cannot be written; the others stay.
     """
-    arrays: dict[str, Any] = {"held": state.held, "counts": state.buffer.counts, "peaks": state.buffer.peaks}
+    arrays: dict[str, Any] = {"counts": state.buffer.counts, "peaks": state.buffer.peaks}
+    arrays |= {"held": state.held} if isinstance(state, gba.State) else {"idle": state.idle}
     if state.last is not None:
         arrays |= {"last.counts": state.last.counts, "last.peaks": state.last.peaks}
     for name, adam in state.optimiser.items():
@@ -62,8 +64,8 @@ def save(run: Path, state: gba.State, about: dict[str, Any], keep: int) -> None:
 
 
 def newest(
-    run: Path, config: GBAConfig, fingerprint: str, say: Callable[[str], object]
-) -> tuple[gba.State, float] | None:
+    run: Path, config: AnyConfig, fingerprint: str, say: Callable[[str], object]
+) -> tuple[HostState, float] | None:
     """The newest undamaged checkpoint of a run and its seconds so far; None where the run has none yet.
 
     `say` is told of each that is damaged.  InputError when all are, or when one is of other settings or other data.
@@ -79,13 +81,15 @@ def newest(
     return None
 
 
-def load(path: Path, config: GBAConfig, fingerprint: str) -> tuple[gba.State, float]:
+def load(path: Path, config: AnyConfig, fingerprint: str) -> tuple[HostState, float]:
     """The state of a checkpoint, under the settings of its run, and the seconds it took.
 
     Damaged, naming the file; InputError when it is of a run with other settings or on other data.
     """
     network = folder.read_network(path)
     told, params = network.state, network.params
+    if type(network.config) is not type(config):
+        raise InputError(f"{path}: a checkpoint of another run: its method is not the run's")
     for name, setting in asdict(network.config).items():
         right = getattr(config, name)
         if name not in EXTENDED and setting != right:
@@ -93,28 +97,33 @@ def load(path: Path, config: GBAConfig, fingerprint: str) -> tuple[gba.State, fl
     data = told.get("data")
     if not isinstance(data, dict) or data.get("fingerprint") != fingerprint:
         raise InputError(f"{path}: a checkpoint of another data set than the run's")
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
-    M, thetas = config.width, {name: theta for name, theta in params.arrays().items() if name != "b"}
-    for name, theta in thetas.items():
+    M, shapes = config.width, dict[str, tuple[tuple[int, ...], Any]]()
+    if isinstance(config, BaselineConfig):
+        names, shapes["idle"] = list(baselines.trained(config)), ((M,), np.int64)
+    else:
+        names, shapes["held"] = [name for name in params.arrays() if name != "b"], ((M,), np.bool_)
+    for name in names:
+        theta = params.arrays()[name]
         shapes |= {f"m.{name}": (theta.shape, theta.dtype), f"v.{name}": (theta.shape, theta.dtype)}
     for prefix in ("", "last.") if told.get("last_rows") is not None else ("",):
         shapes |= {prefix + "counts": ((M,), np.int64), prefix + "peaks": ((M,), np.float64)}
-    arrays = folder.load_arrays(path / TRAINING, [*shapes, "held"])
-    for name, (shape, dtype) in (shapes | {"held": ((M,), np.bool_)}).items():
+    arrays = folder.load_arrays(path / TRAINING, list(shapes))
+    for name, (shape, dtype) in shapes.items():
         folder.check_array(path / TRAINING, name, arrays[name], shape, dtype)
     updates, rows, last_rows = told.get("updates"), told.get("rows"), told.get("last_rows")
     if not (
         isinstance(updates, dict)
-        and all(type(updates.get(name)) is int for name in thetas)
+        and all(type(updates.get(name)) is int for name in names)
         and type(rows) is int
         and type(last_rows) in (int, type(None))
         and isinstance(told.get("seconds"), float)
     ):
         raise Damaged(f"{path / folder.STATE}: damaged: updates, rows, last_rows or seconds are not as written")
-    optimiser = {name: AdamW(arrays[f"m.{name}"], arrays[f"v.{name}"], updates[name]) for name in thetas}
+    optimiser = {name: AdamW(arrays[f"m.{name}"], arrays[f"v.{name}"], updates[name]) for name in names}
     last = None if last_rows is None else _buffer(M, last_rows, arrays, "last.")
-    state = gba.State(config, params, optimiser, _buffer(M, rows, arrays, ""), last, arrays["held"], told["step"])
-    return state, told["seconds"]
+    kind: Any = baselines.State if isinstance(config, BaselineConfig) else gba.State
+    own = arrays["idle" if isinstance(config, BaselineConfig) else "held"]
+    return kind(config, params, optimiser, _buffer(M, rows, arrays, ""), last, own, told["step"]), told["seconds"]
 
 
 def _buffer(M: int, rows: int, arrays: dict[str, Any], prefix: str) -> Buffer:

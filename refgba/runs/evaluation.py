@@ -10,14 +10,14 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from safetensors.numpy import save as to_safetensors
 
-from backends.base import Backend
-from refgba.config import GBAConfig
+from backends.base import AnyConfig, AnyParams, Backend
+from refgba.config import GBAConfig, Settings
 from refgba.errors import InputError
 from refgba.identifiability import partners
 from refgba.metrics import Evaluation, frr, matched_recovery, per_group
 from refgba.runs import files
 from refgba.runs.store import load_matrix
-from refgba.sae import Params, unit_rows
+from refgba.sae import unit_rows
 from refgba.types import Array, Int64
 
 THRESHOLDS = (0.8, 0.9)
@@ -45,8 +45,8 @@ class Dictionary(Protocol):
 
 
 def evaluate(
-    params: Params,
-    config: GBAConfig,
+    params: AnyParams,
+    config: AnyConfig,
     backend: Backend,
     chunks: Iterable[Array],
     tick: Tick = id,
@@ -90,13 +90,13 @@ def _evaluate(
     return evaluation
 
 
-def result(evaluation: Evaluation, config: GBAConfig | None) -> dict[str, Any]:
-    """What `--json` promises: the summary, `l0_distribution`, and `groups` where a config says what these are.
+def result(evaluation: Evaluation, config: Settings | None) -> dict[str, Any]:
+    """What `--json` promises: the summary, `l0_distribution`, and `groups` where the config is of GBA.
 
     Raises InputError as `Evaluation.summary`, or if the config is that of a network with other neurons.
     """
     found = evaluation.summary() | {"l0_distribution": evaluation.l0_quantiles}
-    if config is None:
+    if not isinstance(config, GBAConfig):
         return found
     return found | {"groups": [asdict(g) for g in per_group(evaluation.frequency, config.group(), config.target())]}
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refgba.config import GBAConfig
+from refgba.config import Settings
 from refgba.runs.activations import Activations
 from refgba.runs.prefetch import prefetched
 from refgba.runs.store import Raw, values
@@ -50,7 +50,7 @@ def windows(counts: Int64, number: int, seed: int, position: int = 0) -> Iterato
         epoch += 1
 
 
-def minibatches(data: Activations, config: GBAConfig, start: int = 0) -> Iterator[Array]:
+def minibatches(data: Activations, config: Settings, start: int = 0) -> Iterator[Array]:
     """The minibatches of steps start + 1..T, (L, d) each, at unit norm in the dtype of the run's parameters.
 
     The next window is read by a thread of its own while this one is in use.  InputError when rows are not as they were.

@@ -29,9 +29,11 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save, save_file
 
-from refgba import __version__
-from refgba.config import GBAConfig
+from backends.base import AnyConfig, AnyParams
+from refgba import __version__, baselines
+from refgba.config import BaselineConfig, Settings, config_from_json
 from refgba.errors import InputError, brief
+from refgba.recipe import forming_steps
 from refgba.runs import files
 from refgba.runs.activations import Activations
 from refgba.runs.store import DTYPES, LARGEST, checksum
@@ -54,8 +56,8 @@ class Network:
     """
 
     path: Path
-    config: GBAConfig
-    params: Params
+    config: AnyConfig
+    params: AnyParams
     state: dict[str, Any]
 
     def provenance(self) -> dict[str, Any]:
@@ -69,7 +71,7 @@ class Record:
     """What a run was begun with, read back: config.json, about.json and data.safetensors."""
 
     path: Path
-    config: GBAConfig
+    config: AnyConfig
     about: dict[str, Any]
     dropped: Int64
     crc: npt.NDArray[np.uint32]
@@ -92,7 +94,7 @@ def refuse_existing(path: Path) -> None:
             )
 
 
-def create(path: Path, config: GBAConfig, about: Mapping[str, Any], data: Activations) -> None:
+def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activations) -> None:
     """Make the folder of a new run on surveyed data; nothing of it is left if that fails."""
     refuse_existing(path)
     assert data.crc is not None
@@ -108,7 +110,7 @@ def create(path: Path, config: GBAConfig, about: Mapping[str, Any], data: Activa
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def write_config(path: Path, config: GBAConfig) -> None:
+def write_config(path: Path, config: Settings) -> None:
     """Make or replace the config.json of a run."""
     files.write(path / CONFIG, config.to_json().encode() + b"\n")
 
@@ -197,7 +199,11 @@ def metrics_upto(path: Path, step: int) -> None:
 
 
 def write_network(
-    path: Path, params: Params, config: GBAConfig, state: Mapping[str, Any], more: Mapping[str, Any] | None = None
+    path: Path,
+    params: AnyParams,
+    config: AnyConfig,
+    state: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Make or replace the folder of a network; `more` has the arrays of other .safetensors files, by file name.
 
@@ -235,27 +241,38 @@ def read_network(path: Path) -> Network:
     try:
         state = files.read_json(path / STATE)
         settings, sums, step = state.get("config"), state.get("sha256"), state.get("step")
-        right = isinstance(settings, dict) and type(step) is int and step >= 0
-        if not (right and isinstance(sums, dict) and {PARAMS} <= set(sums) <= {PARAMS, TRAINING}):
+        if not (
+            isinstance(settings, dict)
+            and isinstance(sums, dict)
+            and {PARAMS} <= set(sums) <= {PARAMS, TRAINING}
+            and isinstance(step, int)
+            and step >= 0
+        ):
             raise InputError(f"{path / STATE}: damaged: step, config or sha256 is not as it was written")
-        config = GBAConfig.from_json(json.dumps(settings))
+        config = config_from_json(json.dumps(settings))
         for name, right in sums.items():
             if checksum(path / name) != right:
                 raise InputError(f"{path / name}: damaged: it does not match its checksum in {STATE}")
-        return Network(path, config, _load_params(path / PARAMS, config), state)
+        return Network(path, config, _load_params(path / PARAMS, config, step), state)
     except InputError as error:
         named = str(error) if str(path) in str(error) else f"{path / STATE}: {error}"
         raise Damaged(named) from None
 
 
-def _load_params(path: Path, config: GBAConfig) -> Params:
-    names = [f.name for f in fields(Params) if f.name != "W_dec" or config.untied]
+def _load_params(path: Path, config: AnyConfig, step: int) -> AnyParams:
+    if isinstance(config, BaselineConfig):
+        return baselines.Params(**_parameters(path, config, [f.name for f in fields(baselines.Params)]))
+    untied = config.untied and step > forming_steps(config)
+    return Params(**_parameters(path, config, [f.name for f in fields(Params) if f.name != "W_dec" or untied]))
+
+
+def _parameters(path: Path, config: Settings, names: list[str]) -> dict[str, npt.NDArray[Any]]:
     arrays = load_arrays(path, names)
     M, d = config.width, arrays["b_pre"].size
-    shapes = {"W": (M, d), "W_dec": (M, d), "a": (M,), "b": (M,), "b_pre": (d,)}
+    shapes = {"W": (M, d), "W_dec": (M, d), "b_pre": (d,)}
     for name, array in arrays.items():
-        check_array(path, name, array, shapes[name], config.master)
-    return Params(**arrays)
+        check_array(path, name, array, shapes.get(name, (M,)), config.master)
+    return arrays
 
 
 def check_array(path: Path, name: str, array: npt.NDArray[Any], shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
@@ -277,9 +294,9 @@ def load_arrays(path: Path, names: Iterator[str] | list[str] | tuple[str, ...]) 
         raise Damaged(f"{path}: {what} ({brief(error)})") from None
 
 
-def _config(path: Path) -> GBAConfig:
+def _config(path: Path) -> AnyConfig:
     try:
-        return GBAConfig.from_json(path.read_text(encoding="utf-8"))
+        return config_from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:  # an InputError, or no text

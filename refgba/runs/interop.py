@@ -27,11 +27,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from refgba.config import GBAConfig
+from backends.base import AnyConfig, AnyParams
+from refgba import baselines
+from refgba.config import BaselineConfig, GBAConfig
 from refgba.errors import InputError, brief
 from refgba.runs.files import read_json, write_folder
 from refgba.runs.store import values
-from refgba.sae import Params, unit_rows
+from refgba.sae import unit_rows
 from refgba.types import Array
 
 Input = Literal["raw", "unit", "sqrt_d", "layer_norm"]
@@ -132,13 +134,22 @@ class Dictionary:
         return f
 
 
-def from_params(params: Params, config: GBAConfig) -> Dictionary:
+def from_params(params: AnyParams, config: AnyConfig) -> Dictionary:
     """A trained network as a `Dictionary` of unit rows: the same codes and reconstructions, to the last bit.
 
-    JumpReLU's gate z + b > 0 is z > -b, so a bias is a threshold; with ReLU it is part of the pre-activation.
+    In GBA, JumpReLU's gate z + b > 0 is z > -b, so a bias is a threshold; with ReLU it is part of the pre-activation.
     InputError, naming the first neuron, where a JumpReLU has a bias above 0: other libraries make it a ReLU without a
-    word.  Algorithm 2 leaves no such bias.
+    word.  Algorithm 2 leaves no such bias.  Baselines have thresholds; InputError for TopK, which has none.
     """
+    if isinstance(params, baselines.Params):
+        if isinstance(config, BaselineConfig) and config.method == "topk":
+            raise InputError(
+                "topk cannot be exported: who is active depends on the row's other neurons, not on thresholds"
+            )
+        return Dictionary(
+            params.W, params.b, params.theta, params.W_dec, params.b_pre, subtract_b_dec=True, input="unit"
+        )
+    assert isinstance(config, GBAConfig)
     zero = np.zeros_like(params.b)
     if config.activation == "relu":
         b_enc, threshold = params.b, zero
@@ -154,7 +165,7 @@ def from_params(params: Params, config: GBAConfig) -> Dictionary:
     return Dictionary(params.W, b_enc, threshold, W_dec, params.b_pre, subtract_b_dec=True, input="unit")
 
 
-def export(params: Params, config: GBAConfig, provenance: dict[str, Any], out: Path, format: str) -> None:
+def export(params: AnyParams, config: AnyConfig, provenance: dict[str, Any], out: Path, format: str) -> None:
     """Write a trained network to the folder `out` in one of FORMATS, whole or not at all.
 
     provenance, anything JSON can hold, goes along.  InputError when `out` exists and is not an empty folder or cannot

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Backend
-from refgba import __version__, gba, recipe
-from refgba.config import GBAConfig
+from backends.base import AnyConfig, Backend
+from refgba import __version__, baselines, gba, recipe
+from refgba.config import BaselineConfig, Settings
 from refgba.errors import InputError
 from refgba.runs import checkpoints, feed, files, folder
 from refgba.runs.activations import Activations, Survey
@@ -39,7 +39,8 @@ class Progress:
     """How training stands after a step.
 
     loss, l0 and fvu are of its batch.  dead (never fired) and within (at or under target) are shares of the neurons,
-    over the rows between the last two adaptations.  seconds counts from the beginning of the run, pauses left out.
+    over the rows between the last two adaptations; within is None where neurons have no targets.  seconds counts from
+    the beginning of the run, pauses left out.
     """
 
     step: int
@@ -47,7 +48,7 @@ class Progress:
     l0: float
     fvu: float
     dead: float
-    within: float
+    within: float | None
     seconds: float
 
 
@@ -59,7 +60,7 @@ class Saving:
     keep: int = 2
 
     @classmethod
-    def of(cls, config: GBAConfig, every: int | None = None, keep: int | None = None) -> Saving:
+    def of(cls, config: Settings, every: int | None = None, keep: int | None = None) -> Saving:
         """What is asked for, or CHECKPOINTS of them in a run; InputError for what cannot be."""
         saving = cls(-(-config.steps // CHECKPOINTS) if every is None else every, cls.keep if keep is None else keep)
         if saving.every < 0:
@@ -106,7 +107,7 @@ def signals() -> Iterator[Callable[[], int]]:
 def train_run(
     data: Activations,
     survey: Survey,
-    config: GBAConfig,
+    config: AnyConfig,
     backend: Backend,
     names: dict[str, str],
     out: Path,
@@ -126,7 +127,7 @@ def train_run(
         "checkpoints": asdict(saving),
         "data": data.record() | {"dropped": survey.dropped, "variance": survey.variance},
     }
-    state = backend.init(gba.random_params(config, data.d), config)
+    state = _begun(backend, config, data.d)
     folder.create(out, config, about, data)
     with folder.locked(out):
         yield from _Training(out, config, about, data, backend, saving, stop).run(state)
@@ -135,7 +136,7 @@ def train_run(
 def resume_run(
     record: Record,
     data: Activations,
-    config: GBAConfig,
+    config: AnyConfig,
     backend: Backend,
     saving: Saving,
     stop: Callable[[], int] = int,
@@ -143,7 +144,7 @@ def resume_run(
 ) -> Iterator[Progress]:
     """Go on with the run of a `folder.read_record` from its newest checkpoint, or from its beginning; as `train_run`.
 
-    data comes from `refgba.runs.activations.reopen`.  config has the run's settings, or those of `recipe.extended`.
+    data comes from `refgba.runs.activations.reopen`.  config has the run's settings, or those of `extended`.
     say is told of damaged checkpoints, and of what an extension means.  Yields nothing where all steps are done.
     """
     path = record.path
@@ -159,17 +160,35 @@ def resume_run(
             folder.write_about(path, about)
             folder.write_config(path, config)
         if found:
-            state = backend.restore(replace(found[0], config=config))
+            found[0].config = config  # both are of the run's method
+            state = backend.restore(found[0])
         else:
-            state = backend.init(gba.random_params(config, data.d), config)
+            state = _begun(backend, config, data.d)
         folder.metrics_upto(path, done)
         seconds = found[1] if found else 0.0
         yield from _Training(path, config, about, data, backend, saving, stop, done, seconds).run(state)
 
 
-def _extension(config: GBAConfig, done: int) -> str:
-    now, rate = done + 1, recipe.learning_rate(config, done + 1)
-    formed = recipe.forming_steps(config)
+def extended(config: AnyConfig, steps: int) -> AnyConfig:
+    """The settings of a run that goes on to more steps than it began with; InputError where they are not more."""
+    if steps <= config.steps:
+        raise InputError(f"steps can only be more than the run's {config.steps}, not {steps}")
+    return replace(config, steps=steps) if isinstance(config, BaselineConfig) else recipe.extended(config, steps)
+
+
+def _begun(backend: Backend, config: AnyConfig, d: int) -> Any:
+    """The state of a run before its first step."""
+    if isinstance(config, BaselineConfig):
+        return backend.init(baselines.random_params(config, d), config)
+    return backend.init(gba.random_params(config, d), config)
+
+
+def _extension(config: AnyConfig, done: int) -> str:
+    now = done + 1
+    if isinstance(config, BaselineConfig):
+        rate = baselines.learning_rate(config, now)
+        return f"extended to {config.steps} steps: the learning rate of step {now} is {rate:.3g}, zero at the new end"
+    formed, rate = recipe.forming_steps(config), recipe.learning_rate(config, now)
     return (
         f"extended to {config.steps} steps: forming ends at step {formed} as before; the learning rate of step {now} "
         f"is {rate:.3g}, and reaches zero at the new end; biases go on adapting every {config.adapt_every} steps, so "
@@ -182,7 +201,7 @@ class _Training:
     """One process's part of a run, in its folder."""
 
     path: Path
-    config: GBAConfig
+    config: AnyConfig
     about: dict[str, Any]
     data: Activations
     backend: Backend
@@ -235,7 +254,9 @@ class _Training:
             l0=float(metrics.l0),
             fvu=2 * loss / self.about["data"]["variance"],
             dead=float((counters.counts == 0).mean()),
-            within=float((frequency <= config.target()[config.group()]).mean()),
+            within=None
+            if isinstance(config, BaselineConfig)
+            else float((frequency <= config.target()[config.group()]).mean()),
             seconds=time.perf_counter() - self.began,
         )
 

@@ -1,0 +1,312 @@
+"""One HTML file that needs nothing else: no network, no other file; light, dark, narrow and printed.
+
+    page("A title", "what it says", [Section("Loss", figure(fig, "loss against step")), Section("Runs", table(...))])
+
+Text becomes markup in one place, `markup`: a `str` is escaped wherever it is put, only `Html` is taken as it is.  The
+page's own policy forbids it to load anything, and to run any script but the one it was made with.
+
+Figures are matplotlib's, which is imported when one is drawn: extra `report`.  They become inline SVG that follows the
+page's colours: black is the text's, white the background's, and the colours of `SERIES` or of matplotlib's own cycle
+are the page's.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from refgba.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MISSING = "reports are drawn with matplotlib, which is not installed: pip install 'refgba[report]'"
+SERIES = ("#1f5fbf", "#c2410c", "#0f7b4f", "#8b3fb5", "#8a6100", "#b3205f")  # the light scheme's --s1 to --s6
+GUIDE = "#808080"  # lines that help to read: --muted
+DASHES = ("", "6 3", "2 2", "8 2 2 2")  # with the colour, so that none is told by its colour alone
+SIZE = (4.2, 2.7)  # inches of a figure: its text is as large as the page's at the width of a telephone
+
+_VOID = {"br", "hr", "img", "input", "link", "meta"}
+_TAB10 = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#bcbd22", "#d62728")
+_COLOURS = (
+    {"#000000": "currentColor", "#ffffff": "var(--ground)", GUIDE: "var(--muted)", "#b0b0b0": "var(--line)"}
+    | {colour: f"var(--s{i})" for i, colour in enumerate(SERIES, 1)}
+    | {colour: f"var(--s{i})" for i, colour in enumerate(_TAB10, 1)}
+)
+_CONTROL = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\ufffe\\uffff]")
+_SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+
+
+# ---- markup ----------------------------------------------------------------------------------------------------------
+
+
+class Html(str):
+    """Markup, to be taken as it is.  Any other `str` is text."""
+
+
+def markup(value: object) -> Html:
+    """`value` as markup: Html as it is, everything else as text, escaped."""
+    if isinstance(value, Html):
+        return value
+    return Html(html.escape(_plain(str(value))))
+
+
+def _plain(text: str) -> str:
+    """Text without what neither HTML nor XML can hold: control characters and halves of characters."""
+    return _CONTROL.sub("\ufffd", text.encode("utf-8", "replace").decode())
+
+
+def join(*parts: object) -> Html:
+    """The parts one after the other, each as `markup`."""
+    return Html("".join(map(markup, parts)))
+
+
+def element(tag: str, *children: object, **attributes: object) -> Html:
+    """<tag attributes>children</tag>, all of it escaped as `markup`.
+
+    class_ is class and aria_label aria-label; None or False leaves an attribute out, True gives it no value.
+    """
+    said = ""
+    for name, value in attributes.items():
+        if value is None or value is False:
+            continue
+        name = name.rstrip("_").replace("_", "-")
+        said += f" {name}" if value is True else f' {name}="{markup(value)}"'
+    return Html(f"<{tag}{said}>" if tag in _VOID else f"<{tag}{said}>{join(*children)}</{tag}>")
+
+
+def data_script(name: str, text: str) -> Html:
+    """A block of data for the page's script, by its id; `text` is ASCII without `<`, such as base64 or `json_text`."""
+    if not text.isascii() or "<" in text:
+        raise ValueError("data for a script must be ASCII without <")
+    return Html(f'<script type="application/octet-stream" id="{markup(name)}">{text}</script>')
+
+
+def json_text(text: str) -> str:
+    """JSON, as json.dumps writes it, that no HTML parser sees an end or a comment in."""
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+# ---- blocks ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page under its own heading.  lead: a sentence or two on what is seen.  body: text, or Html."""
+
+    title: str
+    body: str
+    lead: str = ""
+
+    @property
+    def anchor(self) -> str:
+        """Its id in the page."""
+        return "s-" + (re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "section")
+
+
+def table(columns: Sequence[object], rows: Sequence[Sequence[object]], caption: str = "", heads: bool = True) -> Html:
+    """A table; numbers (int and float, and text that begins like one) are set right.
+
+    heads: the first cell of each row is its heading.
+    """
+
+    def cell(i: int, value: object) -> Html:
+        head = heads and i == 0
+        return element("th" if head else "td", value, scope="row" if head else None, class_="n" if numeric[i] else None)
+
+    numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
+    top = [element("th", c, scope="col", class_="n" if numeric[i] else None) for i, c in enumerate(columns)]
+    body = [element("tr", *(cell(i, value) for i, value in enumerate(row))) for row in rows]
+    said = element("caption", caption) if caption else ""
+    return scroller(
+        element("table", said, element("thead", element("tr", *top)), element("tbody", *body)), caption or "table"
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) or bool(re.match(r"^([-−+]?\d|–$)", str(value)))
+
+
+def scroller(content: Html, name: str) -> Html:
+    """What may be wider than the page, with a scroll bar of its own that the keyboard reaches."""
+    return element("div", content, class_="scroll", role="region", tabindex="0", aria_label=name)
+
+
+def grid(*items: object) -> Html:
+    """Items side by side, as many as the page is wide."""
+    return element("div", *items, class_="grid")
+
+
+def legend(names: Sequence[str]) -> Html:
+    """Which line is whose, for figures that draw series i with `series(i)`."""
+    items = []
+    for i, name in enumerate(names):
+        colour, dash = i % len(SERIES) + 1, _dash(i)
+        line = (
+            f'<svg class="key" viewBox="0 0 34 8" aria-hidden="true"><path d="M1 4H33" '
+            f'style="stroke: var(--s{colour}); stroke-width: 2.5; stroke-dasharray: {dash or "none"}"/></svg>'
+        )
+        items.append(element("li", Html(line), " ", element("bdi", name)))
+    return element("ul", *items, class_="legend", aria_label="Lines")
+
+
+def bars(values: Sequence[float], alt: str, top: float | None = None) -> Html:
+    """A row of small bars, as high as `values` are against `top` or the largest."""
+    most = top or max(values, default=0) or 1
+    width = 100 / max(1, len(values))
+    parts = (
+        f"M{i * width + width * 0.08:.2f} 24v{-24 * min(1, max(0, v) / most):.2f}h{width * 0.84:.2f}V24z"
+        for i, v in enumerate(values)
+    )
+    return Html(
+        f'<svg class="bars" viewBox="0 0 100 24" preserveAspectRatio="none" role="img" aria-label="{markup(alt)}">'
+        f'<path d="{"".join(parts)}"/><path class="base" d="M0 24H100"/></svg>'
+    )
+
+
+def page(title: str, lead: str, sections: Sequence[Section], script: str = "") -> str:
+    """The whole file.  lead: text, or Html, of the first screen.  script: JavaScript to run at the end of the page."""
+    if re.search(r"</script|<!--", script, re.IGNORECASE):
+        raise ValueError("the script of a page must not hold </script or <!--")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    anchors = _anchors(sections)
+    links = [element("li", element("a", s.title, href=f"#{a}")) for s, a in zip(sections, anchors, strict=True)]
+    return join(
+        Html("<!DOCTYPE html>\n"),
+        Html('<html lang="en">\n<head>\n<meta charset="utf-8">\n'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'),
+        Html('<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
+        Html('<meta name="color-scheme" content="light dark">\n'),
+        element("title", title),
+        Html(f"\n<style>\n{resource('page.css')}</style>\n</head>\n<body>\n"),
+        element("header", element("h1", title), lead if isinstance(lead, Html) else element("p", lead)),
+        Html("\n"),
+        element("nav", element("ul", *links), aria_label="Sections") if len(sections) > 1 else "",
+        Html("\n<main>\n"),
+        *(_section(s, a) for s, a in zip(sections, anchors, strict=True)),
+        Html("</main>\n"),
+        Html(f"<script>{script}</script>\n" if script else ""),
+        Html("</body>\n</html>\n"),
+    )
+
+
+def _section(section: Section, anchor: str) -> Html:
+    lead = element("p", section.lead, class_="lead") if section.lead else ""
+    body = section.body if isinstance(section.body, Html) else element("p", section.body)
+    return join(element("section", element("h2", section.title), lead, body, id=anchor), Html("\n"))
+
+
+def _anchors(sections: Sequence[Section]) -> list[str]:
+    found: list[str] = []
+    for section in sections:
+        same = sum(section.anchor == other.anchor for other in sections[: len(found)])
+        found.append(section.anchor + (f"-{same + 1}" if same else ""))
+    return found
+
+
+def resource(name: str) -> str:
+    """The text of a file that lies beside this one."""
+    return resources.files("refgba.runs").joinpath(name).read_text(encoding="utf-8")
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def series(i: int) -> dict[str, Any]:
+    """How line i is drawn: the arguments of `Axes.plot` that `legend` explains."""
+    dash = _dash(i)
+    on = [float(length) for length in dash.split()]
+    return {"color": SERIES[i % len(SERIES)], "linestyle": (0, on) if on else "-"}
+
+
+def _dash(i: int) -> str:
+    return DASHES[(i + i // len(SERIES)) % len(DASHES)]
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """While it lasts, figures come out as the page wants them; InputError where matplotlib is not installed.
+
+    Text is never read as mathematics: a name with two $ in it stays a name.
+    """
+    try:
+        from matplotlib import rc_context
+    except ImportError:
+        raise InputError(MISSING) from None
+    look: dict[Any, Any] = {
+        "figure.figsize": SIZE, "figure.constrained_layout.use": True, "font.size": 9, "axes.labelsize": 9,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#b0b0b0",
+        "grid.linewidth": 0.5, "axes.linewidth": 0.7, "lines.linewidth": 1.5, "legend.frameon": False,
+        "axes.prop_cycle": _cycle(), "text.parse_math": False, "axes.formatter.use_mathtext": False,
+        "axes.axisbelow": True, "axes.unicode_minus": True,
+    }  # fmt: skip
+    with rc_context(look):
+        yield
+
+
+def _cycle() -> Any:
+    from cycler import cycler
+
+    return cycler(color=SERIES)
+
+
+def figure(fig: Figure, alt: str, title: str = "", note: str = "") -> Html:
+    """A matplotlib figure as inline SVG in the page's colours.
+
+    alt says in words what it shows; title stands above it, note below.
+    """
+    try:
+        from matplotlib import rc_context
+    except ImportError:
+        raise InputError(MISSING) from None
+    out = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "refgba"}):
+        fig.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawn = _inline(out.getvalue(), alt)
+    head = element("figcaption", title) if title else ""
+    return element("figure", head, drawn, element("p", note, class_="note") if note else "", class_="chart")
+
+
+def _inline(svg: str, alt: str) -> Html:
+    """matplotlib's SVG without what only a file of its own needs; ids that no other figure has; the page's colours."""
+    prefix = "f" + hashlib.sha256((alt + svg).encode("utf-8", "replace")).hexdigest()[:8] + "-"
+    root = ElementTree.fromstring(_plain(svg))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in ("metadata", "style"):
+                parent.remove(child)
+    for node in root.iter():
+        node.tag = node.tag.removeprefix(_SVG)
+        _restyle(node, prefix)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.attrib |= {"role": "img", "aria-label": _plain(alt)}
+    return Html(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _restyle(node: ElementTree.Element, prefix: str) -> None:
+    style = node.get("style", "")
+    for name in ("fill", "stroke"):  # var() is known to styles only
+        if name in node.attrib:
+            style = f"{name}: {node.attrib.pop(name)}; {style}"
+    if style:
+        node.set("style", re.sub(r"#[0-9a-f]{6}\b", lambda found: _COLOURS.get(found[0], found[0]), style))
+    if f"{_XLINK}href" in node.attrib:
+        node.set("href", node.attrib.pop(f"{_XLINK}href"))
+    for name, value in list(node.attrib.items()):
+        if name == "id":
+            node.set(name, prefix + value)
+        elif name == "href" and value.startswith("#"):
+            node.set(name, "#" + prefix + value[1:])
+        else:
+            node.set(name, value.replace("url(#", f"url(#{prefix}"))
