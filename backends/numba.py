@@ -318,11 +318,14 @@ def _sweep(W, V, mW, vW, mV, vV, tied, a, xr, rows, values, first, dense, held, 
                 mW[m] = scale * g
                 mV[m] = scale * h
             else:
-                norm = _adamw(W[m], mW[m], vW[m], g, scale, adam, held[m])
+                norm = _adamw(W[m], mW[m], vW[m], g, scale, adam)
                 broken[k] |= not 0 < norm < np.inf
+                if not held[m]:
+                    _unit(W[m], g, norm)
                 if not tied:
-                    norm = _adamw(V[m], mV[m], vV[m], h, scale, adam, False)
+                    norm = _adamw(V[m], mV[m], vV[m], h, scale, adam)
                     broken[k] |= not 0 < norm < np.inf
+                    _unit(V[m], h, norm)
 
 
 @njit(nogil=True, cache=True)
@@ -387,11 +390,8 @@ def _add(g, c, u):
 
 
 @njit(nogil=True, cache=True, fastmath=REORDER, error_model="numpy")
-def _adamw(theta, m, v, g, scale, adam, held):
-    """`refgba.adam.AdamW.update` of a row along scale g, which is used up; then unit norm.  A held row stays.
-
-    Returns the norm before.
-    """
+def _adamw(theta, m, v, g, scale, adam):
+    """`refgba.adam.AdamW.update` of a row along scale g: what it moves to is left in g, and its norm returned."""
     squares = theta.dtype.type(0)
     for j in range(theta.size):
         gj = scale * g[j]
@@ -399,8 +399,11 @@ def _adamw(theta, m, v, g, scale, adam, held):
         v[j] += adam[1] * (gj * gj - v[j])
         g[j] = adam[5] * theta[j] - adam[2] * m[j] / (np.sqrt(adam[3] * v[j]) + adam[4])
         squares += g[j] * g[j]
-    norm = np.sqrt(squares)
-    if not held:
-        for j in range(theta.size):
-            theta[j] = g[j] / norm
-    return norm
+    return np.sqrt(squares)
+
+
+@njit(nogil=True, cache=True, fastmath=REORDER, error_model="numpy")
+def _unit(theta, g, norm):
+    """Theta <- g / norm."""
+    for j in range(theta.size):
+        theta[j] = g[j] / norm

@@ -310,7 +310,8 @@ def step(state: State, x: Array) -> Metrics:
     if config.method == "jumprelu":
         params.theta = np.maximum(params.theta, 0)  # a code is never negative
     elif config.method == "batchtopk":
-        params.theta = averaged(params.theta, fwd, config, state.t)
+        smallest = float(fwd.s[fwd.on].min()) if fwd.on.any() else 0.0
+        params.theta = averaged(params.theta, smallest, config, state.t)
     state.buffer.add(_signed(fwd.z, fwd.on))
     return Metrics(found.reconstruction, np.count_nonzero(fwd.on) / len(x))
 
@@ -325,15 +326,14 @@ def across(g: Array, V: Array) -> Array:
     return rest
 
 
-def averaged(theta: Array, fwd: Forward, config: BaselineConfig, t: int) -> Array:
-    """BatchTopK's thresholds of inference (M,) after the forward pass of step t = 1..T.
+def averaged(theta: Array, smallest: float, config: BaselineConfig, t: int) -> Array:
+    """BatchTopK's thresholds of inference (M,) after step t = 1..T, whose smallest active code is `smallest`.
 
     The mean over batches of the smallest active code, as its authors take it, or 0 of a batch without any.  Since it
     moves while the network learns, only about the last AVERAGED steps count, but no more than a twentieth of the run
     (ours; dictionary_learning averages over 1000, and not before step 1000): θ + (smallest - θ) / n, the plain mean of
     the first n steps, and from there an exponential one.
     """
-    smallest = float(fwd.s[fwd.on].min()) if fwd.on.any() else 0.0
     n = min(t, AVERAGED, max(1, config.steps // 20))
     moved: Array = theta + (smallest - theta) / n
     return moved

@@ -378,12 +378,9 @@ def test_the_threshold_is_the_mean_of_the_smallest_codes_and_then_a_moving_one()
     config = config_of("batchtopk", steps=40)  # of the last 40 / 20 = 2
     theta, values = np.zeros(3), [4.0, 2.0, 7.0]
     for t, value in enumerate(values, start=1):
-        s = np.array([[value, 9.0, 0.0]])
-        fwd = baselines.Forward(z=s, on=s > 0, s=s, f=s)
-        theta = baselines.averaged(theta, fwd, config, t)
+        theta = baselines.averaged(theta, value, config, t)
         assert theta.tolist() == [[4.0] * 3, [3.0] * 3, [5.0] * 3][t - 1]
-    nothing = baselines.Forward(z=s, on=s > 99, s=s, f=s)
-    assert baselines.averaged(theta, nothing, config, 4).tolist() == [2.5] * 3
+    assert baselines.averaged(theta, 0.0, config, 4).tolist() == [2.5] * 3
 
 
 def synthetic(d=24, n=40, s=3, seed=1):

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from engines import engine
+from safetensors.numpy import load_file
 
 import backends
 from cli import main
 from refgba.config import GBAConfig
 from refgba.model import imbalanced
 from refgba.runs import folder
+from refgba.sae import unit_rows
 
 QUICK = ["--width", "24", "--groups", "3", "--steps", "30", "--batch", "32"]
 
@@ -371,3 +373,82 @@ def test_the_width_bound_may_be_past_every_float(cli):
     arguments = ["theory", "--n", 1000, "--d", 100, "--s", 110]
     assert last_json(cli(*arguments, "--json"))["width"] is None
     assert cli(*arguments).exit_code == 0
+
+
+# ---- methods, exports, stores ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ba", "l1", "topk", "batchtopk", "jumprelu"])
+def test_every_method_trains_is_judged_and_resumes(cli, data, method):
+    quick = ["--width", 24, "--steps", 30, "--batch", 32, "--method", method]
+    quick += ["--k", 4] if "topk" in method else []
+    result = last_json(cli("train", data, "-o", "run", *quick, "--json"))
+    assert result["steps"] == 30
+    assert ("groups" in result) == (method == "ba")
+    told = last_json(cli("evaluate", "run", data, "--truth", data.with_name("v.npy"), "--json"))
+    assert told["fvu"] == pytest.approx(result["fvu"])
+    assert set(told["frr"]) == {"0.8", "0.9"}
+    assert last_json(cli("train", "--resume", "run", "--steps", 40, "--json"))["steps"] == 40
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--method", "topk", "--htf", 0.3], "--htf is no setting of method topk"),
+        (["--k", 3], "--k is no setting of method gba"),
+        (["--method", "ba", "--groups", 3], "method ba has one group, not 3"),
+        (["--method", "topk", "--k", 0], "k must be at least 1, not 0"),
+        (["--method", "l1", "--backend", "cupy"], "backend 'cupy' trains with method gba only"),
+    ],
+)
+def test_settings_that_a_method_lacks_are_named(cli, data, flags, complaint):
+    assert_one_line(cli("train", data, "-o", "run", *flags), complaint)
+
+
+@pytest.mark.parametrize("format", ["saelens", "saelens-folded", "npz"])
+def test_an_exported_network_is_judged_as_the_run_is(cli, data, format):
+    assert cli("train", data, "-o", "run", *QUICK).exit_code == 0
+    assert cli("export", "run", "-o", "out", "--format", format).exit_code == 0
+    theirs, ours = (last_json(cli("evaluate", name, data, "--json")) for name in ("out", "run"))
+    assert theirs["fvu"] == pytest.approx(ours["fvu"], rel=1e-6)
+    assert theirs["l0"] == ours["l0"]
+    if format != "npz":
+        assert cli("import", "out", "-o", "again").exit_code == 0
+        assert last_json(cli("evaluate", "again", data, "--json")) == theirs
+    assert_one_line(cli("export", "run", "-o", "out"), "out: is not empty; choose another folder")
+    assert_one_line(cli("import", "run", "-o", "more"), "run: not a dictionary")
+    assert_one_line(cli("evaluate", "out", data, "--backend", "numpy"), "a dictionary is evaluated with NumPy")
+
+
+def test_what_each_neuron_does_is_written_with_rows_of_the_data(cli, data):
+    x = np.load(data)
+    x[[0, 7]] = 0
+    np.save(data, x)
+    assert cli("train", data, "-o", "run", *QUICK, "--drop-zero-rows").exit_code == 0
+    result = cli("evaluate", "run", data, "--drop-zero-rows", "-o", "neurons.safetensors", "--top", 3, "--json")
+    told, arrays = last_json(result), load_file("neurons.safetensors")
+    assert told["l0_distribution"]["max"] <= 24
+    assert arrays["frequency"].mean() * 24 == pytest.approx(told["l0"])
+    params, unit = folder.open_network(data.parent / "run").params, unit_rows(np.delete(x, [0, 7], axis=0))
+    y = (unit - params.b_pre) @ params.W.T + params.b
+    rows = np.delete(np.arange(len(x)), [0, 7])
+    best = rows[y.argmax(axis=0)]
+    fired = y.max(axis=0) > 0
+    assert (arrays["top_rows"][fired, 0] == best[fired]).all()
+    assert (arrays["top_rows"][~fired] == -1).all()
+    assert_one_line(cli("evaluate", "run", data, "-o", "neurons.safetensors"), "neurons.safetensors: exists")
+
+
+def test_a_store_is_packed_told_of_and_verified(cli, data):
+    flags = ["--rows-per-shard", 150, "--format", "safetensors", "--dtype", "bfloat16", "--model", "m", "--layer", 3]
+    assert cli("data", "pack", data, data, "-o", "store", *flags).exit_code == 0
+    told = last_json(cli("data", "info", "store", "--json"))
+    assert (told["rows"], told["shards"], told["dtype"], told["about"]) == (
+        1000,
+        7,
+        "bfloat16",
+        {"model": "m", "layer": 3},
+    )
+    assert "1000 rows are sound; 7 of 7 shards have a checksum" in cli("data", "verify", "store").stdout
+    assert cli("train", "store", "-o", "run", *QUICK).exit_code == 0
+    assert_one_line(cli("data", "info", "."), "a folder without meta.json; `refgba data pack")

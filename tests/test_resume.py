@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from engines import ENGINES, engine
 import backends
 from cli import main
 from refgba import gba, recipe
-from refgba.config import GBAConfig
+from refgba.config import BaselineConfig, GBAConfig, Method
 from refgba.errors import InputError
 from refgba.runs import checkpoints, files, folder, trainer
 from refgba.runs.activations import open_activations, reopen, survey
@@ -106,6 +107,25 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_did_not(X, tmp_path, name,
         "data.safetensors",
         *(n for n in whole if n.startswith(("final", newest[0]))),
     ):
+        assert whole[what] == parts[what], what
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+@pytest.mark.parametrize("method", get_args(Method))
+def test_a_baseline_that_stops_and_goes_on_is_the_one_that_did_not(X, tmp_path, name, method):
+    reason = backends.status()[name]
+    if reason is not None:
+        pytest.skip(reason)
+    config = BaselineConfig(method=method, width=12, k=3, steps=40, batch=16, dead_after=50, aux_k=2, dtype="float32")
+    backend = backends.load(name, config.dtype, method)
+    list(begin(X, tmp_path / "whole", config, backend, name, saving=Saving(7)))
+    with pytest.raises(Stopped):
+        list(begin(X, tmp_path / "parts", config, backend, name, saving=Saving(7), stop=stopping(5)))
+    with pytest.raises(Stopped):
+        list(go_on(tmp_path / "parts", backend=backend, stop=stopping(11)))
+    list(go_on(tmp_path / "parts", backend=backend))
+    whole, parts = outcome(tmp_path / "whole"), outcome(tmp_path / "parts")
+    for what in ("metrics.jsonl", "final/params.safetensors", "checkpoints/step-40/training.safetensors"):
         assert whole[what] == parts[what], what
 
 

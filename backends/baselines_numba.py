@@ -1,0 +1,380 @@
+"""The baselines of `refgba.baselines` on the CPU: one dense product a step, the encoder's; the rest on active entries.
+
+How this departs from the reference:
+
+- Rows are taken in blocks of ROWS.  A block's pre-activations are one BLAS product, and its codes are selected while
+  they are in the cache.
+- TopK and BatchTopK look only at what exceeds a guess, a little under the smallest code of the batch before, and at
+  everything where that leaves too few.  Either way the selection is exact.
+- Backward is one pass over the neurons, with AdamW and renormalisation while the row is at hand, as in
+  `backends.numba`.  AuxK's part is dense, over the dead neurons only, which have no other.
+
+Results are the same to the bit for any number of threads.  tests/test_baselines.py holds this file against the
+reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from backends.baselines_numpy import decode, encode
+from backends.numba import _adamw, _add, _dot, _kernels, _unit
+from backends.numpy import DTYPES, counters, export, get, params, put, unusable
+from refgba import baselines
+from refgba.adam import AdamW
+from refgba.baselines import Params, adapt
+from refgba.config import BaselineConfig
+from refgba.gba import Metrics
+from refgba.types import Array, Int64, Mask
+
+__all__ = [
+    "DTYPES", "adapt", "counters", "decode", "encode", "export", "get", "gradients", "init", "params", "put", "restore",
+    "step", "unusable",
+]  # fmt: skip
+
+ROWS = 64  # rows whose pre-activations are held at a time
+BLOCK = 128  # neurons that a thread takes at a time, backwards
+Auxiliary = tuple[Array, Array, Array, Int64]
+
+NEAR = 0.8  # of the smallest code of a batch is the next one's guess
+
+
+@dataclass
+class Codes:
+    """The entries of a batch that matter, row by row: the first count[l] of index[l] and z[l], by neuron.
+
+    All that are active, and for JumpReLU those within half a bandwidth of their threshold.  Only memory that is used is
+    ever touched.
+    """
+
+    index: Array  # (L, M) uint32
+    z: Array  # (L, M)
+    count: Int64  # (L,)
+
+
+@dataclass
+class State(baselines.State):
+    """The reference's state, whose arrays are updated in place, room for a batch, and the next guess."""
+
+    codes: Codes | None = None
+    guess: float = field(default=np.inf)
+
+
+def init(params: Params, config: BaselineConfig) -> State:
+    """The state before the first step; the arrays of `params` are not shared with it."""
+    return restore(baselines.init(params, config))
+
+
+def restore(state: baselines.State) -> State:
+    """The state of a run that goes on; its arrays are taken over."""
+    return State(**{name: getattr(state, name) for name in baselines.State.__dataclass_fields__})
+
+
+def step(state: State, x: Array) -> Metrics:
+    """One step, as `refgba.baselines.step`."""
+    config, params, L = state.config, state.params, len(x)
+    state.t += 1
+    with _kernels():
+        xc, r, columns = _forward(state, x)
+        first, _, values = columns
+        counts, peaks, smallest = _activity(first, values, _limits(state))
+        state.idle = np.where(counts > 0, 0, state.idle + L)
+        aux = _auxiliary(state, xc, r, state.idle >= config.dead_after)
+        moments = [state.optimiser["W"], state.optimiser["W_dec"]]
+        db, dtheta, db_pre = _backward(state, xc, r, columns, aux, moments, baselines.learning_rate(config, state.t))
+    grads = {"b": db, "b_pre": db_pre, "theta": dtheta}
+    for name in baselines.trained(config):
+        if name in grads:
+            lr, theta = baselines.learning_rate(config, state.t), getattr(params, name)
+            setattr(params, name, state.optimiser[name].update(theta, grads[name], lr, config))
+    if config.method == "jumprelu":
+        params.theta = np.maximum(params.theta, 0)
+    elif config.method == "batchtopk":
+        params.theta = baselines.averaged(params.theta, smallest, config, state.t)
+    state.guess = NEAR * smallest
+    state.buffer.rows += L
+    state.buffer.counts += counts
+    np.maximum(state.buffer.peaks, peaks, out=state.buffer.peaks)
+    return Metrics(0.5 * float(np.vdot(r, r)) / L, counts.sum() / L)
+
+
+def gradients(state: State, x: Array) -> Params:
+    """The gradients at rows x (L, d), without AuxK, by the kernels of `step`; nothing moves."""
+    params = state.params
+    dW, dV = np.empty_like(params.W), np.empty_like(params.W)
+    with _kernels():
+        xc, r, columns = _forward(state, x)
+        none = _auxiliary(state, xc, r, np.zeros(len(params.W), bool))
+        db, dtheta, db_pre = _backward(state, xc, r, columns, none, [AdamW(dW, dW), AdamW(dV, dV)], None)
+    return Params(dW, db, db_pre, dV, dtheta)
+
+
+def _limits(state: State) -> Array:
+    """(M,) what z of an entry has to exceed to be active: JumpReLU's has some that do not."""
+    params, dtype = state.params, state.params.W.dtype
+    return params.theta if state.config.method == "jumprelu" else np.full(len(params.W), -np.inf, dtype)
+
+
+def _forward(state: State, x: Array) -> tuple[Array, Array, tuple[Int64, Array, Array]]:
+    """x - b_pre and r = f - x, both (L, d), and the entries neuron by neuron, as `_columns` has them."""
+    config, params = state.config, state.params
+    (M, d), L, dtype = params.W.shape, len(x), params.W.dtype
+    if state.codes is None or len(state.codes.count) != L:
+        state.codes = Codes(np.empty((L, M), np.uint32), np.empty((L, M), dtype), np.empty(L, np.int64))
+    codes, xc = state.codes, x - params.b_pre
+    floor = np.zeros(M, dtype)  # (M,) above which z is an entry
+    if config.method == "jumprelu":
+        floor = (params.theta - config.bandwidth / 2).astype(dtype)
+    k = min(config.k, M) if config.method == "topk" else 0
+    guess = dtype.type(max(state.guess, 0.0)) if config.method in ("topk", "batchtopk") else dtype.type(0)
+    if config.method == "batchtopk":
+        places = min(config.k, M) * L
+        _select(params.W, params.b, xc, np.full(M, min(guess, np.finfo(dtype).max), dtype), 0, guess, *_arrays(codes))
+        if codes.count.sum() < places and guess > 0:
+            _select(params.W, params.b, xc, floor, 0, guess, *_arrays(codes))
+        if codes.count.sum() > places:
+            found = np.concatenate([codes.z[l, :n] for l, n in enumerate(codes.count)])
+            _keep(np.partition(found, len(found) - places)[len(found) - places], places, *_arrays(codes))
+    else:
+        _select(params.W, params.b, xc, floor, k, guess, *_arrays(codes))
+    columns = _columns(M, *_arrays(codes))
+    f = np.empty((L, d), dtype)
+    _decode(params.W_dec, _limits(state), *_arrays(codes), f)
+    return xc, np.subtract(f, xc, out=f), columns  # both lack b_pre
+
+
+def _arrays(codes: Codes) -> tuple[Array, Array, Int64]:
+    return codes.index, codes.z, codes.count
+
+
+def _auxiliary(state: State, xc: Array, r: Array, dead: Mask) -> Auxiliary:
+    """AuxK's gradients of the dead neurons, summed over the batch: W and W_dec (D, d), b (D,), and where (M,) they are.
+
+    As `baselines.auxiliary` and `baselines.gradients` have them; where AuxK has no part, D = 1 and no neuron is.
+    """
+    config, params = state.config, state.params
+    d, dtype = params.W.shape[1], params.W.dtype
+    slot = np.full(len(params.W), -1, np.int64)
+    none = (np.zeros((1, d), dtype), np.zeros((1, d), dtype), np.zeros(1, dtype), slot)
+    which = np.flatnonzero(dead)
+    if config.method not in ("topk", "batchtopk") or config.aux == 0 or not which.size:
+        return none
+    variance = float(np.mean(np.sum((r - r.mean(axis=0)) ** 2, axis=1)))
+    if variance == 0:
+        return none
+    slot[which] = np.arange(len(which))
+    V = params.W_dec[which]
+    z = xc @ params.W[which].T + params.b[which]  # (L, D)
+    s = baselines.largest(z, config.aux_k or max(1, d // 2)) * z
+    u = (config.aux / variance) * (s @ V + r)  # (L, d)   the residual is -r
+    dz = (u @ V.T) * (s > 0)
+    parts = (dz.T @ xc, s.T @ u, dz.sum(axis=0))
+    dW, dV, db = (np.ascontiguousarray(part, dtype) for part in parts)
+    return dW, dV, db, slot
+
+
+def _backward(
+    state: State, xc: Array, r: Array, columns: tuple[Int64, Array, Array], aux: Auxiliary,
+    moments: list[AdamW], lr: float | None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """Updates W and W_dec, or with lr None puts their gradients where the first moments are.
+
+    Returns the gradients of b (M,), theta (M,) and b_pre (d,).
+    """
+    config, params = state.config, state.params
+    W, dtype, L = params.W, params.W.dtype, len(xc)
+    jump = config.method == "jumprelu"
+    penalty = dtype.type(config.sparsity if config.method == "l1" else 0)
+    half = dtype.type(config.bandwidth / 2 if jump else 0)
+    adam = np.empty(0, dtype)
+    if lr is not None:
+        for moment in moments:
+            moment.t += 1
+        t, beta1, beta2 = moments[0].t, config.beta1, config.beta2
+        rate, root = lr / (1 - beta1**t), 1 / (1 - beta2**t)
+        adam = np.array([1 - beta1, 1 - beta2, rate, root, config.adam_eps, 1 - lr * config.weight_decay], dtype)
+    db, near, near_vr = np.empty(len(W), dtype), np.empty(len(W), np.int64), np.empty(len(W), dtype)
+    sums = np.zeros((-(-len(W) // BLOCK), W.shape[1]), dtype)  # Σ_m dL/dz_m w_m, by block
+    _sweep(
+        W, params.W_dec, moments[0].m, moments[0].v, moments[1].m, moments[1].v, xc, r, *columns, params.theta,
+        _limits(state), half, penalty, *aux, adam, db, near, near_vr, sums,
+    )  # fmt: skip
+    dtheta = np.zeros_like(params.theta)
+    if jump:
+        dtheta -= (params.theta * near_vr + config.sparsity * near).astype(dtype) / (L * config.bandwidth)
+    return db, dtheta, r.mean(axis=0) - sums.sum(axis=0) / L
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def _select(W, b, xc, floor, k, guess, index, z, count):
+    """The entries of every row: with k the k largest positive of each row, else those above floor (M,)."""
+    L, M = z.shape
+    for block in prange((L + ROWS - 1) // ROWS):
+        low, high = block * ROWS, min((block + 1) * ROWS, L)
+        y = np.dot(xc[low:high], W.T)  # (rows, M)
+        best = np.empty(M, W.dtype)
+        for l in range(low, high):
+            row = y[l - low]
+            for m in range(M):
+                row[m] += b[m]
+            if k > 0:
+                edge = _kth(row, k, guess, best)
+                n = _above(row, edge, index[l], z[l], 0, k)  # fewer than k, and then, of equals, as many as are missing
+                count[l] = _equal(row, edge, index[l], z[l], n, k)
+            else:
+                n = 0
+                for m in range(M):
+                    if row[m] > floor[m]:
+                        index[l, n] = m
+                        z[l, n] = row[m]
+                        n += 1
+                count[l] = n
+
+
+@njit(nogil=True, cache=True)
+def _kth(row, k, guess, best):
+    """The k-th largest of a row, 0 where it is not positive; best (M,) is room."""
+    n = 0
+    for m in range(row.size):
+        if row[m] > guess:
+            best[n] = row[m]
+            n += 1
+    if n < k:
+        best[:] = row
+        n = row.size
+    edge = np.partition(best[:n], n - k)[n - k]
+    return edge if edge > 0 else row.dtype.type(0)
+
+
+@njit(nogil=True, cache=True)
+def _above(row, edge, index, z, n, k):
+    for m in range(row.size):
+        if row[m] > edge and n < k:
+            index[n] = m
+            z[n] = row[m]
+            n += 1
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _equal(row, edge, index, z, n, k):
+    if edge > 0:
+        for m in range(row.size):
+            if row[m] == edge and n < k:
+                index[n] = m
+                z[n] = row[m]
+                n += 1
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _keep(edge, places, index, z, count):
+    """Keep the `places` largest entries of a batch, of which `edge` is the smallest."""
+    more = 0
+    for l in range(count.size):
+        for i in range(count[l]):
+            more += z[l, i] > edge
+    equal = places - more  # of equals, the first
+    for l in range(count.size):
+        n = 0
+        for i in range(count[l]):
+            take = z[l, i] > edge
+            if z[l, i] == edge and equal > 0:
+                equal -= 1
+                take = True
+            if take:
+                index[l, n] = index[l, i]
+                z[l, n] = z[l, i]
+                n += 1
+        count[l] = n
+
+
+@njit(nogil=True, cache=True)
+def _columns(M, index, z, count):
+    """The entries neuron by neuron: those of m from first[m] up to first[m + 1], by row."""
+    first = np.zeros(M + 1, np.int64)
+    for l in range(count.size):
+        for i in range(count[l]):
+            first[index[l, i] + 1] += 1
+    for m in range(M):
+        first[m + 1] += first[m]
+    rows, values, at = np.empty(first[M], np.uint32), np.empty(first[M], z.dtype), first[:M].copy()
+    for l in range(count.size):
+        for i in range(count[l]):
+            m = index[l, i]
+            rows[at[m]] = l
+            values[at[m]] = z[l, i]
+            at[m] += 1
+    return first, rows, values
+
+
+@njit(nogil=True, cache=True)
+def _activity(first, values, limit):
+    """Counts (M,) and peaks (M,) of the active entries, and the smallest of all, 0 where there is none."""
+    M = first.size - 1
+    counts, peaks, smallest = np.zeros(M, np.int64), np.zeros(M), np.inf
+    for m in range(M):
+        for i in range(first[m], first[m + 1]):
+            if values[i] > limit[m]:
+                counts[m] += 1
+                peaks[m] = max(peaks[m], values[i])
+                smallest = min(smallest, values[i])
+    return counts, peaks, smallest if smallest < np.inf else 0.0
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def _decode(V, limit, index, z, count, f):
+    """f <- Σ_m s_m v_m, row by row."""
+    for l in prange(count.size):
+        f[l] = 0
+        for i in range(count[l]):
+            m = index[l, i]
+            if z[l, i] > limit[m]:
+                _add(f[l], z[l, i], V[m])
+
+
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+def _sweep(
+    W, V, mW, vW, mV, vV, xc, r, first, rows, values, theta, limit, half, penalty, gW, gV, gb, slot, adam, db, near,
+    near_vr, sums,
+):  # fmt: skip
+    """The backward pass of every neuron, and its AdamW and renormalisation; see `_backward`."""
+    M, d = W.shape
+    scale = W.dtype.type(1 / len(r))
+    for block in prange(len(sums)):
+        g, h = np.empty(d, W.dtype), np.empty(d, W.dtype)
+        for m in range(block * BLOCK, min((block + 1) * BLOCK, M)):
+            g[:] = 0
+            h[:] = 0
+            c = near_vr[m] = W.dtype.type(0)
+            near[m] = 0
+            for i in range(first[m], first[m + 1]):
+                l, s = rows[i], values[i]
+                vr = _dot(V[m], r[l])
+                if abs(s - theta[m]) < half:
+                    near[m] += 1
+                    near_vr[m] += vr
+                if s > limit[m]:
+                    dz = vr + penalty
+                    c += dz
+                    _add(g, dz, xc[l])
+                    _add(h, s, r[l])
+            if slot[m] >= 0:  # a dead neuron: all of the above is 0
+                g[:] = gW[slot[m]]
+                h[:] = gV[slot[m]]
+                c = gb[slot[m]]
+            db[m] = c * scale
+            _add(sums[block], c, W[m])
+            if adam.size == 0:
+                mW[m] = scale * g
+                mV[m] = scale * h
+            else:
+                _adamw(W[m], mW[m], vW[m], g, scale, adam)
+                W[m] = g
+                _add(h, -_dot(h, V[m]), V[m])  # without its part along v_m
+                norm = _adamw(V[m], mV[m], vV[m], h, scale, adam)
+                _unit(V[m], h, norm)
