@@ -14,24 +14,24 @@ from dataclasses import asdict, fields, replace
 from itertools import chain, count
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 import numpy as np
 
 import backends
 from backends.base import AnyConfig, AnyParams
-from refgba import __version__, model, theory
+from refgba import __version__, experiments, model, theory
 from refgba.baselines import Params as BaselineParams
 from refgba.config import BaselineConfig, GBAConfig, Method, Settings, settings_from_json
-from refgba.errors import InputError
+from refgba.errors import InputError, brief
 from refgba.identifiability import identifiability
 from refgba.metrics import Evaluation, frr
 from refgba.recipe import FIXED, RECIPES, derive
-from refgba.runs import folder, interop, pack, synthetic
+from refgba.runs import files, folder, interop, pack, report, synthetic
 from refgba.runs.activations import Activations, Check, open_activations, reopen, survey
+from refgba.runs.evaluation import arrays, evaluate_dictionary, load_truth, recovery
 from refgba.runs.evaluation import evaluate as evaluate_network
-from refgba.runs.evaluation import evaluate_dictionary, load_truth, recovery
 from refgba.runs.evaluation import result as measured
 from refgba.runs.evaluation import save as save_evaluation
 from refgba.runs.store import DTYPES, open_store
@@ -406,6 +406,33 @@ def evaluate(
     if out is not None and out.exists():
         raise InputError(f"{out}: exists; choose another file or remove it")
     top = top if out is not None else 0
+    judged = _judge(network, data, backend, dtype, drop_zero_rows, top, truth)
+    evaluation, result = judged.evaluation, judged.result
+    if out is not None:
+        save_evaluation(evaluation, out, {"network": str(network), "data": str(data)}, judged.check.row)
+    if as_json:
+        return click.echo(json.dumps(result))
+    _show_groups(result.get("groups", []))
+    _show_summary(result)
+    if truth is not None:
+        _show_recovery(result)
+    return None
+
+
+class _Judged(NamedTuple):
+    """What `_judge` found: of which features, and by the check that knows which rows were left out."""
+
+    evaluation: Evaluation
+    result: dict[str, Any]
+    features: Array
+    check: Check
+
+
+def _judge(
+    network: Path, data: Path, backend: str | None, dtype: Dtype | None, drop_zero_rows: bool, top: int,
+    truth: Path | None, most: int | None = None,
+) -> _Judged:  # fmt: skip
+    """Evaluate a run, a checkpoint or a dictionary on data, or on its first `most` rows."""
     config: AnyConfig | None = None
     if interop.is_dictionary(network):
         if backend is not None or dtype is not None:
@@ -417,29 +444,109 @@ def evaluate(
     else:
         opened = folder.open_network(network)
         config = opened.config if dtype is None else replace(opened.config, dtype=dtype)
-        W, master, engine = (
-            opened.params.W,
-            config.master,
-            backends.load(backend or "numpy", config.dtype, _method(config)),
-        )
+        engine = backends.load(backend or "numpy", config.dtype, _method(config))
+        W, master = _features(opened.params), config.master
     activations = open_activations(data, W.shape[1])
     found: dict[str, Any] = {} if truth is None else recovery(W, load_truth(truth, W.shape[1]))
     check = Check(activations.store, master, drop_zero_rows)
-    chunks = check.chunks(activations, EVALUATE)
-    with _counting("evaluating", len(activations)) as tick:
+    rows = len(activations) if most is None else min(most, len(activations))
+    chunks = _first(rows, check.chunks(activations, EVALUATE))
+    with _counting("evaluating", rows) as tick:
         if config is None:
             evaluation = evaluate_dictionary(dictionary, chunks, tick, top)
         else:
             evaluation = evaluate_network(opened.params, config, engine, chunks, tick, top)
-    result = measured(evaluation, config) | found
-    if out is not None:
-        save_evaluation(evaluation, out, {"network": str(network), "data": str(data)}, check.row)
+    return _Judged(evaluation, measured(evaluation, config) | found, W, check)
+
+
+def _first(rows: int, chunks: Iterator[Array]) -> Iterator[Array]:
+    """That many rows."""
+    for x in chunks:
+        yield x[:rows]
+        rows -= len(x)
+        if rows <= 0:
+            return
+
+
+@main.command("report")
+@click.argument("runs", type=Path, nargs=-1, required=True)
+@click.option("-o", "--out", type=Path, default="report.html", help="the page, replaced if it exists")
+@click.option("--data", type=Path, help="what the runs are judged on  [default: what each was trained on]")
+@click.option("--rows", type=click.IntRange(1), default=SAMPLE, help="of the data, from its first on")
+@click.option("--truth", type=Path, help="V.npy, the true features (n, d), to show recovery")
+@click.option("--labels", type=Path, help="JSON object of neurons' names, by their number")
+@click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
+@click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]")
+def report_command(
+    runs: tuple[Path, ...], out: Path, data: Path | None, rows: int, truth: Path | None, labels: Path | None,
+    drop_zero_rows: bool, backend: str | None,
+) -> None:  # fmt: skip
+    """One HTML page about RUNS: how well they did, what to look at, curves, frequencies, and a table of all neurons."""
+    names = _labels(labels)
+    found = []
+    for path in runs:
+        run = report.load_run(path)
+        if len({other.name for other in runs}) < len(runs):
+            run.name = str(path)
+        source = data or Path(str(run.about.get("data", {}).get("path", "")))
+        if data is None and not source.name:
+            raise InputError(f"{path}: does not say what it was trained on; give --data")
+        judged = _judge(path, source, backend, None, drop_zero_rows, 10, truth, rows)
+        run.evaluation = arrays(judged.evaluation, judged.check.row)
+        run.summary, run.labels = judged.result, names
+        run.data = f"{source}, {judged.evaluation.rows} rows{'' if data else ', on which it was trained'}"
+        if truth is not None:
+            run.truth = report.Truth.of(judged.features, load_truth(truth, judged.features.shape[1]))
+        found.append(run)
+    files.write(out, report.report(found).encode())
+    click.echo(f"Wrote {out}")
+
+
+def _labels(path: Path | None) -> dict[int, str]:
+    """Names of neurons by their number, from a JSON object."""
+    if path is None:
+        return {}
+    given = files.read_json(path, 2**28)
+    for number, name in given.items():
+        if not (number.isascii() and number.isdigit() and isinstance(name, str)):
+            raise InputError(f'{path}: names are to be like {{"17": "a name"}}, not {brief(number)!r}')
+    return {int(number): name for number, name in given.items()}
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--quick", "scale", flag_value="quick", default="quick", help="about a minute each  [default]")
+@click.option("--full", "scale", flag_value="full", help="several minutes each")
+@click.option("-o", "--out", type=Path, default="experiments", help="folder for JSON, PNG and the page")
+@click.option("--backend", default="numpy", help="what computes; see `refgba backends`")
+@click.option("--data", type=Path, help="activations to train on, where an experiment takes them  [default: a sample]")
+@click.option("--held-out", type=Path, help="rows to judge on, with --data")
+@_json
+def reproduce(
+    names: tuple[str, ...], scale: experiments.Scale, out: Path, backend: str, data: Path | None,
+    held_out: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure the paper's claims again: experiments by NAME, or `all`.
+
+    Writes NAME.json, NAME-1.png, ... and a page, report.html, and prints each verdict.
+    """
+    chosen = list(experiments.NAMES) if names == ("all",) else list(names)
+    for name in chosen:
+        experiments.load(name)
+    if (data is None) != (held_out is None):
+        raise InputError("--data and --held-out go together: what is trained on cannot be judged on")
+    rows = None if data is None or held_out is None else (data, held_out)
+    outcomes = []
+    for name in chosen:
+        outcome = experiments.run(name, scale, backend, lambda line: click.echo(line, err=True), rows)
+        experiments.write(outcome, out)
+        outcomes.append(outcome)
+        if not as_json:
+            click.echo(f"{name}: {outcome.verdict}")
+    files.write(out / "report.html", experiments.page(outcomes).encode())
     if as_json:
-        return click.echo(json.dumps(result))
-    _show_groups(result.get("groups", []))
-    _show_summary(result)
-    if found:
-        _show_recovery(found)
+        return click.echo(json.dumps({o.name: {"verdict": o.verdict, "data": o.data} for o in outcomes}))
+    click.echo(f"Wrote {out / 'report.html'}")
     return None
 
 

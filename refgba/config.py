@@ -129,7 +129,9 @@ class GBAConfig(Settings):
     dtype: Dtype = _setting(
         "float64", "arithmetic of the run; tf32 and bfloat16 round the factors of matrix products, the rest is float32"
     )
-    untied: bool = _setting(False, "ours: from when features have formed, a decoder W_dec of its own instead of the paper's tied weights")
+    untied: bool = _setting(
+        False, "ours: a decoder of its own, from when features have formed, not the paper's tied one"
+    )
     floor: float = _setting(0.0, "ours: share of its target below which a neuron is raised like a dead one")
     form: float = _setting(0.0, "ours: share of the steps, from the first, that form features: a and b_pre stay fixed")
     hold: float = _setting(1.0, "ours: cosine from which neurons that agree when forming ends are held; 1 holds none")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.numpy import save as to_safetensors
 
 from backends.base import AnyConfig, AnyParams, Backend
@@ -101,23 +102,31 @@ def result(evaluation: Evaluation, config: Settings | None) -> dict[str, Any]:
     return found | {"groups": [asdict(g) for g in per_group(evaluation.frequency, config.group(), config.target())]}
 
 
-def save(
-    evaluation: Evaluation, path: Path, about: dict[str, str], row: Callable[[Int64], Int64] | None = None
-) -> None:
-    """Write what is known of each neuron to the safetensors file `path`, with `about` as its metadata.
+def arrays(evaluation: Evaluation, row: Callable[[Int64], Int64] | None = None) -> dict[str, npt.NDArray[Any]]:
+    """What is known of each neuron, by name.
 
     `frequency`, `peak`, `mean`, `std` and `z_score`, each (M,) float64; `l0_histogram` (M + 1,) int64; and if top rows
     were kept `top_rows` (M, top) int64, -1 where there is none, and `top_values` (M, top) float64.  `row` makes numbers
-    of rows in the data of those in the evaluation, where some were left out.  The file appears whole or not at all:
-    raises OSError if it cannot be written, and InputError, with nothing written, if no row was seen.
+    of rows in the data of those in the evaluation, where some were left out.  InputError if no row was seen.
     """
     names = (*ARRAYS, "top_rows", "top_values") if evaluation.top else ARRAYS
     # safetensors writes an array's memory as it lies, whatever its strides say: a transpose would be scrambled.
-    arrays = {name: np.ascontiguousarray(getattr(evaluation, name)) for name in names}
+    found = {name: np.ascontiguousarray(getattr(evaluation, name)) for name in names}
     if row is not None and evaluation.top:
-        top = arrays["top_rows"]
-        arrays["top_rows"] = np.where(top < 0, top, row(top))
-    files.write(path, to_safetensors(arrays, metadata=about))
+        top = found["top_rows"]
+        found["top_rows"] = np.where(top < 0, top, row(top))
+    return found
+
+
+def save(
+    evaluation: Evaluation, path: Path, about: dict[str, str], row: Callable[[Int64], Int64] | None = None
+) -> None:
+    """Write `arrays` to the safetensors file `path`, with `about` as its metadata.
+
+    The file appears whole or not at all: raises OSError if it cannot be written, and InputError, with nothing written,
+    if no row was seen.
+    """
+    files.write(path, to_safetensors(arrays(evaluation, row), metadata=about))
 
 
 def load_truth(path: Path, d: int) -> Array:

@@ -160,10 +160,10 @@ def load_metrics(path: Path) -> list[dict[str, Any]]:
         if type(logged.get("step")) is not int:
             raise InputError(f"{path}: line {number}: damaged: it has no step")
         for name in (*CURVES, "seconds"):
-            value = logged.get(name, 0.0)
-            if type(value) not in (int, float) or not math.isfinite(value):
+            value = logged.get(name)
+            if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
                 raise InputError(f"{path}: line {number}: damaged: {name} should be a finite number")
-        found.append(logged)
+        found.append({name: value for name, value in logged.items() if value is not None})
     return found
 
 

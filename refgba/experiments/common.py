@@ -1,0 +1,299 @@
+"""What the experiments share: outcomes and how they are written, data, the two algorithms, and statistics of seeds.
+
+An experiment is a module with `run(scale, backend, tick) -> Outcome`.  Its numbers are those of several seeds; a seed
+draws the features, the rows and the initial neurons, each from a stream of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+import backends
+from refgba import __version__, gba, theory
+from refgba.config import GBAConfig
+from refgba.errors import InputError
+from refgba.metrics import mcs
+from refgba.model import Rows, SyntheticModel, features
+from refgba.runs import files
+from refgba.sae import unit_rows
+from refgba.streams import stream
+from refgba.types import Array, Float64
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Scale = Literal["quick", "full"]  # about a minute on one core, or several
+Tick: TypeAlias = Callable[[str], object]  # told what is being computed
+
+TAU = 0.9  # a feature counts as recovered from this cosine on
+RECOVERED = 0.9  # recovery works where the FRR is at least this
+DPI = 150
+
+# Okabe and Ito's colours, which the colour-blind tell apart; a marker and a line style each, for those who print.
+STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#0072B2", "marker": "o", "linestyle": "-"},
+    {"color": "#D55E00", "marker": "s", "linestyle": "--"},
+    {"color": "#009E73", "marker": "^", "linestyle": "-."},
+    {"color": "#CC79A7", "marker": "D", "linestyle": ":"},
+    {"color": "#000000", "marker": "v", "linestyle": (0, (5, 1))},
+    {"color": "#E69F00", "marker": "P", "linestyle": (0, (3, 1, 1, 1))},
+)
+HEAT = "cividis"  # reads the same with and without red-green vision, and in grey
+
+
+# ---- outcomes --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: its title, what it shows for those who cannot see it, how to draw it, and its size in inches."""
+
+    title: str
+    alt: str
+    draw: Callable[[Figure], None]
+    size: tuple[float, float] = (8.0, 4.5)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment found.
+
+    question: what the paper claims, one sentence.  verdict: how the measurement compares, one sentence, computed from
+    `data`.  data: every number, with settings, seeds, versions and seconds; nothing but JSON.
+    """
+
+    name: str
+    question: str
+    verdict: str
+    data: dict[str, Any]
+    figures: tuple[Picture, ...]
+
+
+def conduct(
+    name: str,
+    question: str,
+    sizes: Any,
+    measure: Callable[[Any, str, Tick], dict[str, Any]],
+    verdict: Callable[[dict[str, Any]], str],
+    pictures: Callable[[dict[str, Any]], Sequence[Picture]],
+    scale: Scale,
+    backend: str,
+    tick: Tick,
+) -> Outcome:
+    """Measure, time, judge: the body of every experiment's `run`.  `sizes` is a dataclass of settings with `seeds`."""
+    backends.load(backend, "float32")  # a backend that cannot run is refused before anything is computed
+    began, busy = time.perf_counter(), time.process_time()
+    measured = measure(sizes, backend, tick)
+    about = {
+        "scale": scale,
+        "backend": backend,
+        "settings": asdict(sizes),
+        "seeds": list(range(sizes.seeds)),
+        "tau": TAU,
+        "versions": {"refgba": __version__, "python": platform.python_version()}
+        | {package: version(package) for package in ("numpy", "scipy", "matplotlib")},
+        "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(time.process_time() - busy, 1),
+    }
+    data: dict[str, Any] = json.loads(json.dumps(about | measured, allow_nan=False))  # as a reader of the file sees it
+    return Outcome(name, question, verdict(data), data, tuple(pictures(data)))
+
+
+def write(outcome: Outcome, out: Path) -> list[Path]:
+    """Write NAME-1.png, NAME-2.png, ... and then NAME.json into the folder `out`, each whole or not at all.
+
+    Returns the files, JSON first.  InputError without matplotlib, or when the folder cannot be made or written.
+    """
+    images = {f"{outcome.name}-{k}.png": png(picture) for k, picture in enumerate(outcome.figures, start=1)}
+    told = {
+        "name": outcome.name,
+        "question": outcome.question,
+        "verdict": outcome.verdict,
+        "figures": [
+            {"file": file, "title": p.title, "alt": p.alt} for file, p in zip(images, outcome.figures, strict=True)
+        ],
+        "data": outcome.data,
+    }
+    text = json.dumps(told, indent=1, allow_nan=False) + "\n"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for file, image in images.items():
+            files.write(out / file, image)
+        files.write(out / f"{outcome.name}.json", text.encode())
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+    return [out / f"{outcome.name}.json", *(out / file for file in images)]
+
+
+def sketch(picture: Picture) -> Figure:
+    """A picture drawn, without its title.  InputError without matplotlib."""
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=picture.size, dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    picture.draw(figure)
+    return figure
+
+
+def png(picture: Picture) -> bytes:
+    """A picture drawn, as the bytes of a PNG file.  InputError without matplotlib."""
+    figure = sketch(picture)
+    figure.suptitle(picture.title, fontsize=12)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def require_matplotlib() -> None:
+    """InputError where matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "experiments draw with matplotlib, which is not installed: pip install 'refgba[report]'"
+        ) from None
+
+
+# ---- data and algorithms ---------------------------------------------------------------------------------------------
+
+
+def gaussian(n: int, d: int, seed: int) -> Array:
+    """The theory's features: unit rows of Gaussian entries, (n, d)."""
+    return features(n, d, "gaussian", stream(seed, "features"))
+
+
+def mixture(rows: Rows, V: Array, N: int, seed: int) -> Array:
+    """X = H V at unit norm in float32, for features V (n, d) of any kind; rows without a feature are left out."""
+    H = SyntheticModel(rows, d=1, seed=seed, dtype=np.float32).draw(0, N).H  # does not depend on d
+    return unit_rows(H[H.any(axis=1)] @ V.astype(np.float32))
+
+
+def neurons(M: int, d: int, seed: int) -> Array:
+    """The M neurons that a run begins with: those of `gba.random_params`, float32."""
+    return unit_rows(stream(seed, "weights").standard_normal((M, d))).astype(np.float32)
+
+
+def climb(X: Array, W: Array, p: float, steps: int) -> Array:
+    """The neurons W (M, d) after `steps` steps of Modified BA at frequency p."""
+    *_, W = theory.modified_ba(X, W, p, steps)
+    return W
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Algorithm 1 after its last step: the neurons (M, d), and how often each fired since the last adaptation (M,)."""
+
+    W: Array
+    frequency: Float64
+
+
+def train(X: Array, config: GBAConfig, backend: str) -> Trained:
+    """Run Algorithm 1 on rows X (N, d)."""
+    engine = backends.load(backend, config.dtype)
+    state = engine.init(gba.random_params(config, X.shape[1]), config)
+    rows = (engine.put(state, x) for x in gba.minibatches(X, config))
+    for _ in gba.train(state, rows, engine.step, engine.adapt):
+        pass
+    counters = engine.counters(state)
+    return Trained(engine.params(state).W, counters.counts / counters.rows)
+
+
+# ---- statistics ------------------------------------------------------------------------------------------------------
+
+
+def nearest(V: Array, W: Array) -> list[float]:
+    """For each feature, V (n, d), the largest cosine of a neuron, W (M, d), rounded to four digits."""
+    return [round(float(c), 4) for c in mcs(V, W)]
+
+
+def recovery(cosines: Sequence[float]) -> float:
+    """The share of features whose `nearest` neuron is within TAU."""
+    return float(np.mean(np.asarray(cosines) >= TAU))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Shares of several seeds as `97.1% (96.0-98.4%)`: mean, lowest and highest."""
+    return f"{np.mean(values):.1%} ({min(values):.1%}-{max(values):.1%})".replace("%-", "-")
+
+
+def edges(x: Sequence[float], y: Sequence[float], level: float) -> tuple[float, float] | None:
+    """Where the curve y, linear in log x between its points, rises to `level` and falls below it around its maximum.
+
+    None where it never reaches the level.  Where it is still above at the first or the last x, that x.
+    """
+    peak = int(np.argmax(y))
+    if y[peak] < level:
+        return None
+    low = high = peak
+    while low > 0 and y[low - 1] >= level:
+        low -= 1
+    while high < len(y) - 1 and y[high + 1] >= level:
+        high += 1
+    first = x[low] if low == 0 else _crossing(x, y, low - 1, low, level)
+    last = x[high] if high == len(y) - 1 else _crossing(x, y, high + 1, high, level)
+    return float(first), float(last)
+
+
+def _crossing(x: Sequence[float], y: Sequence[float], out: int, within: int, level: float) -> float:
+    share = (level - y[out]) / (y[within] - y[out])
+    return float(np.exp(np.log(x[out]) + share * (np.log(x[within]) - np.log(x[out]))))
+
+
+def decades(x: Sequence[float], y: Sequence[float], level: float) -> float:
+    """The length in decades of x of the interval that `edges` gives; 0 where there is none."""
+    found = edges(x, y, level)
+    return float(np.log10(found[1] / found[0])) if found else 0.0
+
+
+def power(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """The exponent of the power law y ~ x^k that fits best (least squares of the logarithms); None below two points."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else None
+
+
+def grade(checks: Mapping[str, bool]) -> str:
+    """The first word of a verdict: how many of the paper's claims, each checked by itself, hold in the numbers."""
+    held = sum(checks.values())
+    return "Reproduced" if held == len(checks) else "Reproduced in part" if held else "Not reproduced"
+
+
+# ---- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def band(
+    axes: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], style: Mapping[str, Any], label: str
+) -> None:
+    """A line through the means over seeds, seeds (seeds, points), and a shade from the lowest to the highest."""
+    y = np.asarray(seeds)
+    axes.plot(x, y.mean(axis=0), label=label, markersize=4.5, linewidth=1.6, **style)
+    axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=style["color"], alpha=0.18, linewidth=0)
+
+
+def share_axis(axes: Axes, label: str) -> None:
+    """A vertical axis of shares, from 0 to 100%, with a faint grid."""
+    from matplotlib.ticker import PercentFormatter
+
+    axes.set_ylim(-0.03, 1.03)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.25)
+
+
+def plain_ticks(axis: Any, values: Sequence[float]) -> None:
+    """Ticks of a logarithmic axis at these values, written as they are."""
+    from matplotlib.ticker import NullLocator
+
+    axis.set_ticks(list(values), [f"{v:g}" for v in values])
+    axis.set_minor_locator(NullLocator())

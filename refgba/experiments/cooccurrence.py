@@ -1,0 +1,134 @@
+"""Co-occurrence (H3 of section 5): recovery when features come in pairs, against how often the two come together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refgba import recipe
+from refgba.experiments import common
+from refgba.experiments.common import Outcome, Picture, Scale, Tick
+from refgba.model import Pairs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+QUESTION = (
+    "Features are identifiable while they seldom come together: rho_2 = max |D_i n D_j| / |D_i| much below n^-1/2 is "
+    "enough (Theorem 5.3)."
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Settings: n features in d dimensions, s of them in a row on average, in pairs of co-occurrence rho_2."""
+
+    n: int
+    d: int
+    s: int
+    rho_2: tuple[float, ...]
+    rows: int
+    M: int
+    modified_steps: int
+    steps: int
+    batch: int
+    seeds: int
+
+
+SIZES = {
+    "quick": Sizes(
+        n=64, d=48, s=3, rho_2=(0.05, 0.125, 0.35, 0.6, 0.8, 0.9, 1.0), rows=8192, M=512, modified_steps=4, steps=800,
+        batch=256, seeds=3,
+    ),
+    "full": Sizes(
+        n=128, d=64, s=3, rho_2=(0.025, 0.088, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0), rows=16384, M=1024,
+        modified_steps=4, steps=1200, batch=256, seeds=3,
+    ),
+}  # fmt: skip
+
+
+def run(scale: Scale, backend: str, tick: Tick) -> Outcome:
+    """Run the experiment; the backend computes GBA, Modified BA is always NumPy."""
+    return common.conduct("cooccurrence", QUESTION, SIZES[scale], measure, verdict, pictures, scale, backend, tick)
+
+
+def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
+    """FRR of each method as [seed][rho_2]: Modified BA at p = 1/n, and GBA by its default recipe."""
+    f = sizes.s / sizes.n
+    frr: dict[str, list[list[float]]] = {"Modified BA": [], "GBA": []}
+    for seed in range(sizes.seeds):
+        V, W = common.gaussian(sizes.n, sizes.d, seed), common.neurons(sizes.M, sizes.d, seed)
+        config = recipe.default(
+            sizes.d, width=sizes.M, steps=sizes.steps, batch=sizes.batch, seed=seed, dtype="float32"
+        )  # fmt: skip
+        for shares in frr.values():
+            shares.append([])
+        for rho_2 in sizes.rho_2:
+            tick(f"rho_2 = {rho_2}, seed {seed}")
+            X = common.mixture(Pairs(sizes.n, f, rho_2), V, sizes.rows, seed)
+            climbed = common.climb(X, W, 1 / sizes.n, sizes.modified_steps)
+            frr["Modified BA"][-1].append(common.recovery(common.nearest(V, climbed)))
+            frr["GBA"][-1].append(common.recovery(common.nearest(V, common.train(X, config, backend).W)))
+    return {"rho_2": list(sizes.rho_2), "frr": frr, "bound": sizes.n**-0.5}
+
+
+# ---- what the numbers say --------------------------------------------------------------------------------------------
+
+
+def limit(data: dict[str, Any], name: str) -> float:
+    """The rho_2 up to which a method's mean FRR stays at RECOVERED or above, from the smallest on; 0 if not even there.
+
+    Linear between the points.
+    """
+    rho_2, frr = data["rho_2"], np.mean(data["frr"][name], axis=0)
+    below = np.flatnonzero(frr < common.RECOVERED)
+    if not len(below):
+        return float(rho_2[-1])
+    k = int(below[0])
+    if k == 0:
+        return 0.0
+    return float(rho_2[k - 1] + (frr[k - 1] - common.RECOVERED) / (frr[k - 1] - frr[k]) * (rho_2[k] - rho_2[k - 1]))
+
+
+def verdict(data: dict[str, Any]) -> str:
+    """Is n^-1/2 enough, and does more co-occurrence end the recovery?"""
+    bound, last = data["bound"], data["rho_2"][-1]
+    limits = {name: limit(data, name) for name in data["frr"]}
+    at_last = {name: [seed[-1] for seed in seeds] for name, seeds in data["frr"].items()}
+    checks = {"enough": min(limits.values()) >= bound, "ends": all(np.mean(v) < 0.5 for v in at_last.values())}
+    told = ", ".join(f"{rho:.2f} ({rho / bound:.1f} n^-1/2) for {name}" for name, rho in limits.items())
+    ends = "; ".join(f"{common.spread(v)} for {name}" for name, v in at_last.items())
+    return (
+        f"{common.grade(checks)}: FRR({common.TAU}) stays at {common.RECOVERED:.0%} up to rho_2 = {told}, so that "
+        f"n^-1/2 = {bound:.3f} is {'enough' if checks['enough'] else 'not always enough'}"
+        f"{' and more than the data ask for' if min(limits.values()) > 2 * bound else ''}; at rho_2 = {last:g} FRR is "
+        f"{ends}."
+    )
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def pictures(data: dict[str, Any]) -> list[Picture]:
+    """FRR against rho_2."""
+    settings = data["settings"]
+    return [
+        Picture(
+            f"Recovery of features that come in pairs: n = {settings['n']}, d = {settings['d']}, s = {settings['s']}",
+            f"Lines of FRR at cosine {common.TAU} against the co-occurrence rho_2 from independence to 1, for Modified "
+            "BA and for GBA, with a vertical line at n to the power -1/2.",
+            lambda figure: _draw(figure, data),
+        )
+    ]
+
+
+def _draw(figure: Figure, data: dict[str, Any]) -> None:
+    axes = figure.subplots()
+    for (name, seeds), style in zip(data["frr"].items(), common.STYLES, strict=False):
+        common.band(axes, data["rho_2"], seeds, style, name)
+    axes.axvline(data["bound"], color="black", linestyle=":", label="$n^{-1/2}$")
+    axes.set_xlabel(r"co-occurrence $\rho_2$ within a pair")
+    common.share_axis(axes, f"FRR({common.TAU}), mean and range of seeds")
+    axes.legend(fontsize=9, loc="upper right")
