@@ -381,13 +381,14 @@ def get(array: Any) -> Array:
 
 def step(state: State, x: Rows) -> Metrics:
     """Lines 2 to 5 of Algorithm 1, as `refgba.gba.step`."""
-    config, device, work = state.config, state.device, state.work
-    if x.array.shape[0] != work.L:
-        raise InputError(f"a step takes the {work.L} rows of its batch setting, not {x.array.shape[0]}")
+    config, device = state.config, state.device
+    if x.array.shape[0] != state.work.L:
+        raise InputError(f"a step takes the {state.work.L} rows of its batch setting, not {x.array.shape[0]}")
     state.t += 1
     if recipe.fit_begins(config, state.t):
         _hold(state)
         _untie(state)
+    work = state.work
     lr = recipe.learning_rate(config, state.t)
     trained = recipe.trained(config, state.t)
     factors = {name: _adam(state, name, lr) for name in trained}

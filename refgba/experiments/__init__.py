@@ -27,6 +27,7 @@ NAMES = {  # name: module
     "cooccurrence": "refgba.experiments.cooccurrence",
     "balance": "refgba.experiments.balance",
     "nongaussian": "refgba.experiments.nongaussian",
+    "frontier": "refgba.experiments.frontier",
 }
 
 

@@ -1,0 +1,200 @@
+"""Reconstruction against sparsity on real activations: every method at several settings, GBA without any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import backends
+from backends.base import AnyConfig
+from refgba import baselines, gba, recipe
+from refgba.config import BaselineConfig
+from refgba.experiments import common
+from refgba.experiments.common import Outcome, Picture, Scale, Tick
+from refgba.runs import feed
+from refgba.runs.activations import Activations, Check, open_activations, survey
+from refgba.runs.evaluation import evaluate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+QUESTION = (
+    "GBA, with nothing to choose, lies on the frontier of reconstruction against sparsity together with TopK, and far "
+    "above L1 and BA."
+)
+TAKES_DATA = True
+CHUNK = 2048  # rows judged at a time
+GBA = ("GBA, tied", "GBA, untied")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Settings; width 0 is the default recipe's.  Learning rates are tried with the first seed, the best is kept."""
+
+    width: int
+    steps: int
+    k: tuple[int, ...]
+    htf: tuple[float, ...]
+    l1: tuple[float, ...]
+    jumprelu: tuple[float, ...]
+    lr: tuple[float, ...]
+    seeds: int
+
+
+SIZES = {
+    "quick": Sizes(
+        width=512, steps=500, k=(16, 64), htf=(0.01, 0.04), l1=(0.02, 0.08), jumprelu=(0.001, 0.004),
+        lr=(1e-3, 3e-3), seeds=1,
+    ),
+    "full": Sizes(
+        width=0, steps=4000, k=(16, 32, 64, 128), htf=(0.005, 0.01, 0.02, 0.04), l1=(0.01, 0.02, 0.04, 0.08),
+        jumprelu=(0.0005, 0.001, 0.002, 0.004), lr=(1e-3, 3e-3), seeds=3,
+    ),
+}  # fmt: skip
+
+
+def run(scale: Scale, backend: str, tick: Tick, data: tuple[Path, Path] | None = None) -> Outcome:
+    """Run the experiment on the activations `data`, to train and to judge on, or on the sample."""
+    where = data or (sample("minilm-l3-mlp.npy"), sample("minilm-l3-mlp.heldout.npy"))
+
+    def measured(sizes: Any, backend: str, tick: Tick) -> dict[str, Any]:
+        return measure(sizes, backend, tick, *where)
+
+    return common.conduct("frontier", QUESTION, SIZES[scale], measured, verdict, pictures, scale, backend, tick)
+
+
+def sample(name: str) -> Path:
+    """A file of the sample that comes along."""
+    return Path(str(resources.files("refgba.experiments") / "data" / name))
+
+
+def measure(sizes: Sizes, backend: str, tick: Tick, train: Path, held_out: Path) -> dict[str, Any]:
+    """Every point: method, setting, lr, seed, and FVU, L0 and dead share on the held-out rows."""
+    data, _ = survey(open_activations(train), "float32")
+    judged = open_activations(held_out, data.d)
+    points: list[dict[str, Any]] = []
+
+    def point(method: str, setting: float | None, config: AnyConfig) -> dict[str, Any]:
+        tick(f"{method} {'' if setting is None else setting}, lr {config.lr:g}, seed {config.seed}")
+        found = trained(data, judged, config, backend)
+        points.append({"method": method, "setting": setting, "lr": config.lr, "seed": config.seed} | found)
+        return points[-1]
+
+    width = {"width": sizes.width} if sizes.width else {}
+    given: dict[str, Any] = {"steps": sizes.steps, "dtype": "float32"} | width
+    for seed in range(sizes.seeds):
+        for name in GBA:
+            untied = name == "GBA, untied"
+            point(name, None, recipe.default(data.d, seed=seed, untied=untied, **given))
+        for htf in sizes.htf:
+            point("BA", htf, recipe.default(data.d, seed=seed, groups=1, htf=htf, **given))
+    given = {"width": max(1024, 8 * data.d)} | given
+    settings = {"topk": sizes.k, "batchtopk": sizes.k, "l1": sizes.l1, "jumprelu": sizes.jumprelu}
+    for method, values in settings.items():
+        name = "k" if "topk" in method else "sparsity"
+        for value in values:
+            chosen: Any = {"method": method, name: value}
+            rates = [point(method, value, BaselineConfig(lr=lr, **given, **chosen)) for lr in sizes.lr]
+            best = min(rates, key=lambda p: float(p["fvu"]))["lr"]
+            for seed in range(1, sizes.seeds):
+                point(method, value, BaselineConfig(lr=best, seed=seed, **given, **chosen))
+    return {"data": {"name": train.name, "rows": len(data), "held_out": len(judged), "d": data.d}, "points": points}
+
+
+def trained(data: Activations, judged: Activations, config: AnyConfig, backend: str) -> dict[str, float]:
+    """Train a network and judge it: FVU, L0 and dead."""
+    if isinstance(config, BaselineConfig):
+        engine = backends.load(backend, config.dtype, config.method)
+        state = engine.init(baselines.random_params(config, data.d), config)
+    else:
+        engine = backends.load(backend, config.dtype)
+        state = engine.init(gba.random_params(config, data.d), config)
+    rows = (engine.put(state, x) for x in feed.minibatches(data, config))
+    for _ in gba.train(state, rows, engine.step, engine.adapt):
+        pass
+    chunks = Check(judged.store, config.master).chunks(judged, CHUNK)
+    found = evaluate(engine.params(state), config, engine, chunks).summary()
+    return {name: round(found[name], 5) for name in ("fvu", "l0", "dead")}
+
+
+# ---- what the numbers say --------------------------------------------------------------------------------------------
+
+
+def best(data: dict[str, Any], method: str) -> list[tuple[float, float]]:
+    """(L0, FVU) of each setting of a method at its best learning rate, means over the seeds, by L0."""
+    points = [p for p in data["points"] if p["method"] == method]
+    found = []
+    for setting in {p["setting"] for p in points}:
+        here = [p for p in points if p["setting"] == setting]
+        lr = min((p for p in here if p["seed"] == 0), key=lambda p: p["fvu"])["lr"]
+        kept = [p for p in here if p["lr"] == lr]
+        found.append((float(np.mean([p["l0"] for p in kept])), float(np.mean([p["fvu"] for p in kept]))))
+    return sorted(found)
+
+
+def line(points: list[tuple[float, float]], l0: float) -> float:
+    """FVU at this L0 on the line through points, straight in the logarithms, its ends drawn on."""
+    x, y = np.log(np.array(points)).T
+    at = int(np.clip(np.searchsorted(x, np.log(l0)), 1, len(x) - 1))
+    slope = (y[at] - y[at - 1]) / (x[at] - x[at - 1])
+    return float(np.exp(y[at] + slope * (np.log(l0) - x[at])))
+
+
+def against(data: dict[str, Any], method: str, lines: tuple[str, ...]) -> float:
+    """The FVU of a method without settings over the lowest of these methods' lines at its L0."""
+    [(l0, fvu)] = best(data, method)
+    return fvu / min(line(best(data, name), l0) for name in lines)
+
+
+def verdict(data: dict[str, Any]) -> str:
+    """Is GBA on or under the line of TopK and BatchTopK, and under those of L1 and BA?"""
+    checks: dict[str, bool] = {}
+    told = []
+    for method in GBA:
+        top, other = against(data, method, ("topk", "batchtopk")), against(data, method, ("l1", "BA"))
+        checks |= {f"{method}, topk": top <= 1, f"{method}, others": other < 1}
+        [(l0, fvu)] = best(data, method)
+        dead = np.mean([p["dead"] for p in data["points"] if p["method"] == method])
+        told.append(
+            f"{method} has FVU {fvu:.3f} at L0 {l0:.0f} with {dead:.1%} dead, {top - 1:+.1%} from the line of TopK and "
+            f"BatchTopK and {other - 1:+.1%} from that of L1 and BA"
+        )
+    return f"{common.grade(checks)}: {'; '.join(told)}; each of them at the best of its learning rates."
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def pictures(data: dict[str, Any]) -> list[Picture]:
+    """The frontier."""
+    about = data["data"]
+    return [
+        Picture(
+            f"Reconstruction against sparsity: {about['name']}, {about['rows']:,} rows of d = {about['d']}",
+            "FVU on held-out rows against L0, both logarithmic: a line through the settings of each method at its best "
+            "learning rate, and a star for each variant of GBA, which has no setting.",
+            lambda figure: _draw(figure, data),
+            (8.0, 5.5),
+        )
+    ]
+
+
+def _draw(figure: Figure, data: dict[str, Any]) -> None:
+    axes = figure.subplots()
+    names = ("topk", "batchtopk", "jumprelu", "l1", "BA")
+    for name, style in zip(names, common.STYLES, strict=False):
+        x, y = np.array(best(data, name)).T
+        axes.plot(x, y, label=name, markersize=6, **style)
+    for name, colour in zip(GBA, ("#E69F00", "#56B4E9"), strict=True):
+        runs = [p for p in data["points"] if p["method"] == name]
+        axes.plot(
+            [p["l0"] for p in runs], [p["fvu"] for p in runs], "*", color=colour, markeredgecolor="black",
+            markersize=15, label=name,
+        )  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="L0, active neurons a row", ylabel="FVU on held-out rows")
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(fontsize=9)
