@@ -13,7 +13,7 @@ import pytest
 
 from refgba import experiments
 from refgba.errors import InputError
-from refgba.experiments import balance, common, cooccurrence, nongaussian, resonance, width
+from refgba.experiments import balance, common, cooccurrence, frontier, imbalanced, nongaussian, resonance, width
 from refgba.experiments.common import Outcome, Picture
 from refgba.runs import files
 
@@ -37,6 +37,11 @@ MICRO = {
         nongaussian.SIZES["quick"], n=16, d=12, s=2, laws=("gaussian", "student-t", "rank 3", "shared 0.5"), rows=600,
         M=64, steps=30, batch=64, seeds=2,
     ),
+    "frontier": replace(
+        frontier.SIZES["quick"], width=64, steps=12, k=(4, 16), htf=(0.05, 0.2), l1=(0.01, 0.1), jumprelu=(0.001, 0.01),
+        lr=(1e-3, 1e-2), seeds=2,
+    ),
+    "imbalanced": replace(imbalanced.SIZES["quick"], rows=600, M=64, steps=12, lr=(1e-3, 1e-2), seeds=2),
 }  # fmt: skip
 
 
@@ -340,3 +345,38 @@ def test_nongaussian_is_judged_by_incoherence(outcomes):
     assert judged(a=law(0.4, 1, 1), b=law(0.4, 1, 0)).startswith("Reproduced in part")
     assert judged(a=law(0.4, 0, 0), b=law(0.8, 1, 1)).startswith("Not reproduced")
     assert judged(b=law(0.8, 1, 1)).startswith("Not reproduced: of the laws with max |cos| up to 0.50 (none)")
+
+
+def points(**methods):
+    """Data of `frontier` with these (setting, lr, L0, FVU) by method."""
+    return {
+        "points": [
+            {"method": name.replace("_", ", "), "setting": s, "lr": lr, "seed": 0, "l0": l0, "fvu": fvu, "dead": 0.01}
+            for name, found in methods.items()
+            for s, lr, l0, fvu in found
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("fvu", "word"), [(0.19, "Reproduced:"), (0.21, "Reproduced in part:"), (0.9, "Not reproduced:")]
+)
+def test_gba_is_held_against_the_line_of_each_method_at_its_best_rate(fvu, word):
+    data = points(
+        GBA_tied=[(None, 1, 20, fvu)], GBA_untied=[(None, 1, 20, fvu)],
+        topk=[(10, 1, 10, 0.4), (10, 2, 10, 0.9), (40, 1, 40, 0.3), (40, 2, 40, 0.1)],  # 0.2 at 20, straight in logs
+        batchtopk=[(10, 1, 10, 0.5), (40, 1, 40, 0.5)], l1=[(1, 1, 10, 0.8), (2, 1, 40, 0.8)],
+        BA=[(1, 1, 10, 0.8), (2, 1, 40, 0.8)],
+    )  # fmt: skip
+    assert frontier.line(frontier.best(data, "topk"), 20) == pytest.approx(0.2)
+    said = frontier.verdict(data)
+    assert said.startswith(word)
+    assert f"{fvu / 0.2 - 1:+.1%} from the line of TopK" in said
+
+
+def test_the_table_of_the_paper_is_judged_by_its_claims():
+    paper = imbalanced.PAPER
+    frr = {name: [list(paper.get(name, (0.1, 0.1)))] for name in (*imbalanced.VARIANTS, *imbalanced.BASELINES)}
+    assert imbalanced.verdict({"frr": frr}).startswith("Reproduced: GBA recovers 100.0% / 100.0%")
+    worse = frr | {"GBA": [[0.9, 0.5]]}
+    assert imbalanced.verdict({"frr": worse}).startswith("Reproduced in part: GBA recovers 90.0% / 50.0%")

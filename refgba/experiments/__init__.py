@@ -22,6 +22,7 @@ from refgba.runs.page import page as html
 __all__ = ["NAMES", "Outcome", "Picture", "Scale", "Tick", "page", "run", "write"]
 
 NAMES = {  # name: module
+    "imbalanced": "refgba.experiments.imbalanced",
     "resonance": "refgba.experiments.resonance",
     "width": "refgba.experiments.width",
     "cooccurrence": "refgba.experiments.cooccurrence",
