@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import Field, asdict, dataclass, field, fields
 from numbers import Integral, Real
@@ -48,9 +49,9 @@ class Settings:
     lr_decay: float
 
     @property
+    @abstractmethod
     def adapt_every(self) -> int:
         """Steps between two calls of `adapt`."""
-        raise NotImplementedError
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

@@ -1,10 +1,12 @@
-"""Every backend in every dtype, for tests to run over: where one cannot run here, the test is skipped with the reason.
+"""Every backend in every dtype, for tests to run over, and the libraries of others: what is missing skips its tests.
 
 "cupy emulated" is backends/cupy.py and its kernels on the CPU: tests/emulated_cupy.py in the place of CuPy.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,3 +44,15 @@ def engine(name: str) -> Iterator[Backend]:
         if reason is not None:
             pytest.skip(f"{name}: {reason}")
         yield backends.load(name)
+
+
+def real(test):
+    """A test of a real library: run by `make test-all`, and blind to what libraries deprecate in one another."""
+    return pytest.mark.interop(pytest.mark.filterwarnings("ignore")(test))
+
+
+def library(name):
+    """The library, or a skipped test.  One that is there and cannot be imported is an error, not a skip."""
+    if importlib.util.find_spec(name.split(".")[0]) is None:
+        pytest.skip(f"{name} is not installed: pip install 'refgba[interop]'")
+    return importlib.import_module(name)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 import pytest
+from engines import library, real
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -454,18 +453,6 @@ def test_auxk_revives_the_dead(method):
 
 
 # ---- the field's own -------------------------------------------------------------------------------------------------
-
-
-def real(test):
-    """A test of a real library: run by `make test-all`, and blind to what libraries deprecate in one another."""
-    return pytest.mark.interop(pytest.mark.filterwarnings("ignore")(test))
-
-
-def library(name):
-    """The library, or a skipped test.  One that is there and cannot be imported is an error, not a skip."""
-    if importlib.util.find_spec(name.split(".")[0]) is None:
-        pytest.skip(f"{name} is not installed: pip install 'refgba[interop]'")
-    return importlib.import_module(name)
 
 
 def loaded(network, **arrays):

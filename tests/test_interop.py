@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import struct
@@ -17,6 +16,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from engines import library, real
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
@@ -640,18 +640,6 @@ def test_a_safetensors_header_may_lie(name, field, value):
 
 
 # ---- the libraries themselves ----------------------------------------------------------------------------------------
-
-
-def real(test):
-    """A test of a real library: run by `make test-all`, and blind to what libraries deprecate in one another."""
-    return pytest.mark.interop(pytest.mark.filterwarnings("ignore")(test))
-
-
-def library(name):
-    """The library, or a skipped test.  One that is there and cannot be imported is an error, not a skip."""
-    if importlib.util.find_spec(name.split(".")[0]) is None:
-        pytest.skip(f"{name} is not installed: pip install 'refgba[interop]'")
-    return importlib.import_module(name)
 
 
 def agrees(params, config, rows, codes, reconstructions, near):
