@@ -295,15 +295,15 @@ def killed(tmp_path, X, kills, saving, *flags):
 
 
 def test_a_killed_run_loses_nothing(tmp_path, X):
-    killed(tmp_path, X, 8, 2, "--width", 64, "--steps", 1500)
+    killed(tmp_path, X, 8, 2, "--width", 64, "--steps", 2000)
 
 
 @pytest.mark.slow
 def test_a_run_killed_a_hundred_times_loses_nothing(tmp_path, X):
-    killed(tmp_path, X, 100, 20, "--width", 64, "--steps", 40_000)
+    killed(tmp_path, X, 100, 20, "--width", 64, "--steps", 20_000)
 
 
 @pytest.mark.slow
 def test_a_run_of_numba_killed_again_and_again_loses_nothing(tmp_path, X):
     pytest.importorskip("numba")
-    killed(tmp_path, X, 15, 4, "--width", 64, "--steps", 20_000, "--backend", "numba")
+    killed(tmp_path, X, 15, 4, "--width", 64, "--steps", 4_000, "--backend", "numba")
