@@ -240,7 +240,7 @@ def demo(
     truth = replace(model.imbalanced(config.seed), weights=weights)
     saving = Saving.of(config, checkpoint_every, keep)
     backend = backend or "numpy"
-    engine = backends.load(backend, config.dtype, _method(config))
+    engine = backends.load_for(backend, config)
     folder.refuse_existing(out)
     synthetic.write(truth, rows, out / "data", {"set": "imbalanced", "weights": weights, "seed": config.seed}, False)
     data, found = survey(open_activations(out / "data" / "X.npy"), config.master)
@@ -318,7 +318,7 @@ def train(
     config = _configure(method, recipe, config_file, activations.d, flags)
     saving = Saving.of(config, checkpoint_every, keep)
     backend = backend or "numpy"
-    engine = backends.load(backend, config.dtype, _method(config))
+    engine = backends.load_for(backend, config)
     folder.refuse_existing(out)
     with _counting("checking", len(activations)) as tick:
         activations, found = survey(activations, config.master, drop_zero_rows, tick)
@@ -339,7 +339,7 @@ def _resume(
         config = extended(config, steps)
     kept = about["checkpoints"]
     saving = Saving.of(config, kept["every"] if every is None else every, kept["keep"] if keep is None else keep)
-    engine = backends.load(backend or about["backend"], config.dtype, _method(config))
+    engine = backends.load_for(backend or about["backend"], config)
     data = reopen(about["data"], record.dropped, record.crc, path)
 
     def say(remark: str) -> None:
@@ -351,11 +351,6 @@ def _resume(
         if _train(resume_run(record, data, config, engine, saving, stop, say), config) is None:
             say(f"the run has done its {config.steps} steps; --steps extends it")
     return _trained(run, data, engine, as_json)
-
-
-def _method(config: AnyConfig) -> str:
-    """The method that `backends.load` is asked for."""
-    return config.method if isinstance(config, BaselineConfig) else "gba"
 
 
 def _features(params: AnyParams) -> Array:
@@ -444,7 +439,7 @@ def _judge(
     else:
         opened = folder.open_network(network)
         config = opened.config if dtype is None else replace(opened.config, dtype=dtype)
-        engine = backends.load(backend or "numpy", config.dtype, _method(config))
+        engine = backends.load_for(backend or "numpy", config)
         W, master = _features(opened.params), config.master
     activations = open_activations(data, W.shape[1])
     found: dict[str, Any] = {} if truth is None else recovery(W, load_truth(truth, W.shape[1]))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import cast
+from typing import Any, cast
 
-from backends.base import Backend
+from backends.base import AnyConfig, Backend
+from refgba import baselines, gba
+from refgba.config import BaselineConfig
 from refgba.errors import InputError
 
-__all__ = ["NAMES", "Backend", "load", "status"]
+__all__ = ["NAMES", "Backend", "begin", "load", "load_for", "status"]
 
 NAMES = ("numpy", "numba", "cupy")
 BASELINES = ("numpy", "numba")  # those that train the baselines too
@@ -46,6 +48,18 @@ def load(name: str, dtype: str | None = None, method: str = "gba") -> Backend:
     if dtype is not None and dtype not in module.DTYPES:
         raise InputError(f"backend {name!r} has no dtype {dtype}; it has {', '.join(module.DTYPES)}")
     return module
+
+
+def load_for(name: str, config: AnyConfig) -> Backend:
+    """`load` for the method and the dtype of a run's settings."""
+    return load(name, config.dtype, config.method if isinstance(config, BaselineConfig) else "gba")
+
+
+def begin(backend: Backend, config: AnyConfig, d: int) -> Any:
+    """The state of a run on data of d dimensions before its first step, whatever its method."""
+    if isinstance(config, BaselineConfig):
+        return backend.init(baselines.random_params(config, d), config)
+    return backend.init(gba.random_params(config, d), config)
 
 
 def status() -> dict[str, str | None]:

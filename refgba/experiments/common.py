@@ -10,7 +10,7 @@ import io
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 import backends
+from backends.base import AnyConfig
 from refgba import __version__, gba, theory
 from refgba.config import GBAConfig
 from refgba.errors import InputError
@@ -202,13 +203,18 @@ class Trained:
 
 def train(X: Array, config: GBAConfig, backend: str) -> Trained:
     """Run Algorithm 1 on rows X (N, d)."""
-    engine = backends.load(backend, config.dtype)
-    state = engine.init(gba.random_params(config, X.shape[1]), config)
-    rows = (engine.put(state, x) for x in gba.minibatches(X, config))
-    for _ in gba.train(state, rows, engine.step, engine.adapt):
-        pass
+    engine, state = trained(gba.minibatches(X, config), X.shape[1], config, backend)
     counters = engine.counters(state)
     return Trained(engine.params(state).W, counters.counts / counters.rows)
+
+
+def trained(minibatches: Iterable[Array], d: int, config: AnyConfig, backend: str) -> tuple[backends.Backend, Any]:
+    """A backend, and its state of a network of any method after all of the minibatches of rows (L, d)."""
+    engine = backends.load_for(backend, config)
+    state = backends.begin(engine, config, d)
+    for _ in gba.train(state, (engine.put(state, x) for x in minibatches), engine.step, engine.adapt):
+        pass
+    return engine, state
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import backends
 from backends.base import AnyConfig
-from refgba import baselines, gba, recipe
+from refgba import recipe
 from refgba.config import BaselineConfig
 from refgba.experiments import common
 from refgba.experiments.common import Outcome, Picture, Scale, Tick
@@ -107,15 +106,7 @@ def measure(sizes: Sizes, backend: str, tick: Tick, train: Path, held_out: Path)
 
 def trained(data: Activations, judged: Activations, config: AnyConfig, backend: str) -> dict[str, float]:
     """Train a network and judge it: FVU, L0 and dead."""
-    if isinstance(config, BaselineConfig):
-        engine = backends.load(backend, config.dtype, config.method)
-        state = engine.init(baselines.random_params(config, data.d), config)
-    else:
-        engine = backends.load(backend, config.dtype)
-        state = engine.init(gba.random_params(config, data.d), config)
-    rows = (engine.put(state, x) for x in feed.minibatches(data, config))
-    for _ in gba.train(state, rows, engine.step, engine.adapt):
-        pass
+    engine, state = common.trained(feed.minibatches(data, config), data.d, config, backend)
     chunks = Check(judged.store, config.master).chunks(judged, CHUNK)
     found = evaluate(engine.params(state), config, engine, chunks).summary()
     return {name: round(found[name], 5) for name in ("fvu", "l0", "dead")}

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import backends
-from refgba import baselines, gba, model, recipe
+from refgba import gba, model, recipe
 from refgba.config import BaselineConfig
 from refgba.experiments import common
 from refgba.experiments.common import Outcome, Picture, Scale, Tick
@@ -89,11 +88,7 @@ def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
 
 def trained(X: Array, config: BaselineConfig, backend: str) -> Array:
     """The decoder rows (M, d) of a baseline trained on rows X (N, d): what its neurons stand for."""
-    engine = backends.load(backend, config.dtype, config.method)
-    state = engine.init(baselines.random_params(config, X.shape[1]), config)
-    rows = (engine.put(state, x) for x in gba.minibatches(X, config))
-    for _ in gba.train(state, rows, engine.step, engine.adapt):
-        pass
+    engine, state = common.trained(gba.minibatches(X, config), X.shape[1], config, backend)
     V = engine.params(state).W_dec
     assert V is not None
     return V

@@ -134,9 +134,18 @@ class Survey:
 
 def open_activations(path: Path, d: int | None = None) -> Activations:
     """The rows of a store, not yet checked; InputError as `open_store`."""
-    store = open_store(path, d)
-    row = store.d * stored(store.dtype).itemsize  # bytes
-    return Activations(store, max(1, BLOCK // row), -(-len(store) * row // WINDOW))
+    return unchecked(open_store(path, d))
+
+
+def unchecked(store: Store) -> Activations:
+    """All rows of a store, before a survey."""
+    windows = -(-len(store) * store.d * stored(store.dtype).itemsize // WINDOW)
+    return Activations(store, block_rows(store.d, store.dtype), windows)
+
+
+def block_rows(d: int, dtype: str) -> int:
+    """Rows in a block."""
+    return max(1, BLOCK // (d * stored(dtype).itemsize))
 
 
 def reopen(

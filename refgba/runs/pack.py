@@ -22,7 +22,7 @@ from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 
 from refgba.errors import InputError
 from refgba.runs import files
-from refgba.runs.activations import BLOCK, Activations, survey
+from refgba.runs.activations import block_rows, survey, unchecked
 from refgba.runs.store import (
     DTYPES,
     FORMAT,
@@ -78,7 +78,7 @@ def verify(
     does not match its checksum, or the file and the first row that cannot be computed on.
     """
     with np.errstate(invalid="ignore"):  # casting a signalling NaN
-        _, found = survey(Activations(store, _block(store.d, store.dtype), 1), dtype, drop_zero_rows, tick)
+        _, found = survey(unchecked(store), dtype, drop_zero_rows, tick)
     checked = sum(shard.sha256 is not None for shard in store.shards)
     return {
         "rows": found.rows,
@@ -95,11 +95,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def _block(d: int, dtype: str) -> int:
-    """Rows in a block."""
-    return max(1, BLOCK // (d * stored(dtype).itemsize))
 
 
 # ---- writing one -----------------------------------------------------------------------------------------------------
@@ -369,7 +364,7 @@ def _agreed(stores: list[Store]) -> dict[str, Any]:
 def _blocks(stores: list[Store]) -> Iterator[tuple[Store, int, Raw]]:
     """All rows as they are stored, block by block: the store, the number of the first row in it, the rows."""
     for store in stores:
-        block = _block(store.d, store.dtype)
+        block = block_rows(store.d, store.dtype)
         for begins, shard in zip(store.starts.tolist(), store.shards, strict=False):
             shard.verify()  # before its damage gets a checksum of its own
             for start in range(0, shard.rows, block):

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from backends import begin
 from backends.base import AnyConfig, Backend
 from refgba import __version__, baselines, gba, recipe
 from refgba.config import BaselineConfig, Settings
@@ -127,7 +128,7 @@ def train_run(
         "checkpoints": asdict(saving),
         "data": data.record() | {"dropped": survey.dropped, "variance": survey.variance},
     }
-    state = _begun(backend, config, data.d)
+    state = begin(backend, config, data.d)
     folder.create(out, config, about, data)
     with folder.locked(out):
         yield from _Training(out, config, about, data, backend, saving, stop).run(state)
@@ -163,7 +164,7 @@ def resume_run(
             found[0].config = config  # both are of the run's method
             state = backend.restore(found[0])
         else:
-            state = _begun(backend, config, data.d)
+            state = begin(backend, config, data.d)
         folder.metrics_upto(path, done)
         seconds = found[1] if found else 0.0
         yield from _Training(path, config, about, data, backend, saving, stop, done, seconds).run(state)
@@ -174,13 +175,6 @@ def extended(config: AnyConfig, steps: int) -> AnyConfig:
     if steps <= config.steps:
         raise InputError(f"steps can only be more than the run's {config.steps}, not {steps}")
     return replace(config, steps=steps) if isinstance(config, BaselineConfig) else recipe.extended(config, steps)
-
-
-def _begun(backend: Backend, config: AnyConfig, d: int) -> Any:
-    """The state of a run before its first step."""
-    if isinstance(config, BaselineConfig):
-        return backend.init(baselines.random_params(config, d), config)
-    return backend.init(gba.random_params(config, d), config)
 
 
 def _extension(config: AnyConfig, done: int) -> str:
