@@ -13,7 +13,21 @@ import pytest
 
 from refgba import experiments
 from refgba.errors import InputError
-from refgba.experiments import balance, common, cooccurrence, frontier, imbalanced, nongaussian, resonance, width
+from refgba.experiments import (
+    ablation,
+    balance,
+    common,
+    consistency,
+    cooccurrence,
+    frequencies,
+    frontier,
+    histograms,
+    imbalanced,
+    nongaussian,
+    resonance,
+    sensitivity,
+    width,
+)
 from refgba.experiments.common import Outcome, Picture
 from refgba.runs import files
 
@@ -42,6 +56,21 @@ MICRO = {
         lr=(1e-3, 1e-2), seeds=2,
     ),
     "imbalanced": replace(imbalanced.SIZES["quick"], rows=600, M=64, steps=12, lr=(1e-3, 1e-2), seeds=2),
+    "consistency": replace(
+        consistency.SIZES["quick"], width=64, steps=12, k=(4, 16), batchtopk=(4,), jumprelu=(0.01,), l1=(0.1,),
+        htf=0.05, lr=(1e-3, 1e-2), seeds=2,
+    ),
+    "histograms": replace(histograms.SIZES["quick"], width=64, steps=12, seeds=2),
+    "frequencies": replace(
+        frequencies.SIZES["quick"], width=64, steps=12, n=16, d=12, s=2, rows=600, M=64, known_steps=60, seeds=2
+    ),
+    "ablation": replace(
+        ablation.SIZES["quick"], width=64, steps=12, k=(4, 16), rows=600, M=64, known_steps=12, batch=64, seeds=2
+    ),
+    "sensitivity": replace(
+        sensitivity.SIZES["quick"], width=64, steps=12, rows=600, M=64, known_steps=12, batch=64, lr=(1e-3, 1e-2),
+        lowered=(0, 2), seeds=2,
+    ),
 }  # fmt: skip
 
 

@@ -29,6 +29,11 @@ NAMES = {  # name: module
     "balance": "refgba.experiments.balance",
     "nongaussian": "refgba.experiments.nongaussian",
     "frontier": "refgba.experiments.frontier",
+    "consistency": "refgba.experiments.consistency",
+    "histograms": "refgba.experiments.histograms",
+    "frequencies": "refgba.experiments.frequencies",
+    "ablation": "refgba.experiments.ablation",
+    "sensitivity": "refgba.experiments.sensitivity",
 }
 
 

@@ -10,8 +10,9 @@ import io
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -19,13 +20,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 import backends
-from backends.base import AnyConfig
+from backends.base import AnyConfig, AnyParams
 from refgba import __version__, gba, theory
 from refgba.config import GBAConfig
 from refgba.errors import InputError
-from refgba.metrics import mcs
+from refgba.metrics import Evaluation, mcs
 from refgba.model import Rows, SyntheticModel, features
-from refgba.runs import files
+from refgba.runs import feed, files
+from refgba.runs.activations import Activations, Check, open_activations, survey
+from refgba.runs.evaluation import evaluate
 from refgba.sae import unit_rows
 from refgba.streams import stream
 from refgba.types import Array, Float64
@@ -40,6 +43,8 @@ Tick: TypeAlias = Callable[[str], object]  # told what is being computed
 TAU = 0.9  # a feature counts as recovered from this cosine on
 RECOVERED = 0.9  # recovery works where the FRR is at least this
 DPI = 150
+SAMPLE = ("minilm-l3-mlp.npy", "minilm-l3-mlp.heldout.npy")
+CHUNK = 2048  # rows of real activations judged at a time
 
 # Okabe and Ito's colours, which the colour-blind tell apart; a marker and a line style each, for those who print.
 STYLES: tuple[dict[str, Any], ...] = (
@@ -215,6 +220,46 @@ def trained(minibatches: Iterable[Array], d: int, config: AnyConfig, backend: st
     for _ in gba.train(state, (engine.put(state, x) for x in minibatches), engine.step, engine.adapt):
         pass
     return engine, state
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real activations: rows to train on, which have been surveyed, and rows to judge on."""
+
+    train: Activations
+    held_out: Activations
+
+    def about(self) -> dict[str, Any]:
+        """What an outcome tells of them."""
+        return {
+            "name": self.train.store.path.name,
+            "rows": len(self.train),
+            "held_out": len(self.held_out),
+            "d": self.train.d,
+        }
+
+    def seen(self, config: AnyConfig) -> Iterator[Array]:
+        """The rows to train on, in order, checked and CHUNK at a time."""
+        return Check(self.train.store, config.master).chunks(self.train, CHUNK)
+
+    def judged(self, config: AnyConfig) -> Iterator[Array]:
+        """The held-out rows, checked and CHUNK at a time."""
+        return Check(self.held_out.store, config.master).chunks(self.held_out, CHUNK)
+
+
+def opened(data: tuple[Path, Path] | None) -> Real:
+    """The activations `data`, to train and to judge on, or for None the sample that comes along."""
+    folder = resources.files("refgba.experiments") / "data"
+    train, held_out = data or (Path(str(folder / name)) for name in SAMPLE)
+    rows, _ = survey(open_activations(train), "float32")
+    return Real(rows, open_activations(held_out, rows.d))
+
+
+def evaluated(real: Real, config: AnyConfig, backend: str) -> tuple[AnyParams, Evaluation]:
+    """A network of any method trained on real activations, and what it does on the held-out rows."""
+    engine, state = trained(feed.minibatches(real.train, config), real.train.d, config, backend)
+    params = engine.params(state)
+    return params, evaluate(params, config, engine, real.judged(config))
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,7 @@ from refgba import recipe
 from refgba.config import BaselineConfig
 from refgba.experiments import common
 from refgba.experiments.common import Outcome, Picture, Scale, Tick
-from refgba.runs import feed
-from refgba.runs.activations import Activations, Check, open_activations, survey
-from refgba.runs.evaluation import evaluate
+from refgba.metrics import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +24,6 @@ QUESTION = (
     "above L1 and BA."
 )
 TAKES_DATA = True
-CHUNK = 2048  # rows judged at a time
 GBA = ("GBA, tied", "GBA, untied")
 
 
@@ -58,28 +55,19 @@ SIZES = {
 
 def run(scale: Scale, backend: str, tick: Tick, data: tuple[Path, Path] | None = None) -> Outcome:
     """Run the experiment on the activations `data`, to train and to judge on, or on the sample."""
-    where = data or (sample("minilm-l3-mlp.npy"), sample("minilm-l3-mlp.heldout.npy"))
-
-    def measured(sizes: Any, backend: str, tick: Tick) -> dict[str, Any]:
-        return measure(sizes, backend, tick, *where)
-
+    measured = partial(measure, data=data)
     return common.conduct("frontier", QUESTION, SIZES[scale], measured, verdict, pictures, scale, backend, tick)
 
 
-def sample(name: str) -> Path:
-    """A file of the sample that comes along."""
-    return Path(str(resources.files("refgba.experiments") / "data" / name))
-
-
-def measure(sizes: Sizes, backend: str, tick: Tick, train: Path, held_out: Path) -> dict[str, Any]:
+def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | None) -> dict[str, Any]:
     """Every point: method, setting, lr, seed, and FVU, L0 and dead share on the held-out rows."""
-    data, _ = survey(open_activations(train), "float32")
-    judged = open_activations(held_out, data.d)
+    real = common.opened(data)
+    d = real.train.d
     points: list[dict[str, Any]] = []
 
     def point(method: str, setting: float | None, config: AnyConfig) -> dict[str, Any]:
         tick(f"{method} {'' if setting is None else setting}, lr {config.lr:g}, seed {config.seed}")
-        found = trained(data, judged, config, backend)
+        found = judged(common.evaluated(real, config, backend)[1])
         points.append({"method": method, "setting": setting, "lr": config.lr, "seed": config.seed} | found)
         return points[-1]
 
@@ -88,10 +76,10 @@ def measure(sizes: Sizes, backend: str, tick: Tick, train: Path, held_out: Path)
     for seed in range(sizes.seeds):
         for name in GBA:
             untied = name == "GBA, untied"
-            point(name, None, recipe.default(data.d, seed=seed, untied=untied, **given))
+            point(name, None, recipe.default(d, seed=seed, untied=untied, **given))
         for htf in sizes.htf:
-            point("BA", htf, recipe.default(data.d, seed=seed, groups=1, htf=htf, **given))
-    given = {"width": max(1024, 8 * data.d)} | given
+            point("BA", htf, recipe.default(d, seed=seed, groups=1, htf=htf, **given))
+    given = {"width": max(1024, 8 * d)} | given
     settings = {"topk": sizes.k, "batchtopk": sizes.k, "l1": sizes.l1, "jumprelu": sizes.jumprelu}
     for method, values in settings.items():
         name = "k" if "topk" in method else "sparsity"
@@ -101,14 +89,12 @@ def measure(sizes: Sizes, backend: str, tick: Tick, train: Path, held_out: Path)
             best = min(rates, key=lambda p: float(p["fvu"]))["lr"]
             for seed in range(1, sizes.seeds):
                 point(method, value, BaselineConfig(lr=best, seed=seed, **given, **chosen))
-    return {"data": {"name": train.name, "rows": len(data), "held_out": len(judged), "d": data.d}, "points": points}
+    return {"data": real.about(), "points": points}
 
 
-def trained(data: Activations, judged: Activations, config: AnyConfig, backend: str) -> dict[str, float]:
-    """Train a network and judge it: FVU, L0 and dead."""
-    engine, state = common.trained(feed.minibatches(data, config), data.d, config, backend)
-    chunks = Check(judged.store, config.master).chunks(judged, CHUNK)
-    found = evaluate(engine.params(state), config, engine, chunks).summary()
+def judged(evaluation: Evaluation) -> dict[str, float]:
+    """FVU, L0 and dead, rounded."""
+    found = evaluation.summary()
     return {name: round(found[name], 5) for name in ("fvu", "l0", "dead")}
 
 

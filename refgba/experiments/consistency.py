@@ -1,0 +1,334 @@
+"""Do runs from other seeds find the same neurons? MCS on real activations, every method, by the paper's selections.
+
+The MCS (section 6) of a neuron of run A is the largest cosine of a neuron of run B.  Runs differ in their seed: in the
+initial neurons and in the order of the rows, which are the same.  What a neuron stands for is its decoder row, as in
+`imbalanced`: encoder rows of untied networks also lean away from other neurons, to tell features apart, and are told
+beside them.  Frequency, peak and Z-score of the pre-activations are those on the held-out rows; of TopK they are what
+`baselines.evaluation_codes` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import permutations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from backends.base import AnyConfig, AnyParams
+from refgba import recipe
+from refgba.config import BaselineConfig
+from refgba.experiments import common
+from refgba.experiments.common import Outcome, Picture, Scale, Tick
+from refgba.metrics import TOP_SHARES, Evaluation, mcs, mcs_share
+from refgba.types import Array, Float64
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+QUESTION = (
+    "Two runs of GBA from different seeds agree on more of their neurons than two runs of TopK, at every threshold of "
+    "the cosine and over the paper's selections of neurons."
+)
+TAKES_DATA = True
+THRESHOLDS = (0.7, 0.8, 0.9, 0.95)
+SELECTED_BY = ("peak", "frequency")
+SCORES = ("frequency", "peak", "z_score")
+BINS = 12  # of equally many neurons
+STYLES = (*common.STYLES, {"color": "#56B4E9", "marker": "X", "linestyle": (0, (1, 1))})
+LABELS = {"frequency": "activation frequency", "peak": "peak pre-activation", "z_score": "Z-score of the peak"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Settings; width 0 is the default recipe's.  Baselines keep the lr with the lowest FVU of the first seed.
+
+    k: several, around the L0 of GBA, so that the comparison hangs on none.
+    """
+
+    width: int
+    steps: int
+    k: tuple[int, ...]
+    batchtopk: tuple[int, ...]
+    jumprelu: tuple[float, ...]
+    l1: tuple[float, ...]
+    htf: float
+    lr: tuple[float, ...]
+    seeds: int
+
+
+SIZES = {
+    "quick": Sizes(
+        width=512, steps=400, k=(10, 20), batchtopk=(10,), jumprelu=(0.004,), l1=(0.08,), htf=0.03, lr=(3e-3,), seeds=3
+    ),
+    "full": Sizes(
+        width=0, steps=1250, k=(32, 56, 96), batchtopk=(56,), jumprelu=(0.001,), l1=(0.03, 0.06), htf=0.02,
+        lr=(1e-3, 3e-3), seeds=6,
+    ),
+}  # fmt: skip
+
+
+def run(scale: Scale, backend: str, tick: Tick, data: tuple[Path, Path] | None = None) -> Outcome:
+    """Run the experiment on the activations `data`, to train and to judge on, or on the sample."""
+    measured = partial(measure, data=data)
+    return common.conduct("consistency", QUESTION, SIZES[scale], measured, verdict, pictures, scale, backend, tick)
+
+
+def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | None) -> dict[str, Any]:
+    """For each network, a method at a setting, what `compared` finds of its seeds."""
+    real = common.opened(data)
+    networks: list[dict[str, Any]] = []
+    for method, setting, configs in candidates(sizes, real.train.d):
+
+        def trained(config: AnyConfig, name: str = title(method, setting)) -> tuple[AnyParams, Evaluation]:
+            tick(f"{name}, lr {config.lr:g}, seed {config.seed}")
+            return common.evaluated(real, config, backend)
+
+        tried = [trained(config) for config in configs]
+        best = int(np.argmin([evaluation.fvu for _, evaluation in tried]))
+        others = [trained(replace(configs[best], seed=seed)) for seed in range(1, sizes.seeds)]
+        found = compared([tried[best], *others])
+        networks.append({"method": method, "setting": setting, "lr": configs[best].lr} | found)
+    return {"data": real.about(), "thresholds": THRESHOLDS, "selections": TOP_SHARES, "networks": networks}
+
+
+def candidates(sizes: Sizes, d: int) -> list[tuple[str, float | None, list[AnyConfig]]]:
+    """Each method at each setting, with the first seed, at every learning rate to try."""
+    given: dict[str, Any] = {"steps": sizes.steps, "dtype": "float32"} | ({"width": sizes.width} if sizes.width else {})
+    default = partial(recipe.default, d, **given)
+    width = default().width
+    found: list[tuple[str, float | None, list[AnyConfig]]] = [
+        ("GBA, tied", None, [default()]),
+        ("GBA, untied", None, [default(untied=True)]),
+        ("BA", sizes.htf, [default(groups=1, htf=sizes.htf)]),
+    ]
+    settings = {"topk": sizes.k, "batchtopk": sizes.batchtopk, "jumprelu": sizes.jumprelu, "l1": sizes.l1}
+    names = {"topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "l1": "L1"}
+    for method, values in settings.items():
+        for value in values:
+            chosen: Any = {"method": method, "k" if "topk" in method else "sparsity": value}
+            rates: list[AnyConfig] = [BaselineConfig(lr=lr, **(given | {"width": width} | chosen)) for lr in sizes.lr]
+            found.append((names[method], value, rates))
+    return found
+
+
+def compared(runs: Sequence[tuple[AnyParams, Evaluation]]) -> dict[str, Any]:
+    """What the runs of a network, one a seed, have in common.
+
+    share: [seed A][selected by][selection][threshold] of neurons of A, a mean over the other seeds B.  encoder: [seed
+    A][threshold] over all neurons by encoder rows.  distinct: [seed] the share of neurons with a mean MCS above
+    `common.TAU`, those that are within TAU of one with a higher peak counted as one.  spearman: {score: [seed]}, and
+    curves: {score: bins of pooled neurons}, of the mean MCS over B, among neurons that fire.
+    """
+    seeds = range(len(runs))
+    decoders, encoders = [decoder(params) for params, _ in runs], [params.W for params, _ in runs]
+    found: dict[str, Any] = {name: [round(e.summary()[name], 5) for _, e in runs] for name in ("fvu", "l0", "dead")}
+    cosines = {(a, b): mcs(decoders[a], decoders[b]) for a, b in permutations(seeds, 2)}
+    means = [np.mean([cosines[a, b] for b in seeds if b != a], axis=0) for a in seeds]  # (M,) each
+    found["share"] = [
+        np.mean([selected(cosines[a, b], runs[a][1]) for b in seeds if b != a], axis=0).round(5).tolist() for a in seeds
+    ]
+    by_encoder = {(a, b): mcs(encoders[a], encoders[b]) for a, b in permutations(seeds, 2)}
+    found["encoder"] = [
+        [round(float(np.mean([by_encoder[a, b] > tau for b in seeds if b != a])), 5) for tau in THRESHOLDS]
+        for a in seeds
+    ]
+    found["distinct"] = [distinct(decoders[a], runs[a][1].peak, means[a] > common.TAU) for a in seeds]
+    alive = [evaluation.frequency > 0 for _, evaluation in runs]
+    scores = {name: [getattr(e, name)[on] for (_, e), on in zip(runs, alive, strict=True)] for name in SCORES}
+    firing = [m[on] for m, on in zip(means, alive, strict=True)]
+    found["spearman"] = {name: list(map(correlation, scores[name], firing)) for name in SCORES}
+    found["curves"] = {name: curve(np.concatenate(scores[name]), np.concatenate(firing)) for name in SCORES}
+    return found
+
+
+def decoder(params: AnyParams) -> Array:
+    """The rows (M, d) that neurons write: W of tied GBA."""
+    return params.W if params.W_dec is None else params.W_dec
+
+
+def selected(cosines: Array, evaluation: Evaluation) -> Float64:
+    """Shares of neurons above each threshold of the MCS (M,), [selected by][selection][threshold]."""
+    return np.array([
+        [[mcs_share(cosines, getattr(evaluation, by), share, tau) for tau in THRESHOLDS] for share in TOP_SHARES]
+        for by in SELECTED_BY
+    ])  # fmt: skip
+
+
+def distinct(V: Array, peak: Float64, chosen: Array) -> float:
+    """The share of all neurons, rows of V (M, d), that are chosen and farther than TAU from each one chosen before.
+
+    Those with the highest peak go first.
+    """
+    kept = np.empty((0, V.shape[1]), V.dtype)
+    for v in V[chosen][np.argsort(-peak[chosen], kind="stable")]:
+        if not len(kept) or (kept @ v).max() <= common.TAU:
+            kept = np.concatenate([kept, v[None]])
+    return round(len(kept) / len(V), 5)
+
+
+def correlation(x: Array, y: Array) -> float | None:
+    """Spearman's; None where it is not defined."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return round(float(spearmanr(x, y).statistic), 4)
+
+
+def curve(x: Array, y: Array) -> list[list[float]]:
+    """Bins of x with equally many points: [median x, and the quartiles of y] of each."""
+    parts = [part for part in np.array_split(np.argsort(x, kind="stable"), BINS) if len(part)]
+    return [[float(f"{v:.4g}") for v in (np.median(x[i]), *np.percentile(y[i], (25, 50, 75)))] for i in parts]
+
+
+# ---- what the numbers say --------------------------------------------------------------------------------------------
+
+
+def shares(network: dict[str, Any]) -> Float64:
+    """[selected by][selection][threshold], means over the seeds."""
+    mean: Float64 = np.mean(network["share"], axis=0)
+    return mean
+
+
+def consistent(network: dict[str, Any]) -> float:
+    """The share of all neurons with an MCS above TAU, mean over the seeds."""
+    return float(shares(network)[0, TOP_SHARES.index(1.0), THRESHOLDS.index(common.TAU)])
+
+
+def by_encoder(network: dict[str, Any]) -> float:
+    """The same by encoder rows."""
+    return float(np.mean(network["encoder"], axis=0)[THRESHOLDS.index(common.TAU)])
+
+
+def named(data: dict[str, Any], method: str) -> list[dict[str, Any]]:
+    """The networks of a method."""
+    return [network for network in data["networks"] if network["method"] == method]
+
+
+def comparable(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each method the network whose L0 is nearest that of tied GBA."""
+    [gba] = named(data, "GBA, tied")
+    methods = dict.fromkeys(network["method"] for network in data["networks"])
+
+    def distance(network: dict[str, Any]) -> float:
+        return abs(float(np.mean(network["l0"]) - np.mean(gba["l0"])))
+
+    return [min(named(data, method), key=distance) for method in methods]
+
+
+def verdict(data: dict[str, Any]) -> str:
+    """Is GBA above TopK, or both at 100%, at every threshold and selection: at the K nearest in L0, and at all K?"""
+    [gba], [untied] = named(data, "GBA, tied"), named(data, "GBA, untied")
+    [top] = [network for network in comparable(data) if network["method"] == "TopK"]
+    ours, theirs = shares(gba), shares(top)
+    above = (ours > theirs) | (ours == 1)
+    every = np.all([(ours > shares(k)) | (ours == 1) for k in named(data, "TopK")], axis=0)
+    best = max((n for n in data["networks"] if not n["method"].startswith("GBA")), key=consistent)
+    checks = {str(at): bool(held) for at, held in np.ndenumerate(above)}
+    return (
+        f"{common.grade(checks)}: of {above.size} comparisons (threshold by selection) tied GBA (L0 "
+        f"{np.mean(gba['l0']):.0f}) is above TopK (K = {top['setting']}) in {above.sum()}, below in "
+        f"{(ours < theirs).sum()}, above every K in {every.sum()}; of all neurons {consistent(gba):.1%} against "
+        f"{consistent(top):.1%} ({by_encoder(top):.1%} by encoder rows) exceed {common.TAU}, untied "
+        f"{consistent(untied):.1%}. Of the others {label(best)} is the most consistent, {consistent(best):.1%}."
+    )
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def title(method: str, setting: float | None) -> str:
+    """A method and its setting, if it has one."""
+    return method if setting is None else f"{method} {setting:g}"
+
+
+def label(network: dict[str, Any]) -> str:
+    """A network's method, setting and L0."""
+    return f"{title(network['method'], network['setting'])} (L0 {np.mean(network['l0']):.0f})"
+
+
+def pictures(data: dict[str, Any]) -> list[Picture]:
+    """Selections and thresholds, the L0 of each network, and what goes with a high MCS."""
+    about = data["data"]
+    where = f"{about['name']}, {about['rows']:,} rows, {data['settings']['seeds']} seeds"
+    return [
+        Picture(
+            f"Neurons that another seed finds too: {where}",
+            f"The share of neurons with an MCS above {common.TAU} among those with the highest peak and among the most "
+            "frequent, and the share of all neurons against the threshold, a line a method at comparable L0.",
+            lambda figure: _by_selection(figure, data),
+            (11.0, 5.2),
+        ),
+        Picture(
+            f"Consistency against sparsity: {where}",
+            f"The share of all neurons with an MCS above {common.TAU} against L0, a point for each network, with the "
+            "range of seeds; hollow points count neurons that are alike as one.",
+            lambda figure: _by_sparsity(figure, data),
+        ),
+        Picture(
+            f"MCS against frequency, peak and Z-score: {where}",
+            "Median and quartiles of the MCS in bins of equally many neurons that fire, against their activation "
+            "frequency, their peak and their Z-score, a line a method at comparable L0.",
+            lambda figure: _by_score(figure, data),
+            (11.0, 5.2),
+        ),
+    ]
+
+
+def _by_selection(figure: Figure, data: dict[str, Any]) -> None:
+    panels = figure.subplots(1, 3, sharey=True)
+    level = data["thresholds"].index(common.TAU)
+    for network, style in zip(comparable(data), STYLES, strict=True):
+        seeds = np.array(network["share"])  # (seeds, by, selections, thresholds)
+        for axes, by in zip(panels, range(len(SELECTED_BY)), strict=False):
+            common.band(axes, [100 * share for share in data["selections"]], seeds[:, by, :, level].tolist(), style, "")
+        common.band(panels[2], data["thresholds"], seeds[:, 0, -1].tolist(), style, label(network))
+    for axes, score in zip(panels, SELECTED_BY, strict=False):
+        axes.set(xscale="log", xlabel=f"% of neurons with the highest {score}")
+        common.plain_ticks(axes.xaxis, [100 * share for share in data["selections"]])
+        common.share_axis(axes, f"share with MCS above {common.TAU}")
+    panels[2].set(xlabel="threshold of the MCS, all neurons", xticks=data["thresholds"])
+    common.share_axis(panels[2], "share above the threshold")
+    _legend(figure, panels[2])
+
+
+def _by_sparsity(figure: Figure, data: dict[str, Any]) -> None:
+    axes = figure.subplots()
+    styles = dict(zip((network["method"] for network in comparable(data)), STYLES, strict=True))
+    level = data["thresholds"].index(common.TAU)
+    for method, style in styles.items():
+        networks = sorted(named(data, method), key=lambda network: float(np.mean(network["l0"])))
+        x = [float(np.mean(network["l0"])) for network in networks]
+        seeds = np.array([np.array(network["share"])[:, 0, -1, level] for network in networks])  # (networks, seeds)
+        mean = seeds.mean(axis=1)
+        reach = [mean - seeds.min(axis=1), seeds.max(axis=1) - mean]
+        axes.errorbar(x, mean, reach, label=method, capsize=3, markersize=7, **style)
+        once = [np.mean(network["distinct"]) for network in networks]
+        axes.plot(x, once, style["marker"], color=style["color"], markersize=7, markerfacecolor="none")
+    axes.set(xlabel="L0, active neurons a row")
+    common.share_axis(axes, f"share of neurons with MCS above {common.TAU}")
+    axes.set_ylim(auto=True)
+    axes.autoscale(axis="y")
+    axes.legend(fontsize=9)
+
+
+def _by_score(figure: Figure, data: dict[str, Any]) -> None:
+    panels = figure.subplots(1, 3, sharey=True)
+    for network, style in zip(comparable(data), STYLES, strict=True):
+        for axes, score in zip(panels, SCORES, strict=True):
+            x, low, median, high = np.array(network["curves"][score]).T
+            axes.plot(x, median, label=label(network), markersize=4, linewidth=1.5, **style)
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.08, linewidth=0)
+    for axes, score in zip(panels, SCORES, strict=True):
+        axes.set(xscale="log" if score == "frequency" else "linear", xlabel=f"{LABELS[score]}, median of a bin")
+        axes.grid(alpha=0.25)
+    panels[0].set(ylabel="MCS, median and quartiles", ylim=(0, 1.02))
+    _legend(figure, panels[2])
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
