@@ -21,14 +21,14 @@ import numpy as np
 
 import backends
 from backends.base import AnyConfig, AnyParams
-from refgba import __version__, experiments, model, theory
+from refgba import __version__, experiments, model, oracle, theory
 from refgba.baselines import Params as BaselineParams
 from refgba.config import BaselineConfig, GBAConfig, Method, Settings, settings_from_json
 from refgba.errors import InputError, brief
 from refgba.identifiability import identifiability
 from refgba.metrics import Evaluation, frr
 from refgba.recipe import FIXED, RECIPES, derive
-from refgba.runs import files, folder, interop, pack, report, synthetic
+from refgba.runs import files, folder, interop, pack, report, synthetic, traces
 from refgba.runs.activations import Activations, Check, open_activations, reopen, survey
 from refgba.runs.evaluation import arrays, evaluate_dictionary, load_truth, recovery
 from refgba.runs.evaluation import evaluate as evaluate_network
@@ -771,3 +771,75 @@ def backends_command(as_json: bool) -> None:
     for name, why in status.items():
         click.echo(f"{name:8} {'usable' if why is None else 'not usable: ' + why}")
     return None
+
+
+# ---- the oracle ------------------------------------------------------------------------------------------------------
+
+
+@main.group("oracle")
+def oracle_group() -> None:
+    """For those who write GBA again: what every step must give, and where another implementation first departs."""
+
+
+@oracle_group.command("record")
+@click.option("-o", "--out", type=Path, required=True, help="new folder")
+@click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest")
+@click.option("--config", "config_file", type=Path, help="JSON file of settings; flags win over it")
+@click.option("--d", type=click.IntRange(1), default=5, help="dimensions of the rows")
+@click.option("--width", type=int, help=f"M  [default: {traces.SMALL['width']}]")
+@click.option("--batch", type=int, help=f"L  [default: {traces.SMALL['batch']}]")
+@click.option("--steps", type=int, help=f"T  [default: {traces.SMALL['steps']}]")
+@click.option("--first", type=click.IntRange(1), help="record only so many of the steps")
+@click.option("--seed", type=int, help=f"of weights and rows  [default: {traces.SMALL['seed']}]")
+@click.option("--activation", type=click.Choice(get_args(Activation)), help="what passes an open gate")
+@click.option("--untied/--no-untied", default=None, help="a decoder of its own")
+def oracle_record(
+    out: Path, recipe: str, config_file: Path | None, d: int, first: int | None, **flags: Any
+) -> None:  # fmt: skip
+    """Record a trace of the reference in float64, on synthetic rows: every quantity of every step."""
+    traces.refuse_existing(out)
+    config = _configure("gba", recipe, config_file, d, flags, **traces.SMALL)
+    assert isinstance(config, GBAConfig)
+    trace = traces.example(config, d, first)
+    traces.write_trace(trace, out)
+    click.echo(f"Wrote {out}: {trace.steps} steps of {config.width} neurons, d = {d}, {len(trace.arrays)} arrays")
+
+
+@oracle_group.command("check")
+@click.argument("trace", type=Path)
+@click.argument("candidate", type=Path)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1, True, True),
+    help="relative to the size of each quantity  [default: by the dtype]",
+)
+@_json
+@click.pass_context
+def oracle_check(ctx: click.Context, trace: Path, candidate: Path, tolerance: float | None, as_json: bool) -> None:
+    """Compare CANDIDATE, another implementation's dump, with TRACE: the first quantity that deviates, and why.
+
+    Exit status 1 when one does.  `refgba oracle format` says what a dump is.
+    """
+    report = traces.check(trace, candidate, tolerance)
+    click.echo(json.dumps({"agrees": report.agrees} | asdict(report)) if as_json else str(report))
+    ctx.exit(0 if report.agrees else 1)
+
+
+@oracle_group.command("dump")
+@click.argument("trace", type=Path)
+@click.option("-o", "--out", type=Path, required=True, help="new folder")
+@click.option("--backend", required=True, help="what computes; see `refgba backends`")
+@click.option("--dtype", type=click.Choice(get_args(Dtype)), default="float32", help="arithmetic")
+@click.option("--starts", type=click.Choice(traces.STARTS), default="trace", help="from which state each step starts")
+def oracle_dump(trace: Path, out: Path, backend: str, dtype: Dtype, starts: oracle.Starts) -> None:
+    """Write down what one of our own backends makes of TRACE, for `refgba oracle check`."""
+    traces.refuse_existing(out)
+    arrays = traces.dump(traces.read_trace(trace), backends.load(backend, dtype), dtype, starts)
+    traces.write_candidate(arrays, starts, out)
+    click.echo(f"Wrote {out}: {len(arrays)} arrays of {backend} in {dtype}")
+
+
+@oracle_group.command("format")
+def oracle_format() -> None:
+    """Print the page that describes traces and dumps."""
+    click.echo(Path(oracle.__file__).with_suffix(".md").read_text(encoding="utf-8"), nl=False)

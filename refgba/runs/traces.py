@@ -1,0 +1,197 @@
+"""Traces of the oracle on disk, and backends written down as candidates.
+
+A trace, and what is compared with it, is a folder of two files: arrays.safetensors, arrays named "STEP/QUANTITY", and
+index.json, which says how the steps start and, of a trace, its settings.  oracle.md describes them.  Nothing in a
+folder is believed before it is checked, and nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from backends.base import Backend
+from refgba import __version__, gba, model, recipe
+from refgba.adam import AdamW
+from refgba.bias import Buffer
+from refgba.config import GBAConfig
+from refgba.errors import InputError, brief
+from refgba.oracle import Report, Starts, Trace, checked_trace, compare, record, state_arrays
+from refgba.runs import files
+from refgba.sae import Params, unit_rows
+from refgba.stepwise import QUANTITIES, Value
+from refgba.types import Array, Dtype
+
+INDEX, ARRAYS = "index.json", "arrays.safetensors"
+FORMAT, VERSION = "refgba-trace", 1
+STARTS: tuple[Starts, ...] = ("trace", "own")
+
+# Settings of a trace that is not told others: small, and with biases that move so far at a time that in a dozen steps
+# they reach -1 and 0, and neurons above, at and far below their targets, held and free.
+SMALL: dict[str, Any] = {
+    "width": 12, "groups": 3, "steps": 12, "batch": 12, "adapt_every": 3, "lr": 0.02, "weight_decay": 0.1, "hold": 0.6,
+    "a_init": 0.3, "gamma_minus": 1.2, "gamma_plus": 1.8, "seed": 10,
+}  # fmt: skip
+
+
+def example(config: GBAConfig, d: int, steps: int | None = None) -> Trace:
+    """A trace of the first `steps` steps, or all, on synthetic rows of d dimensions: 2 or 3 of 2 d features in each."""
+    law = model.Uniform(2 * d, (2, 3))
+    steps = config.steps if steps is None else steps
+    return record(config, model.SyntheticModel(law, d, seed=config.seed).draw(0, steps * config.batch).X)
+
+
+def write_trace(trace: Trace, out: Path) -> None:
+    """Write a trace to the new folder `out`, whole or not at all; InputError when it exists or cannot be written."""
+    quantities = {name: {"shape": list(q.shape), "line": q.line} for name, q in QUANTITIES.items()}
+    about = {"steps": trace.steps, "d": trace.d, "config": asdict(trace.config), "quantities": quantities}
+    _write(trace.arrays, "own", out, about)
+
+
+def write_candidate(arrays: Mapping[str, Value], starts: Starts, out: Path) -> None:
+    """Write what is to be compared with a trace, as `write_trace`."""
+    _write(arrays, starts, out, {})
+
+
+def refuse_existing(out: Path) -> None:
+    """InputError if there is something at `out`."""
+    if os.path.lexists(out):
+        raise InputError(f"{out}: exists; choose another folder or remove it")
+
+
+def _write(arrays: Mapping[str, Value], starts: Starts, out: Path, more: Mapping[str, Any]) -> None:
+    refuse_existing(out)
+    index = {"format": FORMAT, "version": VERSION, "starts": starts, "refgba": __version__, **more}
+    # safetensors writes an array's memory as it lies, whatever its strides say
+    data = save({name: np.asarray(value, order="C") for name, value in arrays.items()})
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.write_folder(out, {ARRAYS: data, INDEX: json.dumps(index, indent=1).encode() + b"\n"})
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a trace; InputError, naming the file, when it is not whole and sound."""
+    index = _index(path)
+    try:
+        if not isinstance(index.get("config"), dict):
+            raise InputError("it has no config: a dump to compare, not a trace?")
+        config = GBAConfig.from_json(json.dumps(index["config"]))
+    except InputError as error:
+        raise InputError(f"{path / INDEX}: {error}") from None
+    try:
+        return checked_trace(config, _arrays(path / ARRAYS))
+    except InputError as error:
+        raise _named(path / ARRAYS, error) from None
+
+
+def read_candidate(path: Path) -> tuple[dict[str, Value], Starts]:
+    """Arrays to compare with a trace, and how their steps start; InputError, naming the file, if it cannot be read."""
+    starts = _index(path)["starts"]
+    return _arrays(path / ARRAYS), starts
+
+
+def check(trace: Path, candidate: Path, tolerance: float | None = None) -> Report:
+    """`oracle.compare` on files; InputError, naming the file, where they cannot be compared."""
+    arrays, starts = read_candidate(candidate)
+    recorded = read_trace(trace)
+    try:
+        return compare(recorded, arrays, starts, tolerance)
+    except InputError as error:
+        raise _named(candidate / ARRAYS, error) from None
+
+
+def _index(path: Path) -> dict[str, Any]:
+    index = files.read_json(path / INDEX)
+    if index.get("format") != FORMAT or index.get("version") != VERSION:
+        raise InputError(f'{path / INDEX}: should say "format": "{FORMAT}", "version": {VERSION}')
+    if index.get("starts") not in STARTS:
+        raise InputError(
+            f'{path / INDEX}: "starts" should be "trace", if every step began with the trace\'s state, or "own", not '
+            f"{brief(index.get('starts'))!r}"
+        )
+    return index
+
+
+def _arrays(path: Path) -> dict[str, Value]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two for dtypes NumPy has not
+        raise InputError(f"{path}: cannot be read as safetensors of NumPy's dtypes ({brief(error)})") from None
+
+
+def _named(path: Path, error: InputError) -> InputError:
+    return error if str(path) in str(error) else InputError(f"{path}: {error}")
+
+
+# ---- backends as candidates ------------------------------------------------------------------------------------------
+
+
+def dump(trace: Trace, backend: Backend, dtype: Dtype, starts: Starts = "trace") -> dict[str, Value]:
+    """What a backend makes of a trace's rows in some dtype, for `oracle.compare`: all that its contract shows.
+
+    That is not the two paths of the gradient of W, W before it is renormalised, or Algorithm 2's decisions.
+    """
+    config = replace(trace.config, dtype=dtype)
+    dumped: dict[str, Value] = {}
+    state = backend.restore(_host(config, trace, 1))
+    for t in range(1, trace.steps + 1):
+        if starts == "trace":
+            state = backend.restore(_host(config, trace, t))
+        for name, value in _step(backend, state, trace.at(t)["rows"]).items():
+            dumped[f"{t}/{name}"] = np.array(value)
+    return dumped
+
+
+def _host(config: GBAConfig, trace: Trace, t: int) -> gba.State:
+    """The state before step t, in the dtype of `config`."""
+    was = trace.before(t)
+    params = Params(**{name: was[name] for name in ("W", "a", "b", "b_pre", "W_dec") if name in was})
+    optimiser = {
+        name: AdamW(_as(config, was[f"m.{name}"]), _as(config, was[f"v.{name}"]), int(was[f"updates.{name}"]))
+        for name in params.arrays()
+        if name != "b"
+    }
+    buffer = Buffer(config.width, int(was["left.seen"]))
+    buffer.counts, buffer.peaks = was["left.counts"].copy(), was["left.peaks"].copy()
+    return gba.State(config, params.astype(config.master), optimiser, buffer, None, was["held"].copy(), t - 1)
+
+
+def _as(config: GBAConfig, value: Value) -> Array:
+    return value.astype(config.master)
+
+
+def _step(backend: Backend, state: Any, rows: Value) -> dict[str, Any]:
+    """One step of a backend, and what it shows of it."""
+    config, t = state.config, state.t + 1
+    x = unit_rows(rows.astype(config.master))
+    on_device = backend.put(state, x)
+    y, s = backend.encode(state, on_device)
+    seen: dict[str, Any] = {"x": x, "y": backend.get(y), "s": backend.get(s)}
+    seen |= {"on": seen["y"] > 0, "f": backend.get(backend.decode(state, s))}
+    if not (config.untied and recipe.fit_begins(config, t)):  # there the decoder only begins in the step
+        seen |= {f"d{name}": g for name, g in backend.gradients(state, on_device).arrays().items()}
+    metrics = backend.step(state, on_device)
+    after = _exported(backend, state)
+    seen |= {"loss": np.asarray(float(metrics.loss), config.master)}
+    seen |= {name: after[f"left.{name}"] for name in ("seen", "counts", "peaks")}
+    if t % config.adapt_every == 0:
+        backend.adapt(state)
+        after = _exported(backend, state)
+    return seen | after
+
+
+def _exported(backend: Backend, state: Any) -> dict[str, Value]:
+    exported = backend.export(state)
+    assert isinstance(exported, gba.State)
+    return state_arrays(exported)

@@ -1,0 +1,431 @@
+"""GBA written a second time, and mistakes made in it: what the oracle is held against.
+
+`port` shares nothing with refgba but the settings and the names of quantities: no matrix products but einsum, biases
+neuron by neuron.  A `Mutant` replaces text of its source, each piece of which occurs exactly once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import NamedTuple
+
+import numpy as np
+
+MOVED = ("W", "W_dec", "a", "b_pre")
+STATE = ["left.seen", "left.counts", "left.peaks", "held", "b"]
+STATE += [part + theta for part in ("", "m.", "v.", "updates.") for theta in MOVED]
+
+
+def port(trace, starts="trace", dtype=np.float64):
+    """What `step` makes of a trace's rows, from the trace's state before each step or from its own."""
+
+    def cast(values):
+        return {n: v.astype(dtype) if v.dtype.kind == "f" and "peaks" not in n else v for n, v in values.items()}
+
+    kept, dump = cast(trace.before(1)), {}
+    for t in range(1, trace.steps + 1):
+        kept = cast(trace.before(t)) if starts == "trace" else kept
+        got = step(trace.config, t, trace.at(t)["rows"].astype(dtype), kept)
+        dump |= {f"{t}/{name}": np.asarray(value) for name, value in got.items()}
+        kept = {name: got[name] for name in STATE if name in got}
+    return dump
+
+
+def step(c, t, rows, was):
+    """Lines 1 to 6 on a batch; all quantities by name."""
+    L, M, K = len(rows), c.width, c.groups
+    # what the recipe adds
+    formed = round(c.form * c.steps)
+    held = was["held"]
+    if t == formed + 1 and formed > 0:
+        cosine = np.einsum("md,nd->mn", was["W"], was["W"]) - 2 * np.eye(M)
+        held = np.max(cosine, axis=1) >= c.hold if c.hold < 1 else held
+        if c.untied:
+            was = was | {n + "W_dec": was[n + "W"] for n in ("", "m.", "v.", "updates.")}
+    begin, end = (0, formed) if t <= formed else (formed, c.steps)
+    lr = c.lr
+    if c.lr_decay > 0:
+        lr = c.lr * min(1, (end - t + 1) / (end - begin) / c.lr_decay)
+    trained = ("W",) if t <= formed else MOVED
+    W, a, b, b_pre = was["W"], was["a"], was["b"], was["b_pre"]
+    own_decoder = "W_dec" in was
+    V = was["W_dec"] if own_decoder else W
+    # 1. rows at unit norm
+    x = rows / np.sqrt((rows**2).sum(axis=1, keepdims=True))
+    # 2. forward
+    xc = x - b_pre
+    z = np.einsum("ld,md->lm", xc, W)
+    y = z + b
+    on = y > 0
+    passed = z if c.activation == "jumprelu" else y
+    s = np.where(on, passed, 0)
+    f = np.einsum("lm,m,md->ld", s, a, V) + b_pre
+    loss = 0.5 * ((f - x) ** 2).sum() / L
+    # 3. backward
+    r = f - x
+    vr = np.einsum("ld,md->lm", r, V)
+    into = a * vr * on
+    detector = np.einsum("lm,ld->md", into, xc) / L
+    reconstructor = np.einsum("lm,m,ld->md", s, a, r) / L
+    g = {"W": detector if own_decoder else detector + reconstructor}
+    g["W_dec"] = reconstructor
+    g["a"] = (s * vr).sum(axis=0) / L
+    g["b_pre"] = (r - np.einsum("lm,md->ld", into, W)).sum(axis=0) / L
+    db = 0 * b
+    # 3. AdamW
+    q, new = {}, {}
+    for name in [name for name in MOVED if name in was]:
+        theta, m, v, n = was[name], was["m." + name], was["v." + name], int(was["updates." + name])
+        if name in trained:
+            n = n + 1
+            m = c.beta1 * m + (1 - c.beta1) * g[name]
+            v = c.beta2 * v + (1 - c.beta2) * g[name] ** 2
+            m_hat = m / (1 - c.beta1**n)
+            v_hat = v / (1 - c.beta2**n)
+            theta = theta - lr * (m_hat / (np.sqrt(v_hat) + c.adam_eps) + c.weight_decay * theta)
+        new[name] = theta
+        q |= {"m." + name: m, "v." + name: v, "updates." + name: n, "d" + name: g[name]}
+        if name in ("W", "W_dec"):  # 4. renormalise
+            q["moved." + name] = theta
+            new[name] = theta / np.sqrt((theta**2).sum(axis=1, keepdims=True))
+    new["W"] = np.where(held[:, None], W, new["W"])
+    # 5. the buffers
+    seen = was["left.seen"] + L
+    counts = was["left.counts"] + (y > 0).sum(axis=0)
+    peaks = np.maximum(was["left.peaks"], y.max(axis=0))
+    peaks = np.maximum(peaks, 0)
+    # 6. the biases
+    left = (seen, counts, peaks)
+    if t % c.adapt_every == 0:
+        group = np.array([m * K // M for m in range(M)])
+        target = np.array([c.htf * (c.ltf / c.htf) ** (k / max(K - 1, 1)) for k in range(K)])
+        p = counts / seen
+        T = np.zeros(K)
+        for k in range(K):
+            positive = [peak for peak, of in zip(peaks, group, strict=True) if of == k and peak > 0]
+            T[k] = sum(positive) / max(len(positive), 1)
+        b, lowered, raised = b.copy(), np.zeros(M, bool), np.zeros(M, bool)
+        for m, k in enumerate(group):
+            lowered[m] = p[m] > target[k]
+            raised[m] = not lowered[m] and p[m] < max(c.eps, c.floor * target[k])
+            if lowered[m]:
+                b[m] = max(b[m] - c.gamma_minus * peaks[m], -1)
+            elif raised[m]:
+                b[m] = min(b[m] + c.gamma_plus * T[k], 0)
+        q |= {"group": group, "target": target, "p": p, "T": T, "lowered": lowered, "raised": raised}
+        left = (0, np.zeros(M, int), np.zeros(M))
+    q |= {"x": x, "held": held, "lr": lr, "y": y, "on": on, "s": s, "f": f, "loss": loss, "b": b, "db": db}
+    q |= {"dW.detector": detector, "dW.reconstructor": reconstructor, "seen": seen, "counts": counts, "peaks": peaks}
+    return q | new | dict(zip(("left.seen", "left.counts", "left.peaks"), left, strict=True))
+
+
+class Mutant(NamedTuple):
+    """A mistake: text of `port` or `step` and what it becomes, and what the oracle is to say of it.
+
+    quantity: the first that deviates.  cause: what is said of it, None where the mistake is not in the oracle's list.
+    of: the trace on which it shows.  starts: whether it needs to run on by itself.
+    """
+
+    name: str
+    replace: dict[str, str]
+    quantity: str
+    cause: str | None = None
+    of: str = "default"
+    starts: str = "trace"
+
+
+def compiled(mutant=None):
+    """The port, with or without a mistake in its source."""
+    source = inspect.getsource(port) + "\n" + inspect.getsource(step)
+    for right, wrong in (mutant.replace if mutant else {}).items():
+        assert source.count(right) == 1, f"{source.count(right)} times in the port: {right}"
+        source = source.replace(right, wrong)
+    module = {"np": np, "STATE": STATE, "MOVED": MOVED}
+    exec(compile(source, "port" if mutant is None else mutant.name, "exec"), module)
+    return module["port"]
+
+
+MUTANTS = [
+    # lines 1 and 2
+    Mutant(
+        "rows not normalised",
+        {"x = rows / np.sqrt((rows**2).sum(axis=1, keepdims=True))": "x = rows"},
+        "x", "rows are not scaled to unit norm",
+    ),
+    Mutant(
+        "epsilon beside the rows' norm",
+        {"x = rows / np.sqrt((rows**2).sum(axis=1, keepdims=True))":
+         "x = rows / (np.sqrt((rows**2).sum(axis=1, keepdims=True)) + 1e-8)"},
+        "x", "1e-08 is added to the norm of the rows",
+    ),
+    Mutant("b_pre not subtracted", {"xc = x - b_pre": "xc = x"}, "y", "b_pre is not subtracted from the input"),
+    Mutant(
+        "b subtracted", {"y = z + b\n": "y = z - b\n"}, "y", "b is subtracted from the pre-activations, not added"
+    ),
+    Mutant(
+        "gate without the bias", {"on = y > 0\n": "on = z > 0\n"}, "on", "gates are 1{z > 0}, without the bias"
+    ),
+    Mutant(
+        "y passed instead of z", {'passed = z if c.activation == "jumprelu" else y': "passed = y"},
+        "s", "the other magnitude passes open gates: JumpReLU passes z and ReLU y",
+    ),
+    Mutant(
+        "z passed instead of y", {'passed = z if c.activation == "jumprelu" else y': "passed = z"},
+        "s", "the other magnitude passes open gates: JumpReLU passes z and ReLU y", of="untied",
+    ),
+    Mutant("codes not gated", {"s = np.where(on, passed, 0)": "s = passed"}, "s", "codes are not gated"),
+    Mutant(
+        "a missing from f", {'np.einsum("lm,m,md->ld", s, a, V)': 'np.einsum("lm,md->ld", s, V)'},
+        "f", "a is missing from the reconstruction",
+    ),
+    Mutant(
+        "b_pre not added back", {'np.einsum("lm,m,md->ld", s, a, V) + b_pre': 'np.einsum("lm,m,md->ld", s, a, V)'},
+        "f", "b_pre is not added to the reconstruction",
+    ),
+    Mutant(
+        "W reconstructs where untied", {'np.einsum("lm,m,md->ld", s, a, V)': 'np.einsum("lm,m,md->ld", s, a, W)'},
+        "f", "W reconstructs, not the decoder W_dec", of="untied",
+    ),
+    # line 3: the loss and the gradients
+    Mutant("loss without 1/2", {"loss = 0.5 * (": "loss = ("}, "loss", "the loss lacks its 1/2"),
+    Mutant(
+        "loss summed over the batch", {"((f - x) ** 2).sum() / L": "((f - x) ** 2).sum()"},
+        "loss", "the loss is summed over the batch, not its mean",
+    ),
+    Mutant(
+        "loss over L - 1", {"((f - x) ** 2).sum() / L": "((f - x) ** 2).sum() / (L - 1)"},
+        "loss", "the loss divides by L - 1, not L",
+    ),
+    Mutant(
+        "all gradients of a loss without 1/2", {"    r = f - x\n": "    r = 2 * (f - x)\n"},
+        "dW.detector", "the loss behind the gradients lacks its 1/2",
+    ),
+    Mutant(
+        "gradient through closed gates", {"into = a * vr * on": "into = a * vr"},
+        "dW.detector", "the gradient passes closed gates",
+    ),
+    Mutant(
+        "gradient through the jump",
+        {"into = a * vr * on": "into = a * vr * (on + z * (abs(y) < 0.05) / 0.1)",
+         "db = 0 * b": "db = (into - a * vr * on).sum(axis=0) / L"},
+        "dW.detector", "a gradient goes through the jump (a rectangle of width 0.1 as its derivative)",
+    ),
+    Mutant(
+        "x not centred in the gradient", {'detector = np.einsum("lm,ld->md", into, xc) / L':
+                                          'detector = np.einsum("lm,ld->md", into, x) / L'},
+        "dW.detector", "b_pre is not subtracted from x in the gradient of W",
+    ),
+    Mutant(
+        "a missing from the detector's gradient",
+        {'detector = np.einsum("lm,ld->md", into, xc) / L': 'detector = np.einsum("lm,ld->md", vr * on, xc) / L'},
+        "dW.detector", "a is missing from the gradient of the detector",
+    ),
+    Mutant(
+        "a missing from the reconstructor's gradient",
+        {'reconstructor = np.einsum("lm,m,ld->md", s, a, r) / L': 'reconstructor = np.einsum("lm,ld->md", s, r) / L'},
+        "dW.reconstructor", "a is missing from the gradient of the reconstructor",
+    ),
+    Mutant(
+        "reconstructor's gradient summed over the batch",
+        {'reconstructor = np.einsum("lm,m,ld->md", s, a, r) / L': 'reconstructor = np.einsum("lm,m,ld->md", s, a, r)'},
+        "dW.reconstructor", "the loss behind dW.reconstructor is summed over the batch, not its mean",
+    ),
+    Mutant(
+        "reconstructor path missing", {"detector if own_decoder else detector + reconstructor": "detector"},
+        "dW", "the reconstructor's path is missing from the gradient of the tied W",
+    ),
+    Mutant(
+        "detector path missing", {"detector if own_decoder else detector + reconstructor": "reconstructor"},
+        "dW", "the detector's path is missing from the gradient of the tied W",
+    ),
+    Mutant(
+        "gradient projected on the sphere",
+        {"detector if own_decoder else detector + reconstructor":
+         "detector + reconstructor - ((detector + reconstructor) * W).sum(axis=1, keepdims=True) * W"},
+        "dW", "the gradient of W is projected on the tangent of the sphere",
+    ),
+    Mutant("a's gradient times a", {"(s * vr).sum": "(s * a * vr).sum"}, "da", "the gradient of a multiplies by a"),
+    Mutant("b learns by the gradient", {"db = 0 * b": "db = into.sum(axis=0) / L"}, "db",
+           "b gets a gradient, as a bias of ReLU would"),
+    Mutant(
+        "b_pre only as the decoder's", {'(r - np.einsum("lm,md->ld", into, W)).sum': "r.sum"},
+        "db_pre", "the gradient of b_pre has only the decoder's path",
+    ),
+    Mutant(
+        "b_pre through the decoder", {'np.einsum("lm,md->ld", into, W)': 'np.einsum("lm,md->ld", into, V)'},
+        "db_pre", "the encoder's path to b_pre goes through the decoder's rows", of="untied",
+    ),
+    # line 3: AdamW
+    Mutant(
+        "updates counted by the run", {"n = n + 1": "n = t"},
+        "updates.a", "the updates of every parameter are counted by the steps of the run",
+    ),
+    Mutant(
+        "betas swapped",
+        {"m = c.beta1 * m + (1 - c.beta1) * g[name]\n": "m = c.beta2 * m + (1 - c.beta2) * g[name]\n",
+         "v = c.beta2 * v + (1 - c.beta2) * g[name] ** 2\n": "v = c.beta1 * v + (1 - c.beta1) * g[name] ** 2\n"},
+        "m.W", "beta1 and beta2 are swapped",
+    ),
+    Mutant(
+        "weight decay coupled",
+        {"            n = n + 1\n": "            n = n + 1\n            grad = g[name] + c.weight_decay * theta\n",
+         "(1 - c.beta1) * g[name]\n": "(1 - c.beta1) * grad\n",
+         "(1 - c.beta2) * g[name] ** 2": "(1 - c.beta2) * grad ** 2",
+         " + c.weight_decay * theta)": ")"},
+        "m.W", "weight decay is coupled: it goes into the gradient and its moments",
+    ),
+    Mutant(
+        "second moment of |g|", {"* g[name] ** 2": "* abs(g[name])"},
+        "v.W", "v averages the gradient's absolute value, not its square",
+    ),
+    Mutant(
+        "epsilon inside the root", {"(np.sqrt(v_hat) + c.adam_eps)": "np.sqrt(v_hat + c.adam_eps)"},
+        "moved.W", "epsilon is inside the root",
+    ),
+    Mutant(
+        "bias correction missing",
+        {"m_hat = m / (1 - c.beta1**n)": "m_hat = m", "v_hat = v / (1 - c.beta2**n)": "v_hat = v"},
+        "moved.W", "the bias correction of both moments is missing",
+    ),
+    Mutant(
+        "bias correction of v missing", {"v_hat = v / (1 - c.beta2**n)": "v_hat = v"},
+        "moved.W", "the bias correction of v is missing",
+    ),
+    Mutant(
+        "epsilon before the correction",
+        {"(np.sqrt(v_hat) + c.adam_eps)": "((np.sqrt(v) + c.adam_eps) / np.sqrt(1 - c.beta2**n))"},
+        "moved.W", "epsilon is added before v is corrected for its bias",
+    ),
+    Mutant("no weight decay", {" + c.weight_decay * theta)": ")"}, "moved.W", "weight decay is missing"),
+    Mutant("a and b_pre trained while forming", {'("W",) if t <= formed else MOVED': "MOVED"},
+           "updates.a", "a and b_pre are trained while features form"),
+    Mutant("learning rate constant", {"if c.lr_decay > 0:": "if False:"}, "lr", "the learning rate does not decay"),
+    # lines 4 and 5
+    Mutant(
+        "not renormalised", {"new[name] = theta / np.sqrt((theta**2).sum(axis=1, keepdims=True))": "pass"},
+        "W", "W is not renormalised after the step",
+    ),
+    Mutant(
+        "columns renormalised",
+        {"theta / np.sqrt((theta**2).sum(axis=1, keepdims=True))": "theta / np.sqrt((theta**2).sum(axis=0))"},
+        "W", "the columns of W are renormalised, not its rows",
+    ),
+    Mutant("held neurons turn", {'new["W"] = np.where(held[:, None], W, new["W"])': "pass"}, "W", "held neurons turn"),
+    Mutant(
+        "every neuron agrees with itself", {" - 2 * np.eye(M)": ""},
+        "held", "every neuron agrees with itself, so all are held",
+    ),
+    Mutant(
+        "the decoder's moments from zero", {'for n in ("", "m.", "v.", "updates.")}':
+        'for n in ("", "updates.")} | {n + "W_dec": 0 * was[n + "W"] for n in ("m.", "v.")}'},
+        "m.W_dec", "the moments of the new decoder begin at 0, not at W's", of="untied",
+    ),
+    Mutant(
+        "peaks not clipped at 0",
+        {'peaks = np.maximum(was["left.peaks"], y.max(axis=0))':
+         'peaks = np.maximum(was["left.peaks"] if was["left.seen"] else -np.inf, y.max(axis=0))',
+         "    peaks = np.maximum(peaks, 0)\n": ""},
+        "peaks", "the peaks are not clipped at 0",
+    ),
+    Mutant("peaks of z", {"y.max(axis=0)": "z.max(axis=0)"}, "peaks", "the peaks are of z, not y"),
+    Mutant("counts without the bias", {"(y > 0).sum(axis=0)": "(z > 0).sum(axis=0)"},
+           "counts", "the counts are of z > 0, not y > 0"),
+    Mutant(
+        "buffers after the optimiser",
+        {"    seen = was": '    y = np.einsum("ld,md->lm", x - new["b_pre"], new["W"]) + b\n    seen = was',
+         '"y": y, ': '"y": z + was["b"], '},
+        "counts", "the buffers take y of the parameters after the step",
+    ),
+    Mutant(
+        "buffers not emptied", {"        left = (0, np.zeros(M, int), np.zeros(M))\n": ""},
+        "left.seen", "the buffers are not emptied after adapting", starts="own",
+    ),
+    Mutant(
+        "peaks not emptied", {"left = (0, np.zeros(M, int), np.zeros(M))": "left = (0, np.zeros(M, int), peaks)"},
+        "left.peaks", "peaks is not emptied after adapting",
+    ),
+    # Algorithm 2
+    Mutant(
+        "targets with K, not K - 1", {"(k / max(K - 1, 1))": "(k / K)"},
+        "target", "targets fall with (k - 1) / K, not (k - 1) / (K - 1)",
+    ),
+    Mutant(
+        "targets linear", {"c.htf * (c.ltf / c.htf) ** (k / max(K - 1, 1))": "c.htf + (c.ltf - c.htf) * k / (K - 1)"},
+        "target", "targets are linear in k, not geometric",
+    ),
+    Mutant(
+        "groups interleaved", {"[m * K // M for m in range(M)]": "[m % K for m in range(M)]"},
+        "group", "groups are interleaved, m mod K, not consecutive",
+    ),
+    Mutant(
+        "frequencies by the batch", {"p = counts / seen": "p = counts / L"},
+        "p", "frequencies divide by the rows of a batch, not of the buffer",
+    ),
+    Mutant(
+        "T_k by the group's size", {"max(len(positive), 1)": "(group == k).sum()"},
+        "T", "T_k divides by the size of the group, not by its positive peaks",
+    ),
+    Mutant(
+        "lowered at the target", {"p[m] > target[k]": "p[m] >= target[k]"},
+        "lowered", "a neuron is lowered at p_m >= p_k, not above", of="paper",
+    ),
+    Mutant(
+        "floor ignored", {"max(c.eps, c.floor * target[k])": "c.eps"},
+        "raised", "a neuron is raised only below eps, not below floor of its target",
+    ),
+    Mutant(
+        "gammas swapped",
+        {"b[m] - c.gamma_minus * peaks[m]": "b[m] - c.gamma_plus * peaks[m]",
+         "b[m] + c.gamma_plus * T[k]": "b[m] + c.gamma_minus * T[k]"},
+        "b", "gamma_minus and gamma_plus are swapped",
+    ),
+    Mutant(
+        "no clip at -1", {"max(b[m] - c.gamma_minus * peaks[m], -1)": "b[m] - c.gamma_minus * peaks[m]"},
+        "b", "the bias is not clipped at -1",
+    ),
+    Mutant(
+        "no clip at 0", {"min(b[m] + c.gamma_plus * T[k], 0)": "b[m] + c.gamma_plus * T[k]"},
+        "b", "the bias is not clipped at 0",
+    ),
+    Mutant(
+        "raised by the own peak", {"c.gamma_plus * T[k]": "c.gamma_plus * peaks[m]"},
+        "b", "the bias is raised by the neuron's peak, not by T_k",
+    ),
+    Mutant(
+        "adapted a step late", {"if t % c.adapt_every == 0:": "if t % c.adapt_every == 1 and t > 1:"},
+        "b", "biases are not adapted at this step, which adapt_every divides",
+    ),
+    Mutant(
+        "adapted a step early", {"if t % c.adapt_every == 0:": "if (t + 1) % c.adapt_every == 0:"},
+        "group", "biases are adapted at this step, but only after steps that adapt_every = 3 divides",
+    ),
+    Mutant(
+        "stale bias in the forward pass",
+        {"    kept, dump = cast(trace.before(1)), {}\n": "    kept, dump, old = cast(trace.before(1)), {}, 0\n",
+         "        got = step(": '        kept["stale"] = old if t > 1 else kept["b"]\n        got = step(',
+         "        kept = {name: got[name]": '        old = kept["b"]\n        kept = {name: got[name]',
+         "y = z + b\n": 'y = z + was["stale"]\n'},
+        "y", "b is stale: that of before the last adaptation",
+    ),
+    Mutant(
+        "biases before the step",
+        {"    W, a, b, b_pre = was": """    if t % c.adapt_every == 0:
+        was = was | {"b": early(c, was)}
+    W, a, b, b_pre = was""",
+         "def step(": '''def early(c, was):
+    p, r = was["left.counts"] / was["left.seen"], was["left.peaks"]
+    k = np.arange(c.width) * c.groups // c.width
+    p_k = (c.htf * (c.ltf / c.htf) ** (np.arange(c.groups) / (c.groups - 1)))[k]
+    T = np.array([r[(k == j) & (r > 0)].mean() if (r[k == j] > 0).any() else 0 for j in range(c.groups)])[k]
+    up = np.where(p < np.maximum(c.eps, c.floor * p_k), np.minimum(was["b"] + c.gamma_plus * T, 0), was["b"])
+    return np.where(p > p_k, np.maximum(was["b"] - c.gamma_minus * r, -1), up)
+
+
+def step('''},
+        "y", "biases are adapted before the step, not after the optimiser",
+    ),
+    # not in the oracle's list
+    Mutant("tanh for a gate", {"on = y > 0\n": "on = np.tanh(y) > 0.1\n"}, "on"),
+    Mutant("loss of the cosine", {"loss = 0.5 * ((f - x) ** 2).sum() / L": "loss = 1 - (f * x).sum() / L"}, "loss"),
+    Mutant("a's gradient of the squares", {"(s * vr).sum": "(s**2 * vr).sum"}, "da"),
+]  # fmt: skip
