@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all lint bench gpu
+.PHONY: setup demo tutorial test test-all lint bench gpu
 
 setup: $(VENV)/ready
 
@@ -22,6 +22,9 @@ $(VENV)/ready-all: $(VENV)/ready
 
 demo: setup
 	$(BIN)/refgba demo
+
+tutorial: setup
+	$(BIN)/python tests/tutorial.py
 
 lint: setup
 	$(BIN)/ruff check .

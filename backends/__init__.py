@@ -37,6 +37,13 @@ def load(name: str, dtype: str | None = None, method: str = "gba") -> Backend:
     method: "gba", or one of `refgba.config.Method`, the baselines.  InputError when there is none of that name, when it
     cannot run here, then with the reason and what to install, or when it lacks the method or the dtype.  There is no
     fallback to another.
+
+    >>> import backends
+    >>> backends.load("numpy").DTYPES
+    ('float64', 'float32')
+    >>> backends.load("abacus")
+    Traceback (most recent call last):
+    refgba.errors.InputError: there is no backend 'abacus'; the backends are numpy, numba, cupy
     """
     if name not in NAMES:
         raise InputError(f"there is no backend {name!r}; the backends are {', '.join(NAMES)}")
@@ -63,6 +70,11 @@ def begin(backend: Backend, config: AnyConfig, d: int) -> Any:
 
 
 def status() -> dict[str, str | None]:
-    """For every backend None if it can run here, or the reason why not and what to install."""
+    """For every backend None if it can run here, or the reason why not and what to install.
+
+    >>> import backends
+    >>> backends.status()["numpy"] is None  # it always can
+    True
+    """
     modules = {name: _module(name) for name in NAMES}
     return {name: module if isinstance(module, str) else None for name, module in modules.items()}

@@ -105,6 +105,12 @@ def largest(z: Array, k: int) -> Mask:
     """Which are the k largest of each row of z (L, M), as far as they are positive: (L, M) bool.
 
     Among equals at the edge some are taken, always the same in the same z.
+
+    >>> import numpy as np
+    >>> from refgba.baselines import largest
+    >>> largest(np.array([[3.0, -1.0, 2.0, 1.0], [-4.0, -3.0, -2.0, 1.0]]), k=2)
+    array([[ True, False,  True, False],
+           [False, False, False,  True]])
     """
     M = z.shape[1]
     if k >= M:

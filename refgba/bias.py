@@ -20,6 +20,14 @@ class Buffer:
 
     rows: |B_m|, the same for every neuron.  counts: (M,) int64, Σ 1{y > 0}.  peaks: (M,) float64, r_m = max(max y, 0)
     (float64 so that a backend of any dtype compares with any other).
+
+    >>> import numpy as np
+    >>> from refgba.bias import Buffer
+    >>> buffer = Buffer(2)
+    >>> buffer.add(np.array([[0.5, -1.0], [0.3, -2.0]]))
+    >>> buffer.add(np.array([[-0.2, -0.1], [0.1, -0.3]]))
+    >>> buffer.rows, buffer.counts, buffer.peaks
+    (4, array([3, 0]), array([0.5, 0. ]))
     """
 
     M: int
@@ -57,6 +65,17 @@ def adapt(
 
     floor (ours): a neuron also counts as never firing, and is raised, below this share of its target.  At the paper's 0
     nothing brings back a neuron that still fires now and then; with 0.5 each settles between half its target and it.
+
+    Two neurons of one group, with the target 1/4 and peaks 0.5 and 0.  The first fires on all four rows and is lowered
+    by 0.1 * 0.5; the second never does and is raised by 0.1 T = 0.1 * 0.5, as the first has the only positive peak:
+
+    >>> import numpy as np
+    >>> from refgba.bias import Buffer, adapt
+    >>> buffer = Buffer(2)
+    >>> buffer.add(np.array([[0.5, -1.0], [0.3, -2.0], [0.2, -0.1], [0.1, -0.3]]))
+    >>> b, group, target = np.array([0.0, -0.2]), np.array([0, 0]), np.array([0.25])
+    >>> adapt(b, buffer, group, target, gamma_minus=0.1, gamma_plus=0.1, eps=1e-6)
+    array([-0.05, -0.15])
     """
     if buffer.rows == 0:
         raise InputError("the buffers are empty: add at least one batch of pre-activations before adapting")

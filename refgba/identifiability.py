@@ -208,6 +208,17 @@ def identifiability(H: Array | Iterable[Array], V: Array, W: Array | None = None
     H (N, n) as `count` takes it: one array, or chunks such as (draw.H for draw in model.chunks(N, size)); V (n, d);
     W (M, d).  A maximum over n^2 noisy ratios is biased upwards: read rho_2 only where min |D_i| is in the hundreds.
     Raises InputError as `count` and `partners` do, and if H and V disagree on n.
+
+    Feature 1 never occurs without feature 2, so |D_1 n D_2| / |D_1| = 1 and nothing tells the two apart:
+
+    >>> import numpy as np
+    >>> from refgba.identifiability import identifiability
+    >>> V = np.eye(3, 8)
+    >>> found = identifiability(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]), V, W=2 * V)
+    >>> [c.name for c in found.conditions if not c.satisfied], found.H3.value
+    (['H3'], 1.0)
+    >>> found.partners.e
+    0.0
     """
     counts = count(H)
     v1 = _v1(_unit_rows(V, "V"))

@@ -48,6 +48,11 @@ def mcs(W_a: Array, W_b: Array) -> Array:
     """Maximum cosine similarity of each neuron of run A with the neurons of run B:  max_k cos(w_a, w_b[k]).
 
     W_a: (M_a, d), W_b: (M_b, d).  Returns (M_a,).  Blockwise: never holds M_a x M_b.  Raises InputError as `cosine`.
+
+    >>> import numpy as np
+    >>> from refgba.metrics import mcs
+    >>> mcs(np.eye(2), np.array([[3.0, 4.0], [0.0, -1.0]]))
+    array([0.6, 0.8])
     """
     a, b = _unit(W_a, W_b), _unit(W_b, W_a)
     size = max(1, _BLOCK // len(b))
@@ -74,6 +79,14 @@ def frr(W: Array, V: Array, tau: float) -> float:
 
     W: (M, d) neurons, V: (n, d) true features.  The paper reports tau = 0.8 and 0.9.  One neuron may count for several
     features; `matched_recovery` forbids it.  Raises InputError as `cosine`, or for tau outside (0, 1].
+
+    The second feature has a neuron at 45 degrees and none nearer:
+
+    >>> import numpy as np
+    >>> from refgba.metrics import frr
+    >>> W, V = np.array([[2.0, 0.0], [1.0, 1.0]]), np.eye(2)
+    >>> frr(W, V, tau=0.8), frr(W, V, tau=0.7)
+    (0.5, 1.0)
     """
     return float(np.mean(mcs(V, W) >= _checked(tau)))
 
@@ -200,10 +213,16 @@ class _Top:
 class Evaluation:
     """Reconstruction and sparsity of a network over data of any length, seen once, in chunks of any size.
 
-        evaluation = Evaluation(M, d)
-        for x in chunks:
-            evaluation.update(x, x_hat, y)
-        evaluation.summary()
+    Two rows, at a squared distance of 1/2 from their mean; the second is reconstructed by half, and no neuron fires on
+    it, nor does the second neuron ever:
+
+    >>> import numpy as np
+    >>> from refgba.metrics import Evaluation
+    >>> evaluation = Evaluation(M=2, d=2)
+    >>> evaluation.update(x=np.array([[1.0, 0.0]]), x_hat=np.array([[1.0, 0.0]]), y=np.array([[0.5, -1.0]]))
+    >>> evaluation.update(x=np.array([[0.0, 1.0]]), x_hat=np.array([[0.0, 0.5]]), y=np.array([[-0.5, -1.0]]))
+    >>> evaluation.fvu, evaluation.loss, evaluation.l0, evaluation.dead
+    (0.25, 0.0625, 0.5, 0.5)
 
     Accumulates in float64 whatever comes in, so that the split into chunks matters only by rounding, and not at all for
     what is counted or compared.  What it reports is defined at each property, with f the reconstruction x_hat, y_m the

@@ -268,6 +268,17 @@ class SyntheticModel:
     Row l is a pure function of the settings and of l, whatever range it is drawn in: drawing more rows, or in other
     chunks, never changes one, bit for bit on one machine.  V has a stream of its own.  A row with empty support is a
     zero row (plus noise).  Raises InputError for settings out of these bounds.
+
+    >>> import numpy as np
+    >>> from refgba.model import SyntheticModel, Uniform
+    >>> data = SyntheticModel(Uniform(n=8, s=(2,)), d=4)
+    >>> rows = data.draw(0, 1000)
+    >>> rows.X.shape, rows.H.shape, data.V.shape
+    ((1000, 4), (1000, 8), (8, 4))
+    >>> np.allclose(rows.X, rows.H @ data.V)
+    True
+    >>> np.array_equal(data.draw(998, 1000).X, rows.X[998:])
+    True
     """
 
     rows: Rows
@@ -337,5 +348,12 @@ def imbalanced(seed: int = 0) -> SyntheticModel:
     """The imbalanced set of the paper's experiments: half of the rows s = 3, half s = 20, so that every f_i = 0.09.
 
     n = 128, d = 42.  Weights (constant) and noise (none) are ours; `dataclasses.replace` gives variants.
+
+    >>> from refgba.model import imbalanced
+    >>> data = imbalanced()
+    >>> sorted(set(data.draw(0, 1000).support.sum(axis=1).tolist()))
+    [3, 20]
+    >>> float(data.rows.f[0])  # (3 + 20) / 2 / 128
+    0.08984375
     """
     return SyntheticModel(Uniform(128, (3, 20)), d=42, seed=seed)

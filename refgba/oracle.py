@@ -245,6 +245,19 @@ def compare(
     every step began with the trace's state before it, `Trace.before`; "own" when the implementation ran on by itself.
     tolerance: relative to the size of each quantity (`rounding`); TOLERANCE by the dtype when it is None.  InputError
     for an empty candidate, names that are unknown, wrong shapes or dtypes, and NaN.
+
+    A port whose gradients of W are right at the first step, and twice too large at the second:
+
+    >>> from refgba.config import GBAConfig
+    >>> from refgba.model import SyntheticModel, Uniform
+    >>> from refgba.oracle import compare, record
+    >>> X = SyntheticModel(Uniform(6, (2,)), d=3).draw(0, 10).X
+    >>> trace = record(GBAConfig(width=4, groups=2, steps=2, batch=5), X)
+    >>> found = compare(trace, {"1/dW": trace.at(1)["dW"], "2/dW": 2 * trace.at(2)["dW"]})
+    >>> found.compared, found.deviation.step, found.deviation.name
+    (1, 2, 'dW')
+    >>> found.deviation.causes[0]
+    'the loss lacks its 1/2, and so do the gradients'
     """
     checked = _checked(trace, candidate)
     if tolerance is None:

@@ -63,7 +63,13 @@ class Forward:
 
 
 def unit_rows(A: Array) -> Array:
-    """Each row of A (any, d) divided by its norm.  A row of zeros has no direction and raises InputError."""
+    """Each row of A (any, d) divided by its norm.  A row of zeros has no direction and raises InputError.
+
+    >>> import numpy as np
+    >>> from refgba.sae import unit_rows
+    >>> unit_rows(np.array([[3.0, 4.0]]))
+    array([[0.6, 0.8]])
+    """
     norm = np.linalg.norm(A, axis=1, keepdims=True)  # (any, 1)
     zero = np.flatnonzero(norm == 0)
     if zero.size:
@@ -92,7 +98,21 @@ def decode(params: Params, s: Array) -> Array:
 
 
 def forward(params: Params, x: Array, activation: Activation) -> Forward:
-    """The network on the rows x (L, d)."""
+    """The network on the rows x (L, d).
+
+    Two neurons along the axes: only the first exceeds its bias.  JumpReLU passes its magnitude 0.6 whole, ReLU would
+    pass 0.6 - 0.1; a halves it.
+
+    >>> import numpy as np
+    >>> from refgba.sae import Params, forward, loss
+    >>> params = Params(W=np.eye(2), a=np.array([0.5, 1.0]), b=np.array([-0.1, -0.9]), b_pre=np.zeros(2))
+    >>> x = np.array([[0.6, 0.8]])
+    >>> fwd = forward(params, x, "jumprelu")
+    >>> fwd.y, fwd.s, fwd.f
+    (array([[ 0.5, -0.1]]), array([[0.6, 0. ]]), array([[0.3, 0. ]]))
+    >>> round(loss(x, fwd.f), 12)  # (0.3² + 0.8²) / 2
+    0.365
+    """
     y, on, s = encode(params, x, activation)
     return Forward(y, on, s, decode(params, s))
 
@@ -112,6 +132,20 @@ def gradients(params: Params, x: Array, fwd: Forward) -> Params:
 
     each averaged over the batch.  The same lines serve both activations, since dφ/dz = on for either.  b gets none:
     Algorithm 2 moves it.
+
+    The example of `forward`, where r = (-0.3, -0.8) and the second neuron is off:
+
+    >>> import numpy as np
+    >>> from refgba.sae import Params, forward, gradients
+    >>> params = Params(W=np.eye(2), a=np.array([0.5, 1.0]), b=np.array([-0.1, -0.9]), b_pre=np.zeros(2))
+    >>> x = np.array([[0.6, 0.8]])
+    >>> g = gradients(params, x, forward(params, x, "jumprelu"))
+    >>> g.W[0]  # 0.5 * 0.6 (-0.3, -0.8) + 0.5 * (-0.3) (0.6, 0.8)
+    array([-0.18, -0.36])
+    >>> g.a[0].round(12)  # 0.6 * (-0.3)
+    np.float64(-0.18)
+    >>> g.b_pre  # (-0.3, -0.8) - 0.5 * (-0.3) (1, 0)
+    array([-0.15, -0.8 ])
     """
     L, a = len(x), params.a[:, None]
     r = fwd.f - x  # (L, d)

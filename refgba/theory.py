@@ -28,14 +28,24 @@ def modified_ba(
 ) -> Iterator[Array]:
     """Run Modified BA (section 6), yielding the neurons after each step.
 
-        for t, W in enumerate(modified_ba(X, W0, p=0.01, steps=5), start=1):
-            print(t, frr(W, V, tau=0.9))
-
     X: (N, d) data, float.  W: (M, d) initial neurons, uniform on the sphere in the theory; rows are scaled to unit
     norm, and W itself is left alone.  p: the share of rows each neuron fires on.  eta, activation: see
     `modified_ba_step`.  Yields a new (M, d) array of unit rows, `steps` times, in the dtype of X and W.
 
     Raises InputError, at the first step, for shapes that do not fit, zero neurons, non-finite or out-of-range values.
+
+    Three orthogonal features, each on a third of the rows.  At that p a neuron fires on the rows of the feature that it
+    starts nearest to, and on no others; at twice that p on those of two:
+
+    >>> import numpy as np
+    >>> from refgba.theory import modified_ba
+    >>> X, W = np.repeat(np.eye(3), 4, axis=0), np.array([[3.0, 2.0, 1.0]])
+    >>> [W_1] = modified_ba(X, W, p=1 / 3, steps=1)
+    >>> W_1
+    array([[1., 0., 0.]])
+    >>> [W_1] = modified_ba(X, W, p=2 / 3, steps=1)
+    >>> W_1 * 13**0.5
+    array([[3., 2., 0.]])
     """
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
@@ -161,6 +171,13 @@ def resonance_band(n: int, d: int, s: int, e: float = 0.0, c: float = 0.0) -> Ba
     steps are enough.  Hidden constants are set to 1.  n 128, d 42, s 3 gives 0.0078 .. 0.039.
 
     Raises InputError unless n, d, s >= 1, s <= n, 0 <= e < 1 and 0 <= c < 1.
+
+    >>> from refgba.theory import resonance_band
+    >>> band = resonance_band(n=64, d=32, s=3)
+    >>> band.low, round(band.high, 12), band.binding  # 1 / 64, 64^(-2/3)
+    (0.015625, 0.0625, 'n^(-(1 + 1/s)/2)')
+    >>> resonance_band(n=64, d=32, s=1).empty
+    True
     """
     _check_sizes(n, d, s)
     _check_slack(e=e, c=c)
@@ -201,6 +218,10 @@ def width_bound(n: int, p: float, s: int, e: float = 0.0) -> float:
     result is far above what experiments need: n 128, s 3, p 0.01 asks for 1.3e8, where M = 2048 recovers all.
 
     inf past the largest float.  Raises InputError unless n, s >= 1, s <= n, 0 < p < 1 and 0 <= e < 1.
+
+    >>> from refgba.theory import width_bound
+    >>> width_bound(n=64, p=1 / 4, s=2)  # 64 * 4²
+    1024.0
     """
     _check_sizes(n, d=1, s=s)
     _check_slack(e=e)

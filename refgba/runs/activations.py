@@ -133,7 +133,23 @@ class Survey:
 
 
 def open_activations(path: Path, d: int | None = None) -> Activations:
-    """The rows of a store, not yet checked; InputError as `open_store`."""
+    """The rows of a store, not yet checked; InputError as `open_store`.
+
+    `path`: a .npy file of float16, float32 or float64 rows, (N, d), or a folder of shards.  d: refuse other dimensions.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import numpy as np
+    >>> from refgba.runs.activations import open_activations, survey
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "X.npy"
+    ...     np.save(path, np.array([[1, 0], [0, 1], [3, 0], [0, 2]], np.float16))
+    ...     data, found = survey(open_activations(path, d=2))
+    >>> len(data), data.d, data.store.dtype
+    (4, 2, 'float16')
+    >>> round(found.variance, 12)  # of unit rows with the mean (1/2, 1/2)
+    0.5
+    """
     return unchecked(open_store(path, d))
 
 

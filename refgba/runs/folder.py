@@ -95,7 +95,7 @@ def refuse_existing(path: Path) -> None:
 
 
 def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activations) -> None:
-    """Make the folder of a new run on surveyed data; nothing of it is left if that fails."""
+    """Make the folder of a new run on surveyed data; InputError, and nothing of it left, if that fails."""
     refuse_existing(path)
     assert data.crc is not None
     arrays: dict[str, npt.NDArray[Any]] = {"dropped": data.dropped, "crc": data.crc}
@@ -177,7 +177,10 @@ def _check_about(path: Path, about: dict[str, Any]) -> None:
 
 
 def metrics_upto(path: Path, step: int) -> None:
-    """Cut the metrics.jsonl of a run after its lines up to `step`: later steps are done again, and log again."""
+    """Cut the metrics.jsonl of a run after its lines up to `step`: later steps are done again, and log again.
+
+    InputError, naming the file, for a line that is no record of a step.
+    """
     log = path / METRICS
     if not log.exists():
         return
@@ -223,7 +226,23 @@ def write_network(
 
 
 def open_network(path: Path) -> Network:
-    """Read the result of a run, or a checkpoint; InputError, naming the file, when there is none or it is damaged."""
+    """Read the result of a run, or a checkpoint; InputError, naming the file, when there is none or it is damaged.
+
+    `path`: the folder of a run that has finished, or one in its checkpoints/.  Here a run's last folder, written by
+    hand:
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from refgba.config import GBAConfig
+    >>> from refgba.gba import random_params
+    >>> from refgba.runs.folder import open_network, write_network
+    >>> config = GBAConfig(width=20)
+    >>> with TemporaryDirectory() as folder:
+    ...     write_network(Path(folder) / "final", random_params(config, d=5), config, {"step": 0})
+    ...     network = open_network(Path(folder) / "final")
+    >>> network.params.W.shape, network.config.groups
+    ((20, 5), 10)
+    """
     if (path / CONFIG).is_file() and not (path / STATE).exists():
         if not (path / FINAL).is_dir():
             raise InputError(

@@ -143,6 +143,7 @@ class Writer:
         """Add rows (any, d): floating-point numbers, or uint16, the bits of bfloat16; converted to the store's dtype.
 
         InputError as `convert`, which calls `where` to name a row, by its number in `rows`; and when the disk is full.
+        ValueError for rows of another shape or dtype.
         """
         if rows.ndim != 2 or rows.shape[1] != self.d or (rows.dtype.kind != "f" and rows.dtype != np.uint16):
             raise ValueError(f"rows of shape {rows.shape} in {rows.dtype}, they should be floats (any, {self.d})")

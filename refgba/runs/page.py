@@ -85,7 +85,10 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
 
 
 def data_script(name: str, text: str) -> Html:
-    """A block of data for the page's script, by its id; `text` is ASCII without `<`, such as base64 or `json_text`."""
+    """A block of data for the page's script, by its id; `text` is ASCII without `<`, such as base64 or `json_text`.
+
+    ValueError for any other text.
+    """
     if not text.isascii() or "<" in text:
         raise ValueError("data for a script must be ASCII without <")
     return Html(f'<script type="application/octet-stream" id="{markup(name)}">{text}</script>')
@@ -174,7 +177,10 @@ def bars(values: Sequence[float], alt: str, top: float | None = None) -> Html:
 
 
 def page(title: str, lead: str, sections: Sequence[Section], script: str = "") -> str:
-    """The whole file.  lead: text, or Html, of the first screen.  script: JavaScript to run at the end of the page."""
+    """The whole file.  lead: text, or Html, of the first screen.  script: JavaScript to run at the end of the page.
+
+    ValueError for a script that would end its own element.
+    """
     if re.search(r"</script|<!--", script, re.IGNORECASE):
         raise ValueError("the script of a page must not hold </script or <!--")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -263,7 +269,7 @@ def _cycle() -> Any:
 def figure(fig: Figure, alt: str, title: str = "", note: str = "") -> Html:
     """A matplotlib figure as inline SVG in the page's colours.
 
-    alt says in words what it shows; title stands above it, note below.
+    alt says in words what it shows; title stands above it, note below.  InputError where matplotlib is missing.
     """
     try:
         from matplotlib import rc_context
