@@ -3,19 +3,20 @@
 How the output scales a start is not known from the paper, and decides everything: neurons that begin at a = 1 compete
 for the reconstruction and recover nothing; at a small fixed scale they stay nearly independent, as in the theory's
 limit a -> 0, and recover, but hardly reconstruct.  Training all of them for reconstruction afterwards undoes the
-recovery.  The default recipe therefore runs in two phases:
+recovery.  The default recipe therefore runs in two phases, with two acts between them:
 
     form    the first `form` T steps: a small and fixed, b_pre = 0, so that each neuron finds a feature nearly alone
     hold    at their end: neurons that agree with another, cos >= `hold`, keep their direction from here on.  They
             started at random and hardly interacted, so two that ended up alike have found what is in the data (two
-            at cosine 0.9 from one feature are at about 0.8 from each other).  With `untied` the weights are tied up to
-            here, and from here on each neuron has a v_m of its own, never held, that begins at its w_m
-    fit     the other steps: a, b_pre and all neurons not held are trained for reconstruction
+            at cosine 0.85 from one feature are at about 0.7 from each other)
+    untie   from here on each neuron also has a v_m of its own, never held, that begins at its w_m.  The paper's network
+            stays tied, which is `untied` = False: then w_m has to detect and to reconstruct, and does the latter worse
+    fit     the other steps: a, b_pre, the decoder and all neurons not held are trained for reconstruction
 
 Each phase ends with a linear decay of the learning rate over its last `lr_decay` share.  And Algorithm 2 raises not
 only dead neurons but all below `floor` of their target (`bias.adapt`), since frequencies sink while neurons sharpen and
-nothing else brings them back.  With `form`, `lr_decay` and `floor` = 0 and `hold` = 1 every one of these is without
-effect: that is `--recipe paper`.
+nothing else brings them back.  With `form`, `lr_decay` and `floor` = 0, `hold` = 1 and tied weights every one of these
+is without effect: that is `--recipe paper`.
 
 The experiments behind each choice are in benchmarks/recipe.md.
 """
@@ -33,11 +34,12 @@ from refgba.types import Array, Mask
 
 FIXED: dict[str, Any] = {
     "steps": 4000,
-    "htf": 0.1,
+    "htf": 0.08,
     "lr": 7.5e-3,
     "floor": 0.5,
     "form": 0.4,
     "lr_decay": 0.5,
+    "untied": True,
 }
 ADAPTATIONS = 150  # about that many in a run, or one a step if it is shorter
 TRAVEL = 3.75  # sum over a run's adaptations of the share of its peak by which a bias moves
@@ -116,7 +118,7 @@ def derive(d: int, **given: Any) -> dict[str, Any]:
     """The settings that follow from the dimensions d of the data and, where it is `given`, from M, T and adapt_every.
 
     - width = 8 d, at least 1024.
-    - hold = 0.8, or more in so few dimensions that random neurons agree as well: `agreement_by_chance`.
+    - hold = 0.7, or more in so few dimensions that random neurons agree as well: `agreement_by_chance`.
     - a_init = 1.2 d / M: random tied neurons, of which b = 0 lets half fire, then reconstruct 0.6 of their input,
       whatever M and d are.
     - ADAPTATIONS are spread over the run, and each moves a bias by TRAVEL / ADAPTATIONS of its neuron's peak.  So
@@ -133,7 +135,7 @@ def derive(d: int, **given: Any) -> dict[str, Any]:
         "adapt_every": adapt_every,
         "gamma_minus": gamma,
         "gamma_plus": gamma,
-        "hold": max(0.8, agreement_by_chance(width, d)),
+        "hold": max(0.7, agreement_by_chance(width, d)),
     }
 
 

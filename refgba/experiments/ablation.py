@@ -39,7 +39,7 @@ PIECES: dict[str, dict[str, Any]] = {  # of `recipe`, each without effect
     "a_init 1": {"a_init": 1.0},
 }
 GIVEN: dict[str, dict[str, Any]] = {  # what is not as in the default recipe
-    DEFAULT: {}, **FEW, **MANY, **BA, **HTF, **LTF, "ReLU": {"activation": "relu"}, "untied": {"untied": True},
+    DEFAULT: {}, **FEW, **MANY, **BA, **HTF, **LTF, "ReLU": {"activation": "relu"}, "tied": {"untied": False},
     **PIECES,
 }  # fmt: skip
 TIMES: dict[str, dict[str, float]] = {  # what is so many times as in the default recipe

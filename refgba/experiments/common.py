@@ -213,10 +213,15 @@ def train(X: Array, config: GBAConfig, backend: str) -> Trained:
     return Trained(engine.params(state).W, counters.counts / counters.rows)
 
 
-def trained(minibatches: Iterable[Array], d: int, config: AnyConfig, backend: str) -> tuple[backends.Backend, Any]:
-    """A backend, and its state of a network of any method after all of the minibatches of rows (L, d)."""
+def trained(
+    minibatches: Iterable[Array], d: int, config: AnyConfig, backend: str, params: AnyParams | None = None
+) -> tuple[backends.Backend, Any]:
+    """A backend, and its state of a network of any method after all of the minibatches of rows (L, d).
+
+    params: what to begin with, where not with the method's own random start.
+    """
     engine = backends.load_for(backend, config)
-    state = backends.begin(engine, config, d)
+    state = engine.init(params, config) if params else backends.begin(engine, config, d)
     for _ in gba.train(state, (engine.put(state, x) for x in minibatches), engine.step, engine.adapt):
         pass
     return engine, state

@@ -103,8 +103,8 @@ def candidates(sizes: Sizes, d: int) -> list[tuple[str, float | None, list[AnyCo
     default = partial(recipe.default, d, **given)
     width = default().width
     found: list[tuple[str, float | None, list[AnyConfig]]] = [
-        ("GBA, tied", None, [default()]),
-        ("GBA, untied", None, [default(untied=True)]),
+        ("GBA", None, [default()]),
+        ("GBA, tied", None, [default(untied=False)]),
         ("BA", sizes.htf, [default(groups=1, htf=sizes.htf)]),
     ]
     settings = {"topk": sizes.k, "batchtopk": sizes.batchtopk, "jumprelu": sizes.jumprelu, "l1": sizes.l1}
@@ -210,8 +210,8 @@ def named(data: dict[str, Any], method: str) -> list[dict[str, Any]]:
 
 
 def comparable(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each method the network whose L0 is nearest that of tied GBA."""
-    [gba] = named(data, "GBA, tied")
+    """Of each method the network whose L0 is nearest that of GBA."""
+    [gba] = named(data, "GBA")
     methods = dict.fromkeys(network["method"] for network in data["networks"])
 
     def distance(network: dict[str, Any]) -> float:
@@ -222,7 +222,7 @@ def comparable(data: dict[str, Any]) -> list[dict[str, Any]]:
 
 def verdict(data: dict[str, Any]) -> str:
     """Is GBA above TopK, or both at 100%, at every threshold and selection: at the K nearest in L0, and at all K?"""
-    [gba], [untied] = named(data, "GBA, tied"), named(data, "GBA, untied")
+    [gba], [tied] = named(data, "GBA"), named(data, "GBA, tied")
     [top] = [network for network in comparable(data) if network["method"] == "TopK"]
     ours, theirs = shares(gba), shares(top)
     above = (ours > theirs) | (ours == 1)
@@ -230,11 +230,11 @@ def verdict(data: dict[str, Any]) -> str:
     best = max((n for n in data["networks"] if not n["method"].startswith("GBA")), key=consistent)
     checks = {str(at): bool(held) for at, held in np.ndenumerate(above)}
     return (
-        f"{common.grade(checks)}: of {above.size} comparisons (threshold by selection) tied GBA (L0 "
+        f"{common.grade(checks)}: of {above.size} comparisons (threshold by selection) GBA (L0 "
         f"{np.mean(gba['l0']):.0f}) is above TopK (K = {top['setting']}) in {above.sum()}, below in "
         f"{(ours < theirs).sum()}, above every K in {every.sum()}; of all neurons {consistent(gba):.1%} against "
-        f"{consistent(top):.1%} ({by_encoder(top):.1%} by encoder rows) exceed {common.TAU}, untied "
-        f"{consistent(untied):.1%}. Of the others {label(best)} is the most consistent, {consistent(best):.1%}."
+        f"{consistent(top):.1%} ({by_encoder(top):.1%} by encoder rows) exceed {common.TAU}, tied "
+        f"{consistent(tied):.1%}. Of the others {label(best)} is the most consistent, {consistent(best):.1%}."
     )
 
 
