@@ -11,7 +11,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 
-from refgba import experiments, model
+from refgba import experiments, gba, model
 from refgba.config import BaselineConfig, GBAConfig
 from refgba.errors import InputError
 from refgba.experiments import (
@@ -416,11 +416,14 @@ def test_the_table_of_the_paper_is_judged_by_its_claims():
     assert imbalanced.verdict({"frr": worse}).startswith("Reproduced in part: at cosine 0.8 / 0.9 GBA recovers 90.0")
 
 
-def test_a_tied_topk_with_as_many_neurons_as_it_needs_finds_features_that_are_orthogonal():
-    truth = model.SyntheticModel(model.Uniform(8, (2,)), d=10, features="orthogonal")
-    config = GBAConfig(width=64, steps=300, batch=64, lr=1e-2, lr_decay=0.5)
-    W = imbalanced.tied(truth.draw(0, 4000).X, config, k=2)
-    assert imbalanced.rates(W, truth.V)[0] == 1
+def test_a_tied_topk_that_takes_all_neurons_is_gba_that_never_adapts():
+    config = GBAConfig(width=16, steps=20, batch=8, adapt_every=100, lr=1e-2, lr_decay=0.5)
+    X = model.imbalanced(0).draw(0, 200).X
+    state = gba.init(gba.random_params(config, 42), config)
+    for _ in gba.train(state, gba.minibatches(X, config)):
+        pass
+    np.testing.assert_allclose(imbalanced.tied(X, config, k=16), state.params.W, rtol=1e-12)
+    assert not np.allclose(imbalanced.tied(X, config, k=2), state.params.W)
 
 
 def test_topk_can_begin_as_the_features():
