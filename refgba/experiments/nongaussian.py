@@ -147,14 +147,9 @@ def verdict(data: dict[str, Any]) -> str:
     checks = {method: bool(incoherent) and not set(lost[method]) & set(incoherent) for method in lost}
     within = "; ".join(f"{m} {_keeps([law for law in incoherent if law in lost[m]])}" for m in lost)
     beyond = "; ".join(f"{m} {_keeps([law for law in coherent if law in lost[m]])}" for m in lost)
-    told = "; ".join(
-        f"{law} {' / '.join(f'{np.mean(frr(data, law, m)):.0%}' for m in METHODS)} at {incoherence(data, law):.2f}"
-        for law in laws
-    )
     return (
         f"{common.grade(checks)}: of the laws with max |cos| up to {threshold:.2f} ({', '.join(incoherent) or 'none'}) "
-        f"{within}; of those above ({', '.join(coherent) or 'none'}) {beyond} (FRR({common.TAU}) of "
-        f"{' / '.join(METHODS)}, at max |cos|: {told})."
+        f"{within}; of those above ({', '.join(coherent) or 'none'}) {beyond}."
     )
 
 
