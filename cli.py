@@ -510,7 +510,7 @@ def _labels(path: Path | None) -> dict[int, str]:
 
 @main.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("--quick", "scale", flag_value="quick", default="quick", help="about a minute each  [default]")
+@click.option("--quick", "scale", flag_value="quick", default="quick", help="about a minute each")
 @click.option("--full", "scale", flag_value="full", help="several minutes each")
 @click.option("-o", "--out", type=Path, default="experiments", help="folder for JSON, PNG and the page")
 @click.option("--backend", default="numpy", help="what computes; see `refgba backends`")

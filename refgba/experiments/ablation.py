@@ -218,19 +218,10 @@ def _plane(figure: Figure, data: dict[str, Any]) -> None:
     [(x, y)] = points({DEFAULT: data["found"][DEFAULT]})
     axes.plot(x, y, "*", color="white", markeredgecolor="black", markersize=16, label="default", zorder=5)
     axes.set(xscale="log", yscale="log", xlabel="L0, active neurons a row", ylabel="FVU on held-out rows")
-    _log_ticks(axes.xaxis, (1, 2, 5))
-    _log_ticks(axes.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
+    common.log_ticks(axes.xaxis, (1, 2, 5))
+    common.log_ticks(axes.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
     axes.grid(alpha=0.25)
     axes.legend(fontsize=9)
-
-
-def _log_ticks(axis: Any, digits: tuple[float, ...]) -> None:
-    """Ticks of a logarithmic axis at these digits of each decade, written as they are."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axis.set_major_locator(LogLocator(subs=digits))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_locator(NullLocator())
 
 
 def _rows(figure: Figure, data: dict[str, Any]) -> None:
@@ -258,7 +249,7 @@ def _rows(figure: Figure, data: dict[str, Any]) -> None:
     panels[0].set_xscale("symlog", linthresh=0.1)
     panels[0].set_xlim(right=1.5 * panels[0].get_xlim()[1])  # its margin is none
     panels[1].set_xscale("log")
-    _log_ticks(panels[1].xaxis, (1, 3))
+    common.log_ticks(panels[1].xaxis, (1, 3))
     for axes in (panels[0], panels[2], panels[3]):
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axes in panels:

@@ -353,3 +353,12 @@ def plain_ticks(axis: Any, values: Sequence[float]) -> None:
 
     axis.set_ticks(list(values), [f"{v:g}" for v in values])
     axis.set_minor_locator(NullLocator())
+
+
+def log_ticks(axis: Any, digits: tuple[float, ...]) -> None:
+    """Ticks of a logarithmic axis at these digits of each decade, written as they are."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=digits))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())

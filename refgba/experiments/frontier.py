@@ -120,8 +120,11 @@ def best(data: dict[str, Any], method: str) -> list[tuple[float, float]]:
 
 
 def line(points: list[tuple[float, float]], l0: float) -> float:
-    """FVU at this L0 on the line through points, straight in the logarithms, its ends drawn on."""
-    x, y = np.log(np.array(points)).T
+    """FVU at this L0 on the line through points, straight in the logarithms, its ends drawn on.
+
+    Networks without an active neuron are no part of it.
+    """
+    x, y = np.log(np.array([point for point in points if point[0] > 0])).T
     at = int(np.clip(np.searchsorted(x, np.log(l0)), 1, len(x) - 1))
     slope = (y[at] - y[at - 1]) / (x[at] - x[at - 1])
     return float(np.exp(y[at] + slope * (np.log(l0) - x[at])))
@@ -179,5 +182,7 @@ def _draw(figure: Figure, data: dict[str, Any]) -> None:
             markersize=15, label=name,
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="L0, active neurons a row", ylabel="FVU on held-out rows")
-    axes.grid(alpha=0.25, which="both")
+    common.log_ticks(axes.xaxis, (1, 2, 3, 5))
+    common.log_ticks(axes.yaxis, (1, 1.5, 2, 3, 5))
+    axes.grid(alpha=0.25)
     axes.legend(fontsize=9)
