@@ -38,6 +38,7 @@ OTHER_STATE: dict[Starts, str] = {
     "own": "the step starts from the trace's state, not from the port's own",
 }
 DTYPES = {"f": "float64", "i": "int64", "b": "bool"}  # of a trace
+SHOWN: dict[str, type[float] | type[int] | type[bool]] = {"f": float, "i": int, "b": bool}
 KINDS = {"f": "float32 or float64", "i": "whole numbers", "b": "bool"}
 LARGEST = 2**32  # bytes of a trace
 
@@ -188,8 +189,10 @@ class Deviation:
         if self.expected is None:
             told.append(f"  there should be no {self.name} at this step")
         else:
-            told.append(f"  {self.name}{where} should be {self.expected!r}, is {self.got!r}")
-            told.append(f"  off by {abs(self.got - self.expected):.3g}, where {self.allowed:.3g} is allowed")
+            kind = QUANTITIES[self.name].kind
+            told.append(f"  {self.name}{where} should be {SHOWN[kind](self.expected)!r}, is {SHOWN[kind](self.got)!r}")
+            off = f"off by {abs(self.got - self.expected):.3g}, where {self.allowed:.3g} is allowed"
+            told.append(f"  {off if kind == 'f' else 'it has to be equal'}")
             told[-1] += f"; so are {self.off} of {self.entries} entries" if self.entries > 1 else ""
         if self.causes:
             told += [f"  likely cause: {cause}" for cause in self.causes]

@@ -37,7 +37,7 @@ FIXED: dict[str, Any] = {
     "htf": 0.08,
     "lr": 7.5e-3,
     "floor": 0.5,
-    "form": 0.4,
+    "form": 0.45,
     "lr_decay": 0.5,
     "untied": True,
 }
