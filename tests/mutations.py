@@ -171,7 +171,7 @@ MUTANTS = [
     ),
     Mutant(
         "z passed instead of y", {'passed = z if c.activation == "jumprelu" else y': "passed = z"},
-        "s", "the other magnitude passes open gates: JumpReLU passes z and ReLU y", of="untied",
+        "s", "the other magnitude passes open gates: JumpReLU passes z and ReLU y", of="relu",
     ),
     Mutant("codes not gated", {"s = np.where(on, passed, 0)": "s = passed"}, "s", "codes are not gated"),
     Mutant(
@@ -184,7 +184,7 @@ MUTANTS = [
     ),
     Mutant(
         "W reconstructs where untied", {'np.einsum("lm,m,md->ld", s, a, V)': 'np.einsum("lm,m,md->ld", s, a, W)'},
-        "f", "W reconstructs, not the decoder W_dec", of="untied",
+        "f", "W reconstructs, not the decoder W_dec",
     ),
     # line 3: the loss and the gradients
     Mutant("loss without 1/2", {"loss = 0.5 * (": "loss = ("}, "loss", "the loss lacks its 1/2"),
@@ -232,17 +232,22 @@ MUTANTS = [
     ),
     Mutant(
         "reconstructor path missing", {"detector if own_decoder else detector + reconstructor": "detector"},
-        "dW", "the reconstructor's path is missing from the gradient of the tied W",
+        "dW", "the reconstructor's path is missing from the gradient of the tied W", of="tied",
     ),
     Mutant(
         "detector path missing", {"detector if own_decoder else detector + reconstructor": "reconstructor"},
-        "dW", "the detector's path is missing from the gradient of the tied W",
+        "dW", "the detector's path is missing from the gradient of the tied W", of="tied",
+    ),
+    Mutant(
+        "both paths where untied",
+        {"detector if own_decoder else detector + reconstructor": "detector + reconstructor"},
+        "dW", "both paths go to the detector although the decoder is its own",
     ),
     Mutant(
         "gradient projected on the sphere",
         {"detector if own_decoder else detector + reconstructor":
          "detector + reconstructor - ((detector + reconstructor) * W).sum(axis=1, keepdims=True) * W"},
-        "dW", "the gradient of W is projected on the tangent of the sphere",
+        "dW", "the gradient of W is projected on the tangent of the sphere", of="tied",
     ),
     Mutant("a's gradient times a", {"(s * vr).sum": "(s * a * vr).sum"}, "da", "the gradient of a multiplies by a"),
     Mutant("b learns by the gradient", {"db = 0 * b": "db = into.sum(axis=0) / L"}, "db",
@@ -253,7 +258,7 @@ MUTANTS = [
     ),
     Mutant(
         "b_pre through the decoder", {'np.einsum("lm,md->ld", into, W)': 'np.einsum("lm,md->ld", into, V)'},
-        "db_pre", "the encoder's path to b_pre goes through the decoder's rows", of="untied",
+        "db_pre", "the encoder's path to b_pre goes through the decoder's rows",
     ),
     # line 3: AdamW
     Mutant(
@@ -318,7 +323,7 @@ MUTANTS = [
     Mutant(
         "the decoder's moments from zero", {'for n in ("", "m.", "v.", "updates.")}':
         'for n in ("", "updates.")} | {n + "W_dec": 0 * was[n + "W"] for n in ("m.", "v.")}'},
-        "m.W_dec", "the moments of the new decoder begin at 0, not at W's", of="untied",
+        "m.W_dec", "the moments of the new decoder begin at 0, not at W's",
     ),
     Mutant(
         "peaks not clipped at 0",

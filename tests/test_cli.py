@@ -16,6 +16,7 @@ import backends
 from cli import main
 from refgba.config import GBAConfig
 from refgba.model import imbalanced
+from refgba.recipe import FIXED
 from refgba.runs import folder
 from refgba.sae import unit_rows
 
@@ -102,7 +103,7 @@ def test_a_flag_goes_before_the_file_and_the_file_before_the_recipe(cli, data, t
     (tmp_path / "settings.json").write_text('{"lr": 0.25, "gamma_plus": 0.125}')
     assert cli("train", data, "-o", "run", *QUICK, "--config", "settings.json", "--lr", "0.5").exit_code == 0
     config = folder.open_network(tmp_path / "run").config
-    assert (config.lr, config.gamma_plus, config.form) == (0.5, 0.125, 0.4)
+    assert (config.lr, config.gamma_plus, config.form) == (0.5, 0.125, FIXED["form"])
 
 
 def test_the_record_of_a_run_repeats_it(cli, data, tmp_path):

@@ -218,9 +218,9 @@ def test_agreement_by_chance_has_probability_one_percent(M, d):
 
 
 def test_hold_follows_the_dimension():
-    assert recipe.default(384, width=3072).hold == 0.8
-    assert recipe.default(42).hold == 0.8
-    assert 0.8 < recipe.default(16).hold < 1
+    assert recipe.default(384, width=3072).hold == 0.7
+    assert recipe.default(32).hold == 0.7
+    assert 0.7 < recipe.default(28).hold == recipe.agreement_by_chance(1024, 28) < recipe.default(16).hold < 1
     assert recipe.default(2).hold > 0.999
     assert recipe.default(1).hold == 1
 

@@ -49,7 +49,7 @@ class Sizes:
 
 SIZES = {
     "quick": Sizes(rows=20_000, M=512, steps=1500, lr=(1e-2,), seeds=1, few=1),
-    "full": Sizes(rows=50_000, M=1024, steps=3000, lr=(1e-3, 3e-3, 1e-2), seeds=10, few=3),
+    "full": Sizes(rows=50_000, M=1024, steps=3000, lr=(1e-3, 3e-3, 1e-2), seeds=10, few=2),
 }
 KS = (20, 30, 50)
 WRONG = "GBA, wrong range"
