@@ -20,9 +20,8 @@ import click
 import numpy as np
 
 import backends
-from backends.base import AnyConfig, AnyParams
+from backends.base import AnyConfig
 from refgba import __version__, experiments, model, oracle, theory
-from refgba.baselines import Params as BaselineParams
 from refgba.config import BaselineConfig, GBAConfig, Method, Settings, settings_from_json
 from refgba.errors import InputError, brief
 from refgba.identifiability import identifiability
@@ -252,7 +251,7 @@ def demo(
     params = folder.open_network(out).params
     fresh = (draw.X for draw in truth.chunks(rows + HELD_OUT, synthetic.CHUNK, start=rows))
     evaluation = evaluate_network(params, config, engine, fresh)
-    result = _result(evaluation, config, last.step, last.seconds, out) | recovery(_features(params), truth.V)
+    result = _result(evaluation, config, last.step, last.seconds, out) | recovery(params.V, truth.V)
     if as_json:
         return click.echo(json.dumps(result))
     click.echo(f"\nGBA on the imbalanced set: n = 128 features in d = 42 dimensions, {rows} rows, M = {config.width}")
@@ -353,11 +352,6 @@ def _resume(
     return _trained(run, data, engine, as_json)
 
 
-def _features(params: AnyParams) -> Array:
-    """The rows that are a network's features: what its neurons detect, or with a baseline what they stand for."""
-    return params.W_dec if isinstance(params, BaselineParams) else params.W
-
-
 def _trained(out: Path, data: Activations, engine: backends.Backend, as_json: bool) -> None:
     """Judge a finished run on rows of its own data."""
     network = folder.open_network(out)
@@ -435,12 +429,12 @@ def _judge(
                 f"{network}: a dictionary is evaluated with NumPy in its own dtype, without --backend, --dtype"
             )
         dictionary = interop.read(network)
-        W, master = dictionary.W_enc, str(dictionary.W_enc.dtype)
+        W, master = dictionary.W_dec, str(dictionary.W_dec.dtype)
     else:
         opened = folder.open_network(network)
         config = opened.config if dtype is None else replace(opened.config, dtype=dtype)
         engine = backends.load_for(backend or "numpy", config)
-        W, master = _features(opened.params), config.master
+        W, master = opened.params.V, config.master
     activations = open_activations(data, W.shape[1])
     found: dict[str, Any] = {} if truth is None else recovery(W, load_truth(truth, W.shape[1]))
     check = Check(activations.store, master, drop_zero_rows)

@@ -287,14 +287,15 @@ def _work(state: State, L: int, counts: Any, peaks: Any) -> Work:
     width, tied = chunk_size(M, L, np.dtype(real).itemsize), "W_dec" not in theta
     z, on, s = cp.empty(max(L * width, M), real), cp.empty(L * width, code), cp.empty(L * M, code)
     aV, gradients = cp.empty((width, d), code), [cp.empty((width, d), real) for _ in range(1 + state.config.untied)]
-    da, c, active, free = cp.empty(M, real), cp.empty(M, code), cp.empty(M, np.int32), cp.zeros(M, np.bool_)
+    da, c, active = cp.empty(M, real), cp.empty(M, code), cp.empty(M, np.int32)
     chunks = []
     for start in range(0, M, width):
         size = min(width, M - start)
         here = slice(start, start + size)
+        held = state.held[here]
         weights = [
-            (theta[name][here], *(moment[here] for moment in state.moments[name]), copy[here], g[:size], held[here])
-            for (name, copy), g, held in zip(low.items(), gradients, (state.held, free), strict=False)
+            (theta[name][here], *(moment[here] for moment in state.moments[name]), copy[here], g[:size], held)
+            for (name, copy), g in zip(low.items(), gradients, strict=False)
         ]
         chunks.append(
             Chunk(

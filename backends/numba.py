@@ -325,7 +325,8 @@ def _sweep(W, V, mW, vW, mV, vV, tied, a, xr, rows, values, first, dense, held, 
                 if not tied:
                     norm = _adamw(V[m], mV[m], vV[m], h, scale, adam)
                     broken[k] |= not 0 < norm < np.inf
-                    _unit(V[m], h, norm)
+                    if not held[m]:
+                        _unit(V[m], h, norm)
 
 
 @njit(nogil=True, cache=True)

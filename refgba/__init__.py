@@ -22,7 +22,7 @@ All of it at work: 32 features in 24 dimensions, two of them in each row, are fo
     >>> state = gba.init(gba.random_params(config, d=24), config)
     >>> for _ in gba.train(state, gba.minibatches(X, config)):
     ...     pass
-    >>> metrics.frr(state.params.W, data.V, tau=0.8)
+    >>> metrics.frr(state.params.V, data.V, tau=0.8)
     1.0
 
 `refgba.runs` trains on files with any of the `backends`; the command line is `cli`.

@@ -61,6 +61,11 @@ class Params:
     W_dec: Array
     theta: Array
 
+    @property
+    def V(self) -> Array:
+        """The decoder rows v_m, (M, d), as in `sae.Params`."""
+        return self.W_dec
+
     def arrays(self) -> dict[str, Array]:
         """The arrays by name, in the order of the fields."""
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -42,7 +42,7 @@ class State:
     """A run between two steps.
 
     buffer: counts and peaks since the last adaptation.  last: those that the last adaptation used, None before the
-    first.  held: (M,) neurons whose w_m no longer turns (see `recipe`).  t: steps done.
+    first.  held: (M,) neurons that no longer turn (see `recipe`).  t: steps done.
     """
 
     config: GBAConfig
@@ -97,13 +97,14 @@ def step(state: State, x: Array) -> Metrics:
     lr = recipe.learning_rate(config, state.t)
     fwd = sae.forward(params, x, config.activation)  # 2. forward
     grads = sae.gradients(params, x, fwd)  # 3. backward, and one optimiser step on everything but b
-    W = params.W
+    W, V = params.W, params.V
     for name in recipe.trained(config, state.t):
         theta, g = getattr(params, name), getattr(grads, name)
         setattr(params, name, state.optimiser[name].update(theta, g, lr, config))
-    params.W = np.where(state.held[:, None], W, unit_rows(params.W))  # 4. renormalise
+    held = state.held[:, None]
+    params.W = np.where(held, W, unit_rows(params.W))  # 4. renormalise
     if params.W_dec is not None:
-        params.W_dec = unit_rows(params.W_dec)
+        params.W_dec = np.where(held, V, unit_rows(params.W_dec))
     state.buffer.add(fwd.y)  # 5. the buffers
     return Metrics(sae.loss(x, fwd.f), np.count_nonzero(fwd.on) / len(x))
 

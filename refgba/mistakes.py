@@ -16,7 +16,7 @@ from refgba import recipe, sae
 from refgba.bias import Buffer
 from refgba.bias import adapt as algorithm_2
 from refgba.sae import Params, unit_rows
-from refgba.stepwise import FORMULAS, THETA, Formula, Step, in_groups, jump
+from refgba.stepwise import FORMULAS, THETA, Formula, Step, in_groups, jump, kept
 
 KERNELS = (1e-3, 1e-2, 0.1, 1.0)  # usual widths of a rectangle in the place of the jump's derivative
 OFFSETS = (1e-12, 1e-8, 1e-6, 1e-5)  # usual numbers beside a norm against division by zero
@@ -258,9 +258,15 @@ def _optimiser(known: Known) -> None:
 
 
 def _renormalise(known: Known) -> None:
-    known["held neurons turn"] = {"W": lambda e: unit_rows(e["moved.W"])}
+    known["held neurons turn"] = {
+        "W": lambda e: unit_rows(e["moved.W"]),
+        "W_dec": lambda e: unit_rows(e["moved.W_dec"]),
+    }
+    known["the detectors of held neurons turn"] = {"W": lambda e: unit_rows(e["moved.W"])}
+    known["the decoders of held neurons turn"] = {"W_dec": lambda e: unit_rows(e["moved.W_dec"])}
     known["the neurons that are not held are held"] = {
-        "W": lambda e: np.where(e["held"][:, None], unit_rows(e["moved.W"]), e.was("W"))
+        "W": lambda e: turned("W", e),
+        "W_dec": lambda e: turned("W_dec", e),
     }
     norms: tuple[tuple[str, Callable[[Any], Any]], ...] = (
         ("{} is not renormalised after the step", lambda A: A),
@@ -273,10 +279,7 @@ def _renormalise(known: Known) -> None:
     for text, unit in (*norms, *((f"{tiny:g} is added to the norm of rows of {{}}", plus(tiny)) for tiny in OFFSETS)):
         known[text.format("W")] = {"W": renormalised("W", unit)}
         known[text.format("W_dec")] = {"W_dec": renormalised("W_dec", unit)}
-    known["W_dec is scaled by the norms of W"] = {"W_dec": lambda e: e["moved.W_dec"] / norm(e["moved.W"])}
-    known["held neurons keep their decoder too"] = {
-        "W_dec": lambda e: np.where(e["held"][:, None], e.was("W_dec"), unit_rows(e["moved.W_dec"]))
-    }
+    known["W_dec is scaled by the norms of W"] = {"W_dec": lambda e: kept(e, "W_dec", lambda V: V / norm(e["moved.W"]))}
     known["W_dec is tied to W"] = {"W_dec": lambda e: e["W"]}
 
 
@@ -487,9 +490,12 @@ def standardised(ddof: int) -> Formula:
 
 def renormalised(theta: str, unit: Callable[[Any], Any]) -> Formula:
     """W or W_dec with another renormalisation."""
-    if theta == "W_dec":
-        return lambda e: unit(e["moved.W_dec"])
-    return lambda e: np.where(e["held"][:, None], e.was("W"), unit(e["moved.W"]))
+    return lambda e: kept(e, theta, unit)
+
+
+def turned(theta: str, e: Step) -> Any:
+    """W or W_dec where held neurons turn and the others do not."""
+    return np.where(e["held"][:, None], unit_rows(e[f"moved.{theta}"]), e.was(theta))
 
 
 def before(name: str) -> Formula:

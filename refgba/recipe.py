@@ -8,10 +8,14 @@ recovery.  The default recipe therefore runs in two phases, with two acts betwee
     form    the first `form` T steps: a small and fixed, b_pre = 0, so that each neuron finds a feature nearly alone
     hold    at their end: neurons that agree with another, cos >= `hold`, keep their direction from here on.  They
             started at random and hardly interacted, so two that ended up alike have found what is in the data (two
-            at cosine 0.85 from one feature are at about 0.7 from each other)
-    untie   from here on each neuron also has a v_m of its own, never held, that begins at its w_m.  The paper's network
-            stays tied, which is `untied` = False: then w_m has to detect and to reconstruct, and does the latter worse
-    fit     the other steps: a, b_pre, the decoder and all neurons not held are trained for reconstruction
+            at cosine 0.92 from one feature are at about 0.85 from each other)
+    untie   from here on each neuron also has a v_m of its own that begins at its w_m; those held keep both.  The
+            paper's network stays tied, which is `untied` = False: then w_m has to detect and to reconstruct, and does
+            the latter worse
+    fit     the other steps: a, b_pre and all neurons not held are trained for reconstruction
+
+The features found are the v_m, the rows of `Params.V`.  Where a neuron is not held its w_m leaves the feature: it has
+to tell rows with it from rows without, and another direction does that better.
 
 Each phase ends with a linear decay of the learning rate over its last `lr_decay` share.  And Algorithm 2 raises not
 only dead neurons but all below `floor` of their target (`bias.adapt`), since frequencies sink while neurons sharpen and
@@ -37,7 +41,7 @@ FIXED: dict[str, Any] = {
     "htf": 0.08,
     "lr": 7.5e-3,
     "floor": 0.5,
-    "form": 0.45,
+    "form": 0.4,
     "lr_decay": 0.5,
     "untied": True,
 }
@@ -118,7 +122,7 @@ def derive(d: int, **given: Any) -> dict[str, Any]:
     """The settings that follow from the dimensions d of the data and, where it is `given`, from M, T and adapt_every.
 
     - width = 8 d, at least 1024.
-    - hold = 0.7, or more in so few dimensions that random neurons agree as well: `agreement_by_chance`.
+    - hold = 0.85, or more in so few dimensions that random neurons agree as well: `agreement_by_chance`.
     - a_init = 1.2 d / M: random tied neurons, of which b = 0 lets half fire, then reconstruct 0.6 of their input,
       whatever M and d are.
     - ADAPTATIONS are spread over the run, and each moves a bias by TRAVEL / ADAPTATIONS of its neuron's peak.  So
@@ -135,7 +139,7 @@ def derive(d: int, **given: Any) -> dict[str, Any]:
         "adapt_every": adapt_every,
         "gamma_minus": gamma,
         "gamma_plus": gamma,
-        "hold": max(0.7, agreement_by_chance(width, d)),
+        "hold": max(0.85, agreement_by_chance(width, d)),
     }
 
 

@@ -114,8 +114,8 @@ def _quantities() -> dict[str, Quantity]:
     return q | {
         "moved.W": Quantity("Md", "line 3, AdamW", lambda e: moved(e, "W")),
         "moved.W_dec": Quantity("Md", "line 3, AdamW", lambda e: moved(e, "W_dec")),
-        "W": Quantity("Md", "line 4, renormalise", _W),
-        "W_dec": Quantity("Md", "line 4, renormalise", lambda e: unit_rows(e["moved.W_dec"])),
+        "W": Quantity("Md", "line 4, renormalise", lambda e: kept(e, "W")),
+        "W_dec": Quantity("Md", "line 4, renormalise", lambda e: kept(e, "W_dec")),
         "a": Quantity("M", "line 3, AdamW", lambda e: moved(e, "a")),
         "b_pre": Quantity("d", "line 3, AdamW", lambda e: moved(e, "b_pre")),
         "seen": Quantity("", "line 5, the buffers, |B_m|", lambda e: e.was("left.seen") + len(e["x"]), "i"),
@@ -192,8 +192,9 @@ def moved(e: Step, theta: str) -> Any:
     return (1 - lr * c.weight_decay) * e.was(theta) - lr * m_hat / (np.sqrt(v_hat) + c.adam_eps)
 
 
-def _W(e: Step) -> Any:
-    return np.where(e["held"][:, None], e.was("W"), unit_rows(e["moved.W"]))
+def kept(e: Step, theta: str, unit: Callable[[Any], Any] = unit_rows) -> Any:
+    """W or W_dec renormalised, but for neurons that are held."""
+    return np.where(e["held"][:, None], e.was(theta), unit(e[f"moved.{theta}"]))
 
 
 def in_groups(e: Step, value: Any) -> Any:

@@ -88,7 +88,8 @@ def step(c, t, rows, was):
         if name in ("W", "W_dec"):  # 4. renormalise
             q["moved." + name] = theta
             new[name] = theta / np.sqrt((theta**2).sum(axis=1, keepdims=True))
-    new["W"] = np.where(held[:, None], W, new["W"])
+    for name in {"W", "W_dec"} & set(new):
+        new[name] = np.where(held[:, None], was[name], new[name])
     # 5. the buffers
     seen = was["left.seen"] + L
     counts = was["left.counts"] + (y > 0).sum(axis=0)
@@ -315,7 +316,14 @@ MUTANTS = [
         {"theta / np.sqrt((theta**2).sum(axis=1, keepdims=True))": "theta / np.sqrt((theta**2).sum(axis=0))"},
         "W", "the columns of W are renormalised, not its rows",
     ),
-    Mutant("held neurons turn", {'new["W"] = np.where(held[:, None], W, new["W"])': "pass"}, "W", "held neurons turn"),
+    Mutant(
+        "held neurons turn", {"new[name] = np.where(held[:, None], was[name], new[name])": "pass"},
+        "W", "held neurons turn",
+    ),
+    Mutant(
+        "the decoders of held neurons turn", {'in {"W", "W_dec"} & set(new)': 'in {"W"}'},
+        "W_dec", "the decoders of held neurons turn",
+    ),
     Mutant(
         "every neuron agrees with itself", {" - 2 * np.eye(M)": ""},
         "held", "every neuron agrees with itself, so all are held",

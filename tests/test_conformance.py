@@ -6,7 +6,7 @@ product, its factors to `u`.  Gates are taken from the backend; where they diffe
 its bound of 0, and how many do is in the table that ends the test run.
 
 Over many steps thresholds amplify rounding and no such bound holds: there float64 keeps 1e-10, float32 1e-5 a step, and
-tf32 and bfloat16 a multiple of `u` that is chosen.  Long runs are compared in outcome, FVU to 10% on this small set;
+tf32 and bfloat16 a multiple of `u` that is chosen.  Long runs are compared in outcome, FVU to 5% on this small set;
 on real activations benchmarks/train.py measures it.
 """
 
@@ -319,7 +319,7 @@ def outcome():
             X = sae.unit_rows(truth.draw(50_000, 52_000).X)
             params = backend.params(state).astype("float64")
             f = sae.forward(params, X, config.activation).f
-            known[name, dtype] = frr(params.W, truth.V, 0.8), sae.loss(X, f) / sae.loss(X, X.mean(axis=0))
+            known[name, dtype] = frr(params.V, truth.V, 0.8), sae.loss(X, f) / sae.loss(X, X.mean(axis=0))
         return known[name, dtype]
 
     return run
@@ -332,4 +332,4 @@ def test_long_runs_agree_in_outcome(name, dtype, outcome):
         expected_fvu = outcome(backends.load("numpy"), "numpy", "float32")[1]
         REPORT[name, dtype].notes.append(f"FRR(0.8) {recovered:.1%}, FVU {fvu:.4f} (reference {expected_fvu:.4f})")
         assert recovered == 1.0
-        assert fvu == pytest.approx(expected_fvu, rel=0.1)  # rounding alone moves the reference by 5% here
+        assert fvu == pytest.approx(expected_fvu, rel=0.05)  # rounding alone moves it by 2% on this set

@@ -133,7 +133,7 @@ def test_a_run_from_bias_0_is_that_of_the_recipe():
     X = model.imbalanced(0).draw(0, 500).X
     config = recipe.default(42, **SMALL | {"steps": 20})
     params, seconds = sensitivity.trained(gba.minibatches(X, config), 42, config, "numpy", 0)
-    np.testing.assert_array_equal(params.W, common.train(X, config, "numpy").W)
+    np.testing.assert_array_equal(params.V, common.train(X, config, "numpy").neurons)
     lower, _ = sensitivity.trained(gba.minibatches(X, config), 42, config, "numpy", 2)
     assert not np.array_equal(params.W, lower.W)
     assert seconds > 0

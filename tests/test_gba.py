@@ -175,8 +175,9 @@ def test_at_the_papers_settings_the_recipe_is_without_effect():
     assert not recipe.agreeing(np.ones((3, 1)), config.hold).any()
 
 
-def test_while_features_form_scale_and_offset_stand_still_and_held_neurons_never_turn_again():
-    config = replace(PAPER, width=30, steps=20, form=0.5, hold=0.999)
+@pytest.mark.parametrize("untied", [False, True])
+def test_while_features_form_scale_and_offset_stand_still_and_held_neurons_never_turn_again(untied):
+    config = replace(PAPER, width=30, steps=20, form=0.5, hold=0.999, untied=untied)
     state = start(config, d=2)  # thirty directions in a plane: some agree
     seen = []
     for _ in gba.train(state, gba.minibatches(rows(d=2), config)):
@@ -190,8 +191,9 @@ def test_while_features_form_scale_and_offset_stand_still_and_held_neurons_never
     cosine = formed.W @ formed.W.T - 2 * np.eye(30)
     assert (state.held == (cosine.max(axis=1) >= 0.999)).all()
     assert 0 < state.held.sum() < 30
-    assert (seen[-1].W == formed.W)[state.held].all()
-    assert (seen[-1].W != formed.W)[~state.held].all()
+    for last in (seen[-1].W, seen[-1].V):
+        assert (last == formed.W)[state.held].all()
+        assert (last != formed.W)[~state.held].all()
 
 
 def test_each_phase_ends_with_a_linear_decay():
@@ -218,9 +220,9 @@ def test_agreement_by_chance_has_probability_one_percent(M, d):
 
 
 def test_hold_follows_the_dimension():
-    assert recipe.default(384, width=3072).hold == 0.7
-    assert recipe.default(32).hold == 0.7
-    assert 0.7 < recipe.default(28).hold == recipe.agreement_by_chance(1024, 28) < recipe.default(16).hold < 1
+    assert recipe.default(384, width=3072).hold == 0.85
+    assert recipe.default(16).hold == 0.85
+    assert 0.85 < recipe.default(12).hold == recipe.agreement_by_chance(1024, 12) < recipe.default(8).hold < 1
     assert recipe.default(2).hold > 0.999
     assert recipe.default(1).hold == 1
 
@@ -255,7 +257,7 @@ def recovered(truth, config, N=50_000):
     state = gba.init(gba.random_params(config, truth.d), config)
     for _ in gba.train(state, gba.minibatches(X, config)):
         pass
-    return state.params.W
+    return state.params.V
 
 
 def test_orthogonal_features_are_recovered_in_seconds():

@@ -54,7 +54,7 @@ def step(config: GBAConfig, t: int, rows: Tensor, state: Values) -> Values:
     got["W"] = torch.where(state["held"][:, None], state["W"], unit_rows(got["W"]))
     if "W_dec" in state:
         got["moved.W_dec"] = got["W_dec"]
-        got["W_dec"] = unit_rows(got["W_dec"])
+        got["W_dec"] = torch.where(state["held"][:, None], state["W_dec"], unit_rows(got["W_dec"]))
 
     seen = state["left.seen"] + len(x)  # 5.
     counts = state["left.counts"] + (got["y"] > 0).sum(dim=0)

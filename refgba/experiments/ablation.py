@@ -101,7 +101,7 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
             config = settings(name, real.train.d, seed=seed, **on_real)
             _append(found[name], frontier.judged(common.evaluated(real, config, backend)[1]))
             config = settings(name, truth.d, seed=seed, **on_known)
-            found[name]["frr"].append(rates(common.train(X, config, backend).W, truth.V))
+            found[name]["frr"].append(rates(common.train(X, config, backend).neurons, truth.V))
         for k in sizes.k:
             tick(f"TopK, K = {k}, seed {seed}")
             baseline = BaselineConfig(method="topk", k=k, lr=sizes.topk_lr, seed=seed, **on_real)

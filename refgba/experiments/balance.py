@@ -70,7 +70,7 @@ def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
             config = recipe.default(
                 sizes.d, width=sizes.M, steps=sizes.steps, batch=sizes.batch, seed=seed, dtype="float32", **given
             )  # fmt: skip
-            cosines[name].append(common.nearest(V, common.train(X, config, backend).W))
+            cosines[name].append(common.nearest(V, common.train(X, config, backend).neurons))
     return {"f": f.tolist(), "cosine": cosines}
 
 

@@ -200,9 +200,11 @@ def climb(X: Array, W: Array, p: float, steps: int) -> Array:
 
 @dataclass(frozen=True)
 class Trained:
-    """Algorithm 1 after its last step: the neurons (M, d), and how often each fired since the last adaptation (M,)."""
+    """Algorithm 1 after its last step: what the neurons stand for, the decoder rows (M, d), and how often each fired
+    since the last adaptation (M,).
+    """
 
-    W: Array
+    neurons: Array
     frequency: Float64
 
 
@@ -210,7 +212,7 @@ def train(X: Array, config: GBAConfig, backend: str) -> Trained:
     """Run Algorithm 1 on rows X (N, d)."""
     engine, state = trained(gba.minibatches(X, config), X.shape[1], config, backend)
     counters = engine.counters(state)
-    return Trained(engine.params(state).W, counters.counts / counters.rows)
+    return Trained(engine.params(state).V, counters.counts / counters.rows)
 
 
 def trained(

@@ -126,7 +126,7 @@ def compared(runs: Sequence[tuple[AnyParams, Evaluation]]) -> dict[str, Any]:
     curves: {score: bins of pooled neurons}, of the mean MCS over B, among neurons that fire.
     """
     seeds = range(len(runs))
-    decoders, encoders = [decoder(params) for params, _ in runs], [params.W for params, _ in runs]
+    decoders, encoders = [params.V for params, _ in runs], [params.W for params, _ in runs]
     found: dict[str, Any] = {name: [round(e.summary()[name], 5) for _, e in runs] for name in ("fvu", "l0", "dead")}
     cosines = {(a, b): mcs(decoders[a], decoders[b]) for a, b in permutations(seeds, 2)}
     means = [np.mean([cosines[a, b] for b in seeds if b != a], axis=0) for a in seeds]  # (M,) each
@@ -145,11 +145,6 @@ def compared(runs: Sequence[tuple[AnyParams, Evaluation]]) -> dict[str, Any]:
     found["spearman"] = {name: list(map(correlation, scores[name], firing)) for name in SCORES}
     found["curves"] = {name: curve(np.concatenate(scores[name]), np.concatenate(firing)) for name in SCORES}
     return found
-
-
-def decoder(params: AnyParams) -> Array:
-    """The rows (M, d) that neurons write: W of tied GBA."""
-    return params.W if params.W_dec is None else params.W_dec
 
 
 def selected(cosines: Array, evaluation: Evaluation) -> Float64:

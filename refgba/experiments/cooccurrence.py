@@ -70,7 +70,7 @@ def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
             X = common.mixture(Pairs(sizes.n, f, rho_2), V, sizes.rows, seed)
             climbed = common.climb(X, W, 1 / sizes.n, sizes.modified_steps)
             frr["Modified BA"][-1].append(common.recovery(common.nearest(V, climbed)))
-            frr["GBA"][-1].append(common.recovery(common.nearest(V, common.train(X, config, backend).W)))
+            frr["GBA"][-1].append(common.recovery(common.nearest(V, common.train(X, config, backend).neurons)))
     return {"rho_2": list(sizes.rho_2), "frr": frr, "bound": sizes.n**-0.5}
 
 

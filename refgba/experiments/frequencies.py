@@ -167,7 +167,7 @@ def on_known(weights: str, sizes: Sizes, backend: str, tick: Tick) -> dict[str, 
         tick(f"known features of {weights} weights, seed {seed}")
         config = recipe.default(sizes.d, width=sizes.M, steps=sizes.known_steps, seed=seed, dtype="float32")
         engine, state = common.trained(gba.minibatches(X, config), sizes.d, config, backend)
-        V.append(engine.params(state).W)
+        V.append(engine.params(state).V)
     W = np.array([V[seed][m] for seed, m in agreed(V)]).reshape(-1, sizes.d)
     nearest = cosine(W, model.V) if len(W) else np.zeros((0, sizes.n))
     feature = np.where(nearest.max(axis=1) >= common.TAU, nearest.argmax(axis=1), -1)
@@ -193,9 +193,9 @@ def on_real(name: str, config: AnyConfig, real: common.Real, sizes: Sizes, backe
     for seed in range(sizes.seeds):
         tick(f"{name}, seed {seed}")
         runs.append(common.evaluated(real, replace(config, seed=seed), backend))
-    V = [params.W if params.W_dec is None else params.W_dec for params, _ in runs]
+    V = [params.V for params, _ in runs]
     features = agreed(V)
-    W = np.array([runs[seed][0].W[m] for seed, m in features]).reshape(-1, real.train.d)
+    W = np.array([V[seed][m] for seed, m in features]).reshape(-1, real.train.d)
     X = unit_rows(np.concatenate(list(real.judged(config))).astype(config.master))
     return {
         "l0": [round(evaluation.l0, 3) for _, evaluation in runs],

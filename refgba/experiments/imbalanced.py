@@ -85,7 +85,7 @@ def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
                 continue
             tick(f"{name}, seed {seed}")
             config = recipe.default(truth.d, width=sizes.M, steps=sizes.steps, seed=seed, dtype="float32", **given)
-            found[name].append(rates(common.train(X, config, backend).W, truth.V))
+            found[name].append(rates(common.train(X, config, backend).neurons, truth.V))
         for name, given in BASELINES.items():
             tried = {}
             for lr in sizes.lr if seed == 0 else (kept[name],):
@@ -116,8 +116,7 @@ def trained(X: Array, config: BaselineConfig, backend: str, W: Array | None = No
     d = X.shape[1]
     params = None if W is None else replace(baselines.random_params(config, d), W=W, W_dec=W)
     engine, state = common.trained(gba.minibatches(X, config), d, config, backend, params)
-    V = engine.params(state).W_dec
-    assert V is not None
+    V: Array = engine.params(state).V
     return V
 
 

@@ -106,7 +106,7 @@ def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
             found[law]["coherence"].append(coherence(V).round(4).tolist())
             found[law]["Modified BA"].append(common.nearest(V, climbed))
             found[law][CENTRED].append(common.nearest(V - V.mean(axis=0), centred))
-            trained = common.train(X, config, backend).W
+            trained = common.train(X, config, backend).neurons
             found[law]["GBA"].append(common.nearest(V, trained))
             found[law][RELATIVE].append(common.nearest(V - V.mean(axis=0), trained))
     # What V1 is held against in `identifiability`: what Gaussian features of this shape reach.

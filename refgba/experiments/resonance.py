@@ -138,7 +138,7 @@ def _ba(X: Array, M: int, p: float, seed: int, sizes: Sizes, backend: str) -> Ar
         X.shape[1], width=M, groups=1, htf=p, form=1.0, steps=sizes.ba_steps, batch=sizes.ba_batch, seed=seed,
         dtype="float32",
     )  # fmt: skip
-    return common.train(X, config, backend).W
+    return common.train(X, config, backend).neurons
 
 
 # ---- what the numbers say --------------------------------------------------------------------------------------------

@@ -92,10 +92,9 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
             evaluation = evaluate(params, config, backends.load_for(backend, config), real.judged(config))
             found: dict[str, Any] = judged(evaluation) | {"seconds": round(seconds, 3)}
             params, seconds = trained(gba.minibatches(X, known), truth.d, known, backend, c)
-            V = params.W if params.W_dec is None else params.W_dec
             found |= {
                 "alive": round(1 - found["dead"], 5),
-                "frr": rates(V, truth.V),
+                "frr": rates(params.V, truth.V),
                 "known_seconds": round(seconds, 3),
             }
             points.append({"method": method, "setting": setting, "seed": seed} | found)
