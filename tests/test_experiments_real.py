@@ -71,7 +71,7 @@ def run_of(V, peak=None, frequency=None, W=None):
     peak = np.linspace(2, 1, M) if peak is None else peak
     frequency = np.linspace(0.1, 0.2, M) if frequency is None else frequency
     evaluation = SimpleNamespace(peak=peak, frequency=frequency, z_score=peak, summary=dict(fvu=0.1, l0=3, dead=0).copy)
-    return SimpleNamespace(W=V if W is None else W, W_dec=V), evaluation
+    return SimpleNamespace(W=V if W is None else W, V=V), evaluation
 
 
 def test_shares_are_over_the_neurons_selected():
