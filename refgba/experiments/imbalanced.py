@@ -168,8 +168,7 @@ def verdict(data: dict[str, Any]) -> str:
         f"{common.grade(checks)}: at cosine 0.8 / 0.9 GBA recovers {shares(gba)} (paper 100 / 100%), TopK at K = 20, "
         f"30, 50 {told(top)} (paper 100 / 98.4, 98.4 / 24.2, 94.5 / 23.4%), in GBA's tied network {told(tied)}; begun "
         f"as the features it keeps {told(truth)}. GBA in a wrong range {shares(wrong)} (paper 38.3 / 3.9%); of the "
-        f"others {best} does best, "
-        f"{shares(mean(data, best))}."
+        f"others {best} does best, {shares(mean(data, best))}."
     )
 
 
