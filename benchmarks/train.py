@@ -20,12 +20,12 @@ import click
 
 from backends import load
 from refgba import gba, recipe
+from refgba.experiments import common
 from refgba.runs import feed
-from refgba.runs.activations import open_activations, survey
 from refgba.runs.evaluation import evaluate
 from refgba.runs.prefetch import prefetched
 
-SEGMENT = 50  # steps
+SEGMENT = 100  # steps
 REST = 0.2  # seconds before a segment: OpenBLAS's threads spin for 0.1 s when a product is done
 
 
@@ -37,9 +37,9 @@ REST = 0.2  # seconds before a segment: OpenBLAS's threads spin for 0.1 s when a
 @click.option("--steps", type=click.IntRange(1), default=4000, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: int, as_json: bool) -> None:
-    rows = open_activations(data)
+    real = common.opened((data, held_out))
+    rows = real.train
     config = recipe.default(rows.d, dtype=dtype, steps=steps)
-    rows, _ = survey(rows, config.master)
     engines = {name: load(name, dtype) for name in names}
     states: dict[str, Any] = {n: e.init(gba.random_params(config, rows.d), config) for n, e in engines.items()}
 
@@ -63,11 +63,10 @@ def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: 
                 float(metrics.loss)  # all of it is done
                 quarters[name][4 * start // steps] += time.perf_counter() - begin
     seconds = {name: sum(times) for name, times in quarters.items()}
-    held = open_activations(held_out, rows.d)
     result: dict[str, Any] = {}
     for name in names:
         params, exact = engines[name].params(states[name]), replace(config, dtype=cast(Any, config.master))
-        judged = evaluate(params, exact, load("numpy"), held.chunks()).summary()  # one judge for all
+        judged = evaluate(params, exact, load("numpy"), real.judged(exact)).summary()  # one judge for all
         result[name] = {"seconds": seconds[name], **{key: judged[key] for key in ("fvu", "l0", "dead")}}
         result[name] |= {"faster": seconds[names[0]] / seconds[name], "quarters": quarters[name]}
         click.echo(

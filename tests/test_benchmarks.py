@@ -1,0 +1,72 @@
+"""The programs in benchmarks/ run, small: what they measure is no test's business, that they can be run is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def rows(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / name for name in ("rows.npy", "held-out.npy")]
+    for path in paths:
+        np.save(path, rng.standard_normal((600, 16)).astype(np.float32))
+    return [str(path) for path in paths]
+
+
+def benchmark(name, *arguments):
+    """What it prints."""
+    command = [sys.executable, str(ROOT / "benchmarks" / name), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_train_compares_whole_runs(rows):
+    pytest.importorskip("numba")
+    said = benchmark("train.py", rows[0], "--held-out", rows[1], "--steps", "4", "--json")
+    result = json.loads(said.splitlines()[-1])
+    assert result["numba"]["fvu"] == pytest.approx(result["numpy"]["fvu"], rel=1e-3)
+    assert result["numpy"]["faster"] == 1
+
+
+def test_step_times_backends_and_floors():
+    said = benchmark(
+        "step.py",
+        "--d",
+        "16",
+        "--width",
+        "64",
+        "--batch",
+        "32",
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+        "--no-peers",
+        "--json",
+    )
+    assert json.loads(said.splitlines()[-1])
+
+
+def test_seeds_sums_up_runs():
+    said = benchmark("seeds.py", "--seeds", "2", "--steps", "3", "--rows", "600")
+    assert [line.split(":")[0] for line in said.splitlines()] == ["seed 0", "seed 1", "FRR(0.8)", "FRR(0.9)"]
+
+
+def test_feed_measures_a_store(tmp_path):
+    said = benchmark(
+        "feed.py", "--gb", "0.002", "--d", "16", "--width", "64", "--batch", "32", "--rounds", "2", "--place",
+        str(tmp_path), "--json",
+    )  # fmt: skip
+    assert json.loads(said.splitlines()[-1])["rows"] > 0
