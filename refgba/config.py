@@ -126,6 +126,7 @@ class GBAConfig(Settings):
     weight_decay: float = _setting(0.0, "AdamW's decoupled weight decay")
     activation: Activation = _setting("jumprelu", "what passes an open gate: w.(x - b_pre), or with relu y itself")
     a_init: float = _setting(1.0, "initial output scale of every neuron (the paper's is not known)")
+    b_init: float = _setting(0.0, "initial bias of every neuron (the paper's is not known)")
     seed: int = _setting(0, "seed of the initial weights and the batch order")
     dtype: Dtype = _setting(
         "float64", "arithmetic of the run; tf32 and bfloat16 round the factors of matrix products, the rest is float32"

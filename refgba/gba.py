@@ -55,7 +55,7 @@ class State:
 
 
 def random_params(config: GBAConfig, d: int) -> Params:
-    """Θ before the first step: random unit w_m, every a_m at `a_init`, b = 0, b_pre = 0.
+    """Θ before the first step: random unit w_m, every a_m at `a_init` and b_m at `b_init`, b_pre = 0.
 
     Where untied, W_dec = W; with forming steps it only comes after them (`begin_fit`).
     """
@@ -63,7 +63,7 @@ def random_params(config: GBAConfig, d: int) -> Params:
     params = Params(
         W=W,
         a=np.full(config.width, config.a_init),
-        b=np.zeros(config.width),
+        b=np.full(config.width, config.b_init),
         b_pre=np.zeros(d),
         W_dec=W.copy() if config.untied and not recipe.forming_steps(config) else None,
     )

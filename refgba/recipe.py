@@ -27,6 +27,7 @@ The experiments behind each choice are in benchmarks/recipe.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -123,8 +124,11 @@ def derive(d: int, **given: Any) -> dict[str, Any]:
 
     - width = 8 d, at least 1024.
     - hold = 0.85, or more in so few dimensions that random neurons agree as well: `agreement_by_chance`.
-    - a_init = 1.2 d / M: random tied neurons, of which b = 0 lets half fire, then reconstruct 0.6 of their input,
-      whatever M and d are.
+    - b_init = -1 / sqrt(d), one standard deviation of w . x for a random w: a neuron begins on 16% of the rows, not on
+      half of them, of which most are soon given up.  Nothing is lost, and a backend that only touches active entries
+      is through its slow beginning sooner.
+    - a_init = 1.2 d / M: random tied neurons then reconstruct half of their input, 1.2 times the 0.40 that
+      E[z^2; z > 1] is for a normal z, whatever M and d are.
     - ADAPTATIONS are spread over the run, and each moves a bias by TRAVEL / ADAPTATIONS of its neuron's peak.  So
       biases get equally far in any run: through the resonance while features form, to their targets afterwards.
     """
@@ -136,6 +140,7 @@ def derive(d: int, **given: Any) -> dict[str, Any]:
     return {
         "width": width,
         "a_init": 1.2 * d / width,
+        "b_init": -1 / math.sqrt(d),
         "adapt_every": adapt_every,
         "gamma_minus": gamma,
         "gamma_plus": gamma,

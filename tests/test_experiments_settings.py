@@ -49,7 +49,7 @@ def test_biases_get_as_far_at_any_interval(name):
 
 def test_no_piece_of_the_recipe_is_left_out_of_the_ablation():
     paper, default = asdict(recipe.paper(D)), asdict(recipe.default(D))
-    ours = {name for name in ("floor", "form", "hold", "lr_decay", "a_init") if default[name] != paper[name]}
+    ours = {name for name in ("floor", "form", "hold", "lr_decay", "a_init", "b_init") if default[name] != paper[name]}
     assert ours == {setting for piece in ablation.PIECES.values() for setting in piece}
     for piece in ablation.PIECES.values():
         assert all(paper[setting] == value for setting, value in piece.items())
@@ -120,23 +120,21 @@ def test_the_piece_that_costs_most_is_named():
 # ---- sensitivity: what is run ----------------------------------------------------------------------------------------
 
 
-def test_biases_begin_where_they_are_told_to_and_all_else_where_it_would():
-    config = recipe.default(D, **SMALL)
-    params, _ = sensitivity.trained([], D, config, "numpy", 3)
-    expected = gba.random_params(config, D)
-    np.testing.assert_allclose(params.b, -3 / np.sqrt(D), rtol=1e-6)
-    for name in ("W", "a", "b_pre"):
-        np.testing.assert_array_equal(getattr(params, name), getattr(expected, name))
+def test_biases_begin_where_they_are_told_to_and_the_recipe_is_one_of_them():
+    sizes = sensitivity.SIZES["quick"]
+    cases = sensitivity.cases(sizes, 64, 10, D, 0)
+    starts = {c: config for method, c, config in cases if method == sensitivity.LOWERED}
+    for c, config in starts.items():
+        np.testing.assert_allclose(gba.random_params(config, D).b, -c / np.sqrt(D), rtol=1e-6)
+    assert starts[1] == recipe.default(D, width=64, steps=10, batch=sizes.batch, dtype="float32")
 
 
-def test_a_run_from_bias_0_is_that_of_the_recipe():
+def test_seconds_are_of_the_run_that_is_returned():
     X = model.imbalanced(0).draw(0, 500).X
     config = recipe.default(42, **SMALL | {"steps": 20})
-    params, seconds = sensitivity.trained(gba.minibatches(X, config), 42, config, "numpy", 0)
+    params, seconds = sensitivity.trained(gba.minibatches(X, config), 42, config, "numpy")
     np.testing.assert_array_equal(params.V, common.train(X, config, "numpy").neurons)
-    lower, _ = sensitivity.trained(gba.minibatches(X, config), 42, config, "numpy", 2)
-    assert not np.array_equal(params.W, lower.W)
-    assert seconds > 0
+    assert 0 < seconds < 60
 
 
 @pytest.mark.parametrize("c", [0, 1, 2, 3])
@@ -153,8 +151,8 @@ def test_topk_gets_the_l0_that_gba_ends_at():
     sizes = sensitivity.SIZES["quick"]
     runs = list(sensitivity.cases(sizes, 256, 800, 42, seed=0))
     [k] = {config.k for method, _, config in runs if method == "TopK"}
-    [config] = {config for method, _, config in runs if method == sensitivity.LOWERED}
-    params, _ = sensitivity.trained(gba.minibatches(X, config), 42, config, "numpy", 0)
+    [config] = {config for method, c, config in runs if method == sensitivity.LOWERED and c == 1}
+    params, _ = sensitivity.trained(gba.minibatches(X, config), 42, config, "numpy")
     x = unit_rows(truth.draw(8000, 10000).X)
     l0 = np.mean(np.count_nonzero((x - params.b_pre) @ params.W.T + params.b > 0, axis=1))
     assert l0 == pytest.approx(k, rel=0.2)

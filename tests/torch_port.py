@@ -31,7 +31,7 @@ def start(config: GBAConfig, W: Tensor) -> Values:
     theta = {"W": unit_rows(W), "a": W.new_full((M,), config.a_init), "b_pre": W.new_zeros(d)}
     if config.untied and forming_steps(config) == 0:
         theta["W_dec"] = theta["W"]
-    state = theta | {"b": W.new_zeros(M), "held": torch.zeros(M, dtype=torch.bool)} | empty_buffers(M)
+    state = theta | {"b": W.new_full((M,), config.b_init), "held": torch.zeros(M, dtype=torch.bool)} | empty_buffers(M)
     for name, value in theta.items():
         state |= {f"m.{name}": 0 * value, f"v.{name}": 0 * value, f"updates.{name}": torch.tensor(0)}
     return state

@@ -37,6 +37,7 @@ PIECES: dict[str, dict[str, Any]] = {  # of `recipe`, each without effect
     "no floor": {"floor": 0.0},
     "no lr_decay": {"lr_decay": 0.0},
     "a_init 1": {"a_init": 1.0},
+    "b_init 0": {"b_init": 0.0},
 }
 GIVEN: dict[str, dict[str, Any]] = {  # what is not as in the default recipe
     DEFAULT: {}, **FEW, **MANY, **BA, **HTF, **LTF, "ReLU": {"activation": "relu"}, "tied": {"untied": False},

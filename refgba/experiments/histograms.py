@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUESTION = (
-    "Neurons that start by firing on half of the rows end up firing as often as their group's target says, because "
+    "Neurons that all start by firing equally often end up firing as often as their group's target says, because "
     "bias adaptation moves their gates out into the tail of their pre-activations."
 )
 TAKES_DATA = True

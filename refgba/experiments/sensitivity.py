@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUESTION = (
-    "GBA is to need no tuning: then it matters little where its biases begin, which the paper leaves at 0, and its "
+    "GBA is to need no tuning: then it matters little where its biases begin, which the paper does not say, and its "
     "learning rate matters no more than TopK's."
 )
 TAKES_DATA = True
@@ -45,8 +45,9 @@ class Sizes:
     """Settings: width and steps on real activations, M and known_steps on the imbalanced set.
 
     lr: learning rates, each about three times the one before.  lowered: biases begin at b = -c / sqrt(d), for each c,
-    the first of them 0.  1 / sqrt(d) is the standard deviation of w . x for a random unit w and rows of unit norm in no
-    particular direction: there c = 0, 1, 2, 3 and 4 let a neuron begin on 50, 16, 2.3, 0.13 and 0.003% of the rows.
+    the first of them 0; the recipe's is 1.  1 / sqrt(d) is the standard deviation of w . x for a random unit w and rows
+    of unit norm in no particular direction: there c = 0, 1, 2, 3 and 4 let a neuron begin on 50, 16, 2.3, 0.13 and
+    0.003% of the rows.
     """
 
     width: int
@@ -87,11 +88,10 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
         on_known = cases(sizes, sizes.M, sizes.known_steps, truth.d, seed, KNOWN_K)
         for (method, setting, config), (_, _, known) in zip(on_real, on_known, strict=True):
             tick(f"{method}, {setting:g}, seed {seed}")
-            c = setting if method == LOWERED else 0.0
-            params, seconds = trained(feed.minibatches(real.train, config), real.train.d, config, backend, c)
+            params, seconds = trained(feed.minibatches(real.train, config), real.train.d, config, backend)
             evaluation = evaluate(params, config, backends.load_for(backend, config), real.judged(config))
             found: dict[str, Any] = judged(evaluation) | {"seconds": round(seconds, 3)}
-            params, seconds = trained(gba.minibatches(X, known), truth.d, known, backend, c)
+            params, seconds = trained(gba.minibatches(X, known), truth.d, known, backend)
             found |= {
                 "alive": round(1 - found["dead"], 5),
                 "frr": rates(params.V, truth.V),
@@ -118,20 +118,13 @@ def cases(
     for lr in sizes.lr:
         yield "TopK", lr, BaselineConfig(method="topk", k=k, lr=lr, **given)
     for c in sizes.lowered:
-        yield LOWERED, c, default
+        yield LOWERED, c, replace(default, b_init=-c / np.sqrt(d))
 
 
-def trained(minibatches: Iterable[Array], d: int, config: AnyConfig, backend: str, c: float) -> tuple[AnyParams, float]:
-    """`common.trained` from biases -c / sqrt(d): the parameters after all minibatches, and the seconds they took."""
-    engine = backends.load_for(backend, config)
-    state = backends.begin(engine, config, d)
-    if c:
-        params = engine.params(state)
-        params.b -= c / np.sqrt(d)
-        state = engine.init(params, config)
+def trained(minibatches: Iterable[Array], d: int, config: AnyConfig, backend: str) -> tuple[AnyParams, float]:
+    """The parameters of a network of any method after all minibatches, and the seconds that took."""
     began = time.perf_counter()
-    for _ in gba.train(state, (engine.put(state, x) for x in minibatches), engine.step, engine.adapt):
-        pass
+    engine, state = common.trained(minibatches, d, config, backend)
     return engine.params(state), time.perf_counter() - began
 
 

@@ -38,7 +38,7 @@ STARTS: tuple[Starts, ...] = ("trace", "own")
 # they reach -1 and 0, and neurons above, at and far below their targets, held and free.
 SMALL: dict[str, Any] = {
     "width": 12, "groups": 3, "steps": 12, "batch": 12, "adapt_every": 3, "lr": 0.02, "weight_decay": 0.1, "hold": 0.6,
-    "a_init": 0.3, "gamma_minus": 1.2, "gamma_plus": 1.8, "seed": 10,
+    "a_init": 0.3, "b_init": -0.2, "gamma_minus": 1.2, "gamma_plus": 1.8, "seed": 11,
 }  # fmt: skip
 
 
