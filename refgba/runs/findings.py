@@ -148,8 +148,8 @@ def _parameters(run: RunData) -> Said:
     if a is not None and (a <= 0).any():
         yield (
             f"{int((a <= 0).sum()):,} neurons ({percent(float(np.mean(a <= 0)))}) have an output scale a of 0 or less: "
-            "they add nothing, or their direction's opposite.  A held copy of a direction takes back so what other copies "
-            "add too much.",
+            "they add nothing, or their direction's opposite, as a held copy of a direction does to take back what "
+            "other copies add too much.",
             "Neurons",
         )
     if run.gba is not None and b is not None and (b <= -1).any():
