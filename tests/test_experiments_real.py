@@ -139,6 +139,7 @@ def network(method, l0, share, setting=None):
     [
         (0.5, 0.2, "Reproduced: of 32 comparisons (threshold by selection) GBA (L0 10) is above TopK (K = 8) in"),
         ([0.5, 0.5, 0.5, 0.1], 0.2, "Reproduced in part"),
+        ([0.5, 0.1, 0.1, 0.1], 0.2, "Not reproduced"),  # above in a quarter of them
         (0.1, 0.2, "Not reproduced"),
         (0.0, 0.0, "Not reproduced"),  # nothing found by either is no win
         (1.0, 1.0, "Reproduced"),  # everything found by both is no loss
