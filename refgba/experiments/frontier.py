@@ -51,8 +51,8 @@ SIZES = {
         lr=(1e-3, 3e-3), seeds=1,
     ),
     "full": Sizes(
-        width=0, steps=4000, k=(32, 64), htf=(0.01, 0.02), l1=(0.03, 0.08), jumprelu=(0.0007, 0.002), lr=(1e-3, 3e-3),
-        seeds=3,
+        width=0, steps=4000, k=(32, 45, 64), htf=(0.01, 0.02), l1=(0.03, 0.08), jumprelu=(0.0007, 0.002),
+        lr=(1e-3, 3e-3), seeds=3,
     ),
 }  # fmt: skip
 
