@@ -125,8 +125,8 @@ def derive(d: int, **given: Any) -> dict[str, Any]:
     - width = 8 d, at least 1024.
     - hold = 0.85, or more in so few dimensions that random neurons agree as well: `agreement_by_chance`.
     - b_init = -1 / sqrt(d), one standard deviation of w . x for a random w: a neuron begins on 16% of the rows, not on
-      half of them, of which most are soon given up.  Nothing is lost, and a backend that only touches active entries
-      is through its slow beginning sooner.
+      half of them, of which most are soon given up.  Runs of some thousand steps lose nothing, shorter ones some
+      recovery, and a backend that only touches active entries is through its slow beginning sooner.
     - a_init = 1.2 d / M: random tied neurons then reconstruct half of their input, 1.2 times the 0.40 that
       E[z^2; z > 1] is for a normal z, whatever M and d are.
     - ADAPTATIONS are spread over the run, and each moves a bias by TRAVEL / ADAPTATIONS of its neuron's peak.  So
