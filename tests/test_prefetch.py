@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import closing
+from itertools import count
 
 import pytest
 
-from refgba.runs.prefetch import prefetched
+from refgba.runs.prefetch import in_order, prefetched
 
 
 def test_items_come_in_order_and_all():
@@ -57,4 +59,34 @@ def test_what_it_takes_from_is_closed_in_turn():
     assert next(items) == 0
     items.close()
     assert closed
+    assert threading.active_count() == before
+
+
+def test_in_order_keeps_the_order_whatever_takes_longest():
+    def slow(i):
+        time.sleep(0.002 * (i % 5 == 0))
+        return i * i
+
+    assert list(in_order(slow, range(100))) == [i * i for i in range(100)]
+
+
+def test_in_order_takes_no_more_ahead_than_asked():
+    taken = []
+    with closing(in_order(int, (taken.append(i) or i for i in count()), ahead=5)) as results:
+        for i in range(20):
+            assert next(results) == i
+            assert len(taken) <= i + 6
+
+
+def test_what_the_work_raises_comes_at_its_place_and_the_threads_end():
+    def work(i):
+        if i == 7:
+            raise OSError("seven")
+        return i
+
+    before = threading.active_count()
+    results = in_order(work, range(1000))
+    assert [next(results) for _ in range(7)] == list(range(7))
+    with pytest.raises(OSError, match="seven"):
+        next(results)
     assert threading.active_count() == before

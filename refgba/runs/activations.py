@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from threading import local
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from refgba.errors import InputError
-from refgba.runs.store import Raw, Store, open_store, stored, values
+from refgba.runs.prefetch import in_order
+from refgba.runs.store import Raw, Shard, Store, open_store, stored, values
 from refgba.streams import stream
-from refgba.types import Array, Float64, Int64
+from refgba.types import Array, Float64, Int64, Mask
 
 BLOCK = 2**20  # bytes, about
+PIECE = 2**18  # bytes of rows that are looked at together: they stay in a core's cache
 WINDOW = 2**28  # bytes of rows that `feed` shuffles among themselves, about
 
 
@@ -63,12 +68,15 @@ class Activations:
         """(blocks,) how many rows of each block count."""
         return np.diff(self.begins - np.searchsorted(self.dropped, self.begins))
 
-    def stored(self, k: int) -> Raw:
-        """Block k as it is stored, with all its rows; InputError when it is not what the survey saw."""
+    def stored(self, k: int, into: Raw | None = None) -> Raw:
+        """Block k as it is stored, with all its rows, or written to `into`.
+
+        InputError when it is not what the survey saw.
+        """
         start, stop = int(self.begins[k]), int(self.begins[k + 1])
         i = int(np.searchsorted(self.store.starts, start, side="right")) - 1
         shard, first = self.store.shards[i], int(self.store.starts[i])
-        raw = shard.read(start - first, stop - first)
+        raw = shard.read(start - first, stop - first, into)
         if self.crc is not None and zlib.crc32(raw.data) != self.crc[k]:
             raise InputError(
                 f"{shard.path}: rows {start - first} to {stop - first - 1} are not those that were checked before "
@@ -76,16 +84,24 @@ class Activations:
             )
         return raw
 
-    def read(self, blocks: Int64) -> Raw:
-        """The rows that count of these blocks, as they are stored, (Σ counts[blocks], d)."""
-        rows, at = np.empty((int(self.counts[blocks].sum()), self.d), stored(self.store.dtype)), 0
-        for k in blocks.tolist():
-            raw, n = self.stored(k), int(self.counts[k])
-            if n < len(raw):
+    def read(self, blocks: Int64, room: Raw | None = None) -> Raw:
+        """The rows that count of these blocks, as they are stored, (Σ counts[blocks], d).
+
+        room: an array of more rows, the first of which they become; where there is none it is made.
+        """
+        ends = np.cumsum(self.counts[blocks])
+        rows = np.empty((int(ends[-1]), self.d), stored(self.store.dtype)) if room is None else room[: ends[-1]]
+
+        def place(i: int) -> None:
+            k, n = int(blocks[i]), int(self.counts[blocks[i]])
+            into = rows[ends[i] - n : ends[i]]
+            if n == self.begins[k + 1] - self.begins[k]:
+                self.stored(k, into)
+            else:
                 here = slice(*np.searchsorted(self.dropped, self.begins[k : k + 2]))
-                raw = np.delete(raw, self.dropped[here] - self.begins[k], axis=0)
-            rows[at : at + n] = raw
-            at += n
+                into[:] = np.delete(self.stored(k), self.dropped[here] - self.begins[k], axis=0)
+
+        deque(in_order(place, range(len(blocks))), 0)
         return rows
 
     def sample(self, rows: int, size: int) -> Iterator[Array]:
@@ -200,10 +216,14 @@ class Check:
         self.seen = 0  # rows of the store
         self.dropped = np.empty(0, np.int64)  # sorted
 
+    def fits(self, norm: Float64) -> Mask:
+        """Which rows of these norms can be computed on."""
+        fits: Mask = (norm >= self.tiny) & (norm <= self.largest)  # False for NaN
+        return fits
+
     def __call__(self, x: Array) -> Array:
         """The rows of x (rows, d) that count; InputError names the first that is not finite or squares out of range."""
-        norm = _norms(x)
-        fits = (norm >= self.tiny) & (norm <= self.largest)  # False for NaN
+        fits = self.fits(_norms(x))
         if not fits.all():
             for l in np.flatnonzero(~fits):
                 zero = not x[l].any()
@@ -236,6 +256,20 @@ def _norms(x: Array) -> Float64:
     return norms
 
 
+def _sum(x: Array, norm: Float64) -> Float64:
+    """The sum of the rows x (L, d), each over its norm: (d,)."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # rows that do not count are told by `Check`
+        total: Float64 = np.einsum("l,ld->d", 1 / norm, x)  # not BLAS, whose threads would meet those of `in_order`
+    return total
+
+
+def _pieces(raw: Raw) -> Iterator[tuple[Array, slice]]:
+    """Stored rows in float64, as many at a time as a core's cache holds, and where they are."""
+    rows = max(1, PIECE // (8 * raw.shape[1]))
+    for l in range(0, len(raw), rows):
+        yield values(raw[l : l + rows]).astype(np.float64), slice(l, l + rows)
+
+
 def survey(
     data: Activations, dtype: str = "float64", drop_zero_rows: bool = False, tick: Callable[[int], object] = id
 ) -> tuple[Activations, Survey]:
@@ -246,18 +280,37 @@ def survey(
     checksum is not that of `meta.json`.  It also refuses rows that all point the same way.
     """
     check = Check(data.store, dtype, drop_zero_rows)
-    shards = dict(zip(data.store.starts.tolist(), data.store.shards, strict=False))  # by their first row
+    starts = set(data.store.starts.tolist())
     crc = np.zeros(len(data.counts), np.uint32)
     total, count = np.zeros(data.d), 0
-    for k in range(len(crc)):
-        if int(data.begins[k]) in shards:
-            shards[int(data.begins[k])].verify()  # and so its blocks are in the cache
-        raw = data.stored(k)
-        crc[k] = zlib.crc32(raw.data)
-        x = check(values(raw).astype(np.float64))
-        total += (1 / _norms(x)) @ x
-        count += len(x)
-        tick(len(raw))
+
+    rooms = local()  # a thread's own: new memory for every block would cost more than what is done with it
+
+    def look(k: int) -> tuple[int, Float64, Float64]:
+        """Checksum, norms, and the sum of the rows at unit norm."""
+        if not hasattr(rooms, "room"):
+            rooms.room = np.empty((data.block, data.d), stored(data.store.dtype))
+        raw = data.stored(k, rooms.room[: data.begins[k + 1] - data.begins[k]])
+        norm, part = np.empty(len(raw)), np.zeros(data.d)
+        for x, at in _pieces(raw):
+            norm[at] = _norms(x)
+            part += _sum(x, norm[at])
+        return zlib.crc32(raw.data), norm, part
+
+    with (
+        closing(in_order(Shard.verify, data.store.shards, ahead=2)) as verified,
+        closing(in_order(look, range(len(crc)))) as seen,
+    ):
+        for k, (crc[k], norm, part) in enumerate(seen):
+            if int(data.begins[k]) in starts:
+                next(verified)
+            if check.fits(norm).all():
+                check.seen += len(norm)
+                total, count = total + part, count + len(norm)
+            else:
+                x = check(values(data.stored(k)).astype(np.float64))
+                total, count = total + _sum(x, _norms(x)), count + len(x)
+            tick(len(norm))
     if count == 0:
         raise InputError(f"{data.store.path}: every row is all zeros")
     variance = 1 - float(np.sum((total / count) ** 2))  # the mean of ||x||^2 is 1

@@ -11,7 +11,9 @@ but its number.  Where one window holds all rows the minibatches are those of `r
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -19,11 +21,13 @@ import numpy as np
 
 from refgba.config import Settings
 from refgba.runs.activations import Activations
-from refgba.runs.prefetch import prefetched
-from refgba.runs.store import Raw, values
+from refgba.runs.prefetch import THREADS, prefetched
+from refgba.runs.store import Raw, stored, values
 from refgba.sae import unit_rows
 from refgba.streams import stream
 from refgba.types import Array, Int64
+
+PIECE = 2**17  # bytes of rows that are scaled at a time: they stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -57,25 +61,39 @@ def minibatches(data: Activations, config: Settings, start: int = 0) -> Iterator
     """
     L, left = config.batch, config.steps - start
     coming = windows(data.counts, data.windows, config.seed, start * L)
-    parts: list[Raw] = []
-    missing = L
-    with closing(prefetched(_loaded(data, coming), depth=1)) as loaded:
+    x, filled = np.empty((L, data.d), config.master), 0
+    share = -(-L // (2 * THREADS))  # rows that a thread takes at a time
+    with closing(prefetched(_loaded(data, coming), depth=1)) as loaded, ThreadPoolExecutor(THREADS) as pool:
         while left:
             rows, order = next(loaded)
             at = 0
             while at < len(order) and left:
-                part = rows[order[at : at + missing]]
-                parts.append(part)
-                at, missing = at + len(part), missing - len(part)
-                if missing == 0:
-                    yield unit_rows(values(np.concatenate(parts)).astype(config.master))
-                    parts, missing, left = [], L, left - 1
+                here = order[at : at + L - filled]
+                parts = [(rows, here[l : l + share], x[filled + l :]) for l in range(0, len(here), share)]
+                deque(pool.map(_scale, *zip(*parts, strict=True)), 0)
+                at, filled = at + len(here), filled + len(here)
+                if filled == L:
+                    yield x
+                    x, filled, left = np.empty_like(x), 0, left - 1
+
+
+def _scale(rows: Raw, picked: Int64, into: Array) -> None:
+    """The picked rows at unit norm, into the first of `into`."""
+    size = max(1, PIECE // (into.shape[1] * into.itemsize))
+    for l in range(0, len(picked), size):
+        piece = picked[l : l + size]
+        into[l : l + len(piece)] = unit_rows(values(rows[piece]).astype(into.dtype))
 
 
 def _loaded(data: Activations, windows: Iterator[Window]) -> Iterator[tuple[Raw, Int64]]:
     """The rows of each window as they are stored, and the order in which they are still to be taken."""
-    held, rows = np.empty(0, np.int64), np.empty(0)
+    rooms = [np.empty((0, data.d))] * 2  # by turns: one is in use while the other is filled
+    held, rows = np.empty(0, np.int64), rooms[0]
     for window in windows:
         if not np.array_equal(window.blocks, held):  # where one window holds all, it is read once
-            held, rows = window.blocks, data.read(window.blocks)
+            room, needed = rooms.pop(0), int(data.counts[window.blocks].sum())
+            if len(room) < needed:
+                room = np.empty((needed, data.d), stored(data.store.dtype))
+            rooms.append(room)
+            held, rows = window.blocks, data.read(window.blocks, room)
         yield rows, window.order[window.skip :]

@@ -1,13 +1,22 @@
-"""Prepare what comes next while the present is in use: minibatches are read and normalised in a thread of their own."""
+"""Prepare what comes next while the present is in use, in threads: reading, checking and scaling rows.
+
+NumPy, hashlib and zlib let other threads run while they work, so this takes as many cores as there are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Semaphore, Thread
 from typing import TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
+
+THREADS = min(8, os.cpu_count() or 1)
 
 
 def prefetched(items: Iterator[T], depth: int = 2) -> Generator[T]:
@@ -44,3 +53,22 @@ def prefetched(items: Iterator[T], depth: int = 2) -> Generator[T]:
         wanted = False
         room.release()
         thread.join()
+
+
+def in_order(work: Callable[[S], T], items: Iterable[S], ahead: int = 2 * THREADS) -> Generator[T]:
+    """work(item) for each item, in their order, computed by THREADS threads, up to `ahead` items before they are asked.
+
+    What `work` raises is raised here, at its place.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        begun: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                begun.append(pool.submit(work, item))
+                if len(begun) > ahead:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for future in begun:
+                future.cancel()

@@ -54,10 +54,10 @@ class Shard:
     swapped: bool = False  # whether numbers are stored with the highest byte first
     sha256: str | None = None  # of the whole file, where meta.json says
 
-    def read(self, start: int, stop: int) -> Raw:
-        """Rows start..stop as they are stored; InputError when they are not there any more."""
-        rows = np.empty((stop - start, self.d), stored(self.dtype).newbyteorder(">" if self.swapped else "="))
-        view = rows.reshape(-1).view(np.uint8).data  # a memoryview cannot cast a byte order that is not its own
+    def read(self, start: int, stop: int, into: Raw | None = None) -> Raw:
+        """Rows start..stop as they are stored, or written to `into`; InputError when they are not there any more."""
+        rows = np.empty((stop - start, self.d), stored(self.dtype)) if into is None else into
+        view = rows.reshape(-1).view(np.uint8).data
         done = 0
         try:
             with self.path.open("rb", buffering=0) as file:
@@ -70,7 +70,7 @@ class Shard:
                     done += got
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from None
-        return rows.astype(stored(self.dtype)) if self.swapped else rows
+        return rows.byteswap(inplace=True) if self.swapped else rows
 
     def verify(self) -> None:
         """InputError when the file has a checksum and it is not that."""
