@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SAMPLE := refgba/experiments/data/minilm-l3-mlp
 
 .PHONY: setup demo tutorial test test-all lint bench gpu
 
@@ -48,3 +49,11 @@ gpu:
 	$(PYTHON) benchmarks/step.py --adaptation --only cupy --dtype all --d 1536 --width 65536 --batch 4096 --rounds 5
 	for L in 512 2048 4096 8192; do $(PYTHON) benchmarks/step.py --only cupy --only 'torch cuda' --dtype all \
 		--d 1536 --width 65536 --batch $$L --rounds 5 || exit 1; done
+	for dtype in bfloat16 tf32 float32; do $(PYTHON) benchmarks/kernels.py --dtype $$dtype || exit 1; done
+	$(PYTHON) benchmarks/train.py $(SAMPLE).npy --held-out $(SAMPLE).heldout.npy --steps 1000 \
+		--backend numpy --backend cupy
+	$(PYTHON) benchmarks/feed.py --gb 8 --d 1536 --width 65536 --batch 4096 --backend cupy --dtype bfloat16
+	if command -v compute-sanitizer; then for tool in memcheck racecheck; do compute-sanitizer --tool $$tool \
+		--error-exitcode 1 $(PYTHON) -m pytest -m gpu -p no:cacheprovider -k test_one_step_and || exit 1; done; fi
+	$(PYTHON) benchmarks/step.py --only cupy --dtype bfloat16 --no-peers --d 1536 --batch 4096 --rounds 3 \
+		--width 262144 --width 1048576

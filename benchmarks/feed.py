@@ -2,10 +2,11 @@
 
     python benchmarks/feed.py --gb 20
 
-Makes a store of that size in a temporary folder (of random rows: only their number matters) and trains on it with the
-numba backend, SEGMENT steps in turns: on rows held in memory, and on the store, with its shards in the page cache or,
-in other rounds, dropped from it before every segment.  Memory is what the process holds (resident) beyond what it did
-with the model and its first step; page cache is not counted, since it is given up when something else needs it.
+Makes a store of that size in a temporary folder (of random rows: only their number matters) and trains on it, SEGMENT
+steps in turns: on rows held in memory, and on the store, with its shards in the page cache or, in other rounds, dropped
+from it before every segment.  A step on the store takes longer by as much as training waits for rows.  Memory is what
+the process holds (resident) beyond what it did with the model and its first step; page cache is not counted, since it
+is given up when something else needs it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -42,10 +43,17 @@ ROWS = 65536  # held in memory
 @click.option("--width", default=8192, show_default=True)
 @click.option("--batch", default=512, show_default=True)
 @click.option("--rounds", default=25, show_default=True)
+@click.option("--backend", default="numba", show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--place", type=Path, default=Path(tempfile.gettempdir()), show_default=True, help="where the store goes")
 @click.option("--json", "as_json", is_flag=True)
-def main(gb: float, d: int, width: int, batch: int, rounds: int, seed: int, place: Path, as_json: bool) -> None:
+def main(
+    gb: float, d: int, width: int, batch: int, rounds: int, backend: str, dtype: str, seed: int, place: Path,
+    as_json: bool,
+) -> None:  # fmt: skip
+    engine = load(backend, dtype)
+    config = recipe.default(d, width=width, batch=batch, dtype=cast(Any, dtype), steps=10**6, form=0.0, seed=seed)
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((ROWS, d)).astype(np.float16)
     with tempfile.TemporaryDirectory(dir=place) as folder:
@@ -55,12 +63,11 @@ def main(gb: float, d: int, width: int, batch: int, rounds: int, seed: int, plac
                 writer.append(X[rng.permutation(ROWS)])
         data = open_activations(store)
         begin = time.perf_counter()
-        data, _ = survey(data, "float32")
+        data, _ = survey(data, config.master)
         result: dict[str, Any] = {"rows": len(data), "survey_gb_s": gb / (time.perf_counter() - begin)}
-        config = recipe.default(d, width=width, batch=batch, dtype="float32", steps=10**6, form=0.0, seed=seed)
-        result |= _alone(data, config) | _training(data, X, config, rounds)
+        result |= _alone(data, config) | _training(engine, data, X, config, rounds)
     click.echo(
-        f"{gb:g} GB, {result['rows']} rows of d {d} in float16; M {width}, L {batch}, float32, "
+        f"{gb:g} GB, {result['rows']} rows of d {d} in float16; M {width}, L {batch}, {backend}, {dtype}, "
         f"windows of {len(data.counts) // data.windows} MiB\n"
         f"survey            {result['survey_gb_s']:8.2f} GB a second\n"
         f"feeding alone     {result['warm_rows_s']:8.0f} rows a second, warm; {result['cold_rows_s']:.0f} cold\n"
@@ -102,9 +109,9 @@ def _alone(data: Any, config: Any) -> dict[str, float]:
     return found
 
 
-def _training(data: Any, X: Array, config: Any, rounds: int) -> dict[str, float]:
+def _training(engine: Any, data: Any, X: Array, config: Any, rounds: int) -> dict[str, float]:
     """Steps on rows in memory and on the store, in turns."""
-    engine, found = load("numba", config.dtype), {}
+    found: dict[str, float] = {}
     params = gba.random_params(config, data.d)
     # Gates as after adaptation, 2% of them open, and nothing learned: which rows come is all that differs.
     params.b[:] = -2.05 / np.sqrt(data.d)

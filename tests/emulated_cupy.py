@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections import Counter
 from pathlib import Path
@@ -329,7 +330,7 @@ class Event:
 
     def record(self, stream=None):
         self._stream, self._reached = stream or get_current_stream(), (reached := [])
-        self._stream._do(lambda: reached.append(True))
+        self._stream._do(lambda: reached.append(time.perf_counter()))
 
     @property
     def done(self):
@@ -543,6 +544,13 @@ def _gemm_ex(handle, transa, transb, m, n, k, alpha, A, Atype, lda, B, Btype, ld
     _check_guards("gemmEx")
 
 
+def _get_elapsed_time(start, end):
+    """Milliseconds, of events that have happened."""
+    assert start._reached, "cudaErrorNotReady"
+    assert end._reached, "cudaErrorNotReady"
+    return 1e3 * (end._reached[0] - start._reached[0])
+
+
 cuda = SimpleNamespace(
     Device=Device,
     Event=Event,
@@ -553,6 +561,7 @@ cuda = SimpleNamespace(
     device=SimpleNamespace(get_cublas_handle=lambda: Device.cublas_handle),
     get_cublas_handle=lambda: Device.cublas_handle,
     get_current_stream=get_current_stream,
+    get_elapsed_time=_get_elapsed_time,
     is_available=lambda: True,
     memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     runtime=SimpleNamespace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engines import engine
+
+import backends
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,6 +61,35 @@ def test_step_times_backends_and_floors():
         "--json",
     )
     assert json.loads(said.splitlines()[-1])
+
+
+def test_kernels_tells_the_parts_of_a_step(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    kernels, step = importlib.import_module("kernels"), importlib.import_module("step")
+    s = step.Setting(32, 64, 16, 0.1, "bfloat16", 1, 2, 4000, True, ("cupy",), False, False)
+    with engine("cupy emulated") as backend:
+        told = kernels.measured(backend, s)
+    parts = told["parts"]
+    own = {"center", "gate", "scale_rows", "residual", "gate_gradient", "adamw_rows"}  # "adamw" is of what it trains
+    products = {"product (16, 32) (32, 64)", "product (16, 64) (64, 32)", "product (1, 64) (64, 32)"}
+    assert own | products <= set(parts)
+    assert parts["product (16, 32) (32, 64)"]["times"] == 2  # x W^T and r V^T
+    assert parts["product (64, 16) (16, 32)"]["times"] == 2  # the gradients of W and of W_dec
+    assert parts["adamw_rows"]["times"] == 2  # W and W_dec
+    assert sum(part["ms"] for part in parts.values()) == pytest.approx(told["ms"])
+    assert all(part["tflop_s"] > 0 for name, part in parts.items() if name.startswith("product"))
+
+
+def test_kernels_needs_a_gpu_and_says_so():
+    if backends.status()["cupy"] is None:
+        pytest.skip("there is a GPU")
+    command = [sys.executable, str(ROOT / "benchmarks" / "kernels.py")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert done.returncode == 2
+    assert "cupy" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_seeds_sums_up_runs():

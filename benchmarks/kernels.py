@@ -1,0 +1,119 @@
+"""Where a step of the GPU backend spends its time: every kernel and matrix product between two CUDA events.
+
+    python benchmarks/kernels.py --d 1536 --width 65536 --batch 4096 --dtype bfloat16
+
+Told of each, by its name or its shape: how often a step runs it, how long that takes, what share of the step that is,
+and how fast it is, in numbers that can be held against the device's: TFLOP/s of a product, and for a kernel its
+arguments' bytes a second, each counted once (AdamW reads and writes most of its own).  "the rest" is what lies between:
+sums of a few numbers, waiting for rows, and the host where it is slower than the device.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import click
+from step import BATCHES, DTYPES, Data, Setting, environment
+
+WARM = 3  # steps that are not counted: kernels are loaded, cuBLAS chooses
+
+
+class Clock:
+    """What a device runs, each with its work and the two events it lies between."""
+
+    def __init__(self, cupy: Any, device: Any) -> None:
+        """Listens to `device` from now on."""
+        self.cupy, self.spans = cupy, list[tuple[str, float, Any, Any]]()
+        launch, product = device.launch, device.product
+
+        def launched(name: str, blocks: int, block: tuple[int, ...], *arguments: Any) -> None:
+            moved = sum(int(a.nbytes) for a in arguments if getattr(a, "ndim", 0))
+            self.between(name, moved, lambda: launch(name, blocks, block, *arguments))
+
+        def multiplied(A: Any, B: Any, C: Any, **how: Any) -> None:
+            (m, n), k = C.shape, A.shape[0 if how.get("tA") else 1]
+            self.between(f"product ({m}, {k}) ({k}, {n})", 2.0 * m * k * n, lambda: product(A, B, C, **how))
+
+        device.launch, device.product = launched, multiplied
+
+    def between(self, name: str, work: float, run: Callable[[], object]) -> None:
+        start, end = self.event(), self.cupy.cuda.Event()
+        run()
+        end.record()
+        self.spans.append((name, work, start, end))
+
+    def event(self) -> Any:
+        event = self.cupy.cuda.Event()
+        event.record()
+        return event
+
+    def ms(self, start: Any, end: Any) -> float:
+        end.synchronize()
+        return float(self.cupy.cuda.get_elapsed_time(start, end))
+
+
+def measured(backend: Any, s: Setting) -> dict[str, Any]:
+    """Milliseconds of a step, and of each part of it: how often, ms, share, and TFLOP/s or GB/s."""
+    data = Data(s)
+    config = s.config(s.dtype)
+    state = backend.init(data.params.astype(config.master), config)
+    batches = [backend.put(state, x.astype(config.master)) for x in data.x]
+    clock = Clock(backend.cp, state.device)
+    for i in range(WARM):
+        backend.step(state, batches[i % BATCHES])
+    clock.spans.clear()
+    begin = clock.event()
+    for i in range(s.rounds):
+        backend.step(state, batches[i % BATCHES])
+    whole = clock.ms(begin, clock.event()) / s.rounds
+    parts: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for name, work, start, end in clock.spans:
+        parts[name] = [a + b for a, b in zip(parts[name], (1, clock.ms(start, end), work), strict=True)]
+    told = {}
+    for name, (times, ms, work) in sorted(parts.items(), key=lambda item: -item[1][1]):
+        rate = "tflop_s" if name.startswith("product") else "gb_s"
+        speed = work / ms * (1e-9 if rate == "tflop_s" else 1e-6) if ms else 0.0
+        told[name] = {"times": times / s.rounds, "ms": ms / s.rounds, rate: speed}
+    told["the rest"] = {"times": 1, "ms": whole - sum(part["ms"] for part in told.values())}
+    return {"ms": whole, "parts": told}
+
+
+@click.command(context_settings={"show_default": True}, help=(__doc__ or "").partition("\n")[0])
+@click.option("--d", type=click.IntRange(2), default=1536, help="dimensions")
+@click.option("--width", type=click.IntRange(1), default=65536, help="M, neurons")
+@click.option("--batch", type=click.IntRange(1), default=4096, help="L, rows")
+@click.option("--density", type=click.FloatRange(0, 1, min_open=True), default=0.02, help="share of neurons active")
+@click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16")
+@click.option("--rounds", type=click.IntRange(1), default=20, help="steps that are counted")
+@click.option("--untied", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
+def main(as_json: bool, **given: Any) -> None:
+    import backends
+    from refgba.errors import InputError
+
+    s = Setting(threads=1, steps=4000, only=("cupy",), peers=False, adaptation=False, **given)
+    try:
+        result = measured(backends.load("cupy", s.dtype), s)
+    except InputError as error:
+        raise click.UsageError(str(error)) from None
+    click.echo(
+        f"d {s.d}, M {s.width}, L {s.batch}, {s.dtype}, {'untied' if s.untied else 'tied'}: {result['ms']:.3f} ms"
+    )
+    longest = max(map(len, result["parts"]))
+    for name, part in result["parts"].items():
+        speed = f"{part['tflop_s']:9.1f} TFLOP/s" if "tflop_s" in part else f"{part.get('gb_s', 0):9.0f} GB/s"
+        click.echo(
+            f"{name:{longest}}  {part['times']:5g} times  {part['ms']:9.3f} ms  {part['ms'] / result['ms']:6.1%}"
+            + (f"  {speed}" if name != "the rest" else "")
+        )
+    told = environment()
+    click.echo(f"GPU: {told['gpu']}; {', '.join(f'{name} {version}' for name, version in told['versions'].items())}")
+    if as_json:
+        click.echo(json.dumps(result | {"setting": vars(s) | told}, default=str))
+
+
+if __name__ == "__main__":
+    main()
