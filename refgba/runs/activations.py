@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from threading import local
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,6 @@ from refgba.streams import stream
 from refgba.types import Array, Float64, Int64, Mask
 
 BLOCK = 2**20  # bytes, about
-PIECE = 2**18  # bytes of rows that are looked at together: they stay in a core's cache
 WINDOW = 2**28  # bytes of rows that `feed` shuffles among themselves, about
 
 
@@ -263,13 +261,6 @@ def _sum(x: Array, norm: Float64) -> Float64:
     return total
 
 
-def _pieces(raw: Raw) -> Iterator[tuple[Array, slice]]:
-    """Stored rows in float64, as many at a time as a core's cache holds, and where they are."""
-    rows = max(1, PIECE // (8 * raw.shape[1]))
-    for l in range(0, len(raw), rows):
-        yield values(raw[l : l + rows]).astype(np.float64), slice(l, l + rows)
-
-
 def survey(
     data: Activations, dtype: str = "float64", drop_zero_rows: bool = False, tick: Callable[[int], object] = id
 ) -> tuple[Activations, Survey]:
@@ -284,18 +275,12 @@ def survey(
     crc = np.zeros(len(data.counts), np.uint32)
     total, count = np.zeros(data.d), 0
 
-    rooms = local()  # a thread's own: new memory for every block would cost more than what is done with it
-
     def look(k: int) -> tuple[int, Float64, Float64]:
         """Checksum, norms, and the sum of the rows at unit norm."""
-        if not hasattr(rooms, "room"):
-            rooms.room = np.empty((data.block, data.d), stored(data.store.dtype))
-        raw = data.stored(k, rooms.room[: data.begins[k + 1] - data.begins[k]])
-        norm, part = np.empty(len(raw)), np.zeros(data.d)
-        for x, at in _pieces(raw):
-            norm[at] = _norms(x)
-            part += _sum(x, norm[at])
-        return zlib.crc32(raw.data), norm, part
+        raw = data.stored(k)
+        x = values(raw).astype(np.float64)
+        norm = _norms(x)
+        return zlib.crc32(raw.data), norm, _sum(x, norm)
 
     with (
         closing(in_order(Shard.verify, data.store.shards, ahead=2)) as verified,
