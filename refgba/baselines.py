@@ -145,11 +145,11 @@ def evaluation_codes(params: Params, x: Array, config: BaselineConfig) -> tuple[
     """
     z, on, s = encode(params, x, config, training=False)
     if config.method == "topk":
-        return _signed(z, on), s
+        return signed(z, on), s
     return z - params.theta, s  # θ = 0 for L1
 
 
-def _signed(z: Array, on: Mask) -> Array:
+def signed(z: Array, on: Mask) -> Array:
     """Z (L, M) where active, and elsewhere at most 0: positive exactly where active, since codes are positive."""
     return np.where(on, z, np.minimum(z, 0))
 
@@ -323,7 +323,7 @@ def step(state: State, x: Array) -> Metrics:
     elif config.method == "batchtopk":
         smallest = float(fwd.s[fwd.on].min()) if fwd.on.any() else 0.0
         params.theta = averaged(params.theta, smallest, config, state.t)
-    state.buffer.add(_signed(fwd.z, fwd.on))
+    state.buffer.add(signed(fwd.z, fwd.on))
     return Metrics(found.reconstruction, np.count_nonzero(fwd.on) / len(x))
 
 

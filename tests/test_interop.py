@@ -21,8 +21,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
-from refgba import gba, recipe, sae
-from refgba.config import GBAConfig
+from refgba import baselines, gba, recipe, sae
+from refgba.config import BaselineConfig, GBAConfig
 from refgba.errors import InputError
 from refgba.runs import interop
 from refgba.runs.interop import ARRAYS, Dictionary, Input, export, from_params, is_dictionary, read, write_npz
@@ -44,6 +44,19 @@ def network(activation="jumprelu", untied=False, dtype="float64", M=7, d=4, seed
     )
     config = GBAConfig(width=M, groups=1, activation=activation, untied=untied, dtype=dtype)
     return params.astype(dtype), config
+
+
+def topk(k=3, dtype="float64", M=7, d=4, seed=0):
+    """A TopK network with biases and encoder rows of any norm."""
+    rng = np.random.default_rng(seed)
+    params = baselines.Params(
+        W=rng.standard_normal((M, d)),
+        b=0.1 * rng.standard_normal(M),
+        b_pre=0.3 * rng.standard_normal(d),
+        W_dec=unit_rows(rng.standard_normal((M, d))),
+        theta=np.zeros(M),
+    )
+    return params.astype(dtype), BaselineConfig(method="topk", k=k, width=M, dtype=dtype)
 
 
 def activations(L, d, seed=1):
@@ -70,7 +83,7 @@ def trained(activation, untied, dtype, d=32):
 
 
 def same(left, right):
-    assert (left.subtract_b_dec, left.input) == (right.subtract_b_dec, right.input)
+    assert (left.subtract_b_dec, left.input, left.k) == (right.subtract_b_dec, right.input, right.k)
     for name in ARRAYS:
         a, b = getattr(left, name), getattr(right, name)
         assert a.dtype == b.dtype
@@ -235,6 +248,54 @@ def test_every_format_computes_what_the_network_does(tmp_path, format, activatio
     np.testing.assert_allclose(back.decode(codes) / scale, sae.decode(params, s), atol=20 * near)
 
 
+@settings(max_examples=60)
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 8), st.integers(1, 6)),
+    k=st.integers(1, 8),
+    seed=st.integers(0, 99),
+)
+def test_a_topk_dictionary_is_the_network_to_the_last_bit(shape, k, seed):
+    L, M, d = shape
+    params, config = topk(min(k, M), M=M, d=d, seed=seed)
+    x = unit_rows(np.random.default_rng(seed + 1).standard_normal((L, d)))
+    y, s = baselines.evaluation_codes(params, x, config)
+    dictionary = from_params(params, config)
+    margin, codes = dictionary.encode(x)
+    assert (margin == y).all()
+    assert (codes == s).all()
+    assert ((margin > 0) == (codes > 0)).all()
+    assert (dictionary.decode(codes) == baselines.decode(params, s)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("format", OURS)
+def test_topk_is_written_and_read_in_every_format(tmp_path, format, dtype):
+    params, config = topk(dtype=dtype)
+    export(params, config, PROVENANCE, tmp_path / "out", format)
+    ours, back = from_params(params, config), read(tmp_path / "out")
+    rows = activations(200, 4)
+    (_, codes), (_, theirs) = (each.encode(each.prepare(rows)) for each in (ours, back))
+    near = 1e-5 if dtype == "float32" else 1e-13
+    scale = 2 if format == "saelens" else 1  # √d
+    np.testing.assert_allclose(theirs / scale, codes, atol=near)
+    np.testing.assert_allclose(back.decode(theirs) / scale, ours.decode(codes), atol=10 * near)
+    assert ((theirs > 0).sum(axis=1) <= 3).all()
+    if format == "npz":
+        same(back, ours)
+        about = json.loads((tmp_path / "out" / "dictionary.json").read_text())
+        assert (about["activation"], about["k"]) == ("topk", 3)
+    else:
+        assert set(load_file(tmp_path / "out" / "sae_weights.safetensors")) == set(ARRAYS) - {"threshold"}
+
+
+def test_a_topk_has_no_thresholds_and_a_k_of_its_size():
+    dictionary = from_params(*topk())
+    with pytest.raises(InputError, match="k is 8, it should be from 1 to 7"):
+        replace(dictionary, k=8)
+    with pytest.raises(InputError, match=r"with thresholds there cannot be a k \(3\) too"):
+        replace(dictionary, threshold=np.ones(7))
+
+
 # ---- where it is written ---------------------------------------------------------------------------------------------
 
 
@@ -377,7 +438,25 @@ def test_bfloat16_tensors_are_read(tmp_path):
 
 NAN = np.array([0, 0, np.nan, 0, 0], np.float32)
 REFUSED = {
-    "topk": ({"cfg": {"architecture": "topk"}}, "architecture is 'topk'; supported are standard, jumprelu"),
+    "transcoder": (
+        {"cfg": {"architecture": "transcoder"}},
+        "architecture is 'transcoder'; supported are standard, jump",
+    ),
+    "topk without k": ({"cfg": {"architecture": "topk"}}, "k should be a whole number of at least 1, not missing"),
+    "too many": ({"cfg": {"architecture": "topk", "k": 6}, "drop": ["threshold"]}, "k is 6, it should be from 1 to 5"),
+    "two gates": ({"cfg": {"architecture": "topk", "k": 2}}, "holds 'threshold', which changes what the others mean"),
+    "a norm": (
+        {"cfg": {"architecture": "topk", "k": 2, "rescale_acts_by_decoder_norm": None}, "drop": ["threshold"]},
+        "rescale_acts_by_decoder_norm should be true or false, not missing",
+    ),
+    "no norm": (
+        {
+            "cfg": {"architecture": "topk", "k": 2, "rescale_acts_by_decoder_norm": True},
+            "drop": ["threshold"],
+            "W_dec": np.zeros((5, 3), np.float32),
+        },
+        "sae_weights.safetensors: row 0 is all zeros",
+    ),
     "gated": ({"cfg": {"architecture": ["gated"]}}, "architecture is a list; supported are"),
     "old topk": ({"cfg": {"activation_fn_str": "topk"}}, "activation_fn_str is 'topk'; supported are relu"),
     "scaled": ({"cfg": {"normalize_activations": "expected_average_only_in"}}, "fold_activation_norm_scaling_factor"),
@@ -557,6 +636,9 @@ def folders():
         for format in OURS:
             export(*network(M=3, d=2, dtype="float32"), PROVENANCE, Path(name) / format, format)
         theirs(Path(name) / "theirs", {"normalize_activations": "layer_norm"})
+        theirs(
+            Path(name) / "topk", {"architecture": "topk", "k": 2, "rescale_acts_by_decoder_norm": True}, ["threshold"]
+        )
         for folder in Path(name).iterdir():
             made[folder.name] = {path.name: path.read_bytes() for path in folder.iterdir()}
     return made
@@ -586,7 +668,7 @@ edits = st.lists(
 
 
 @settings(max_examples=200)
-@given(kind=st.sampled_from([*OURS, "theirs"]), file=st.integers(0, 1), edits=edits)
+@given(kind=st.sampled_from([*OURS, "theirs", "topk"]), file=st.integers(0, 1), edits=edits)
 @example(kind="npz", file=0, edits=[(0.0, "end", b"x")])
 @example(kind="saelens", file=1, edits=[(0.0, "set", b"\xff" * 8)])
 def test_damaged_bytes_are_read_or_refused_in_one_line(kind, file, edits):
@@ -618,7 +700,7 @@ anything = st.recursive(
 
 
 @settings(max_examples=100)
-@given(kind=st.sampled_from([*OURS, "theirs"]), field=st.integers(0, 6), value=anything)
+@given(kind=st.sampled_from([*OURS, "theirs", "topk"]), field=st.integers(0, 6), value=anything)
 def test_a_field_may_hold_anything(kind, field, value):
     files = dict(folders()[kind])
     name = "dictionary.json" if kind == "npz" else "cfg.json"
@@ -708,7 +790,76 @@ def test_dictionary_learning_computes_what_the_network_does(tmp_path, activation
     assert (ours.input, ours.subtract_b_dec) == ("unit", False)
     for damaged in (b"", (tmp_path / "out" / "ae.pt").read_bytes()[:-100], b"cos\nsystem\n(S'true'\ntR."):
         (tmp_path / "out" / "ae.pt").write_bytes(damaged)
-        assert "ae.pt: damaged or not a JumpReluAutoEncoder's" in refused(tmp_path / "out")
+        assert "ae.pt: damaged, or not the weights of JumpReluAutoEncoder" in refused(tmp_path / "out")
+
+
+@real
+@pytest.mark.parametrize("folded", [False, True], ids=["raw", "folded"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_saelens_computes_what_our_topk_does(tmp_path, dtype, folded):
+    torch, sae_lens = library("torch"), library("sae_lens")
+    params, config = topk(k=9, dtype=dtype, M=200, d=24)
+    export(params, config, PROVENANCE, tmp_path / "out", "saelens-folded" if folded else "saelens")
+    loaded = sae_lens.SAE.load_from_disk(str(tmp_path / "out"))
+    assert (loaded.cfg.architecture(), loaded.cfg.k) == ("topk", 9)
+    rows = activations(500, 24).astype(dtype)
+    x = unit_rows(rows)
+    with torch.no_grad():
+        codes = loaded.encode(torch.tensor(x if folded else rows))
+        f = loaded.decode(codes).numpy() / (1 if folded else np.linalg.norm(rows, axis=1, keepdims=True))
+    _, s = baselines.evaluation_codes(params, x, config)
+    scale, near = 1 if folded else np.sqrt(24), 1e-5 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(codes.numpy() / scale, s, atol=near * s.max())
+    np.testing.assert_allclose(f, baselines.decode(params, s), atol=10 * near)
+
+
+@real
+def test_dictionary_learning_computes_what_our_topk_does(tmp_path):
+    torch, utils = library("torch"), library("dictionary_learning.utils")
+    params, config = topk(k=9, dtype="float32", M=200, d=24)
+    export(params, config, PROVENANCE, tmp_path / "out", "dictionary-learning")
+    loaded, _ = utils.load_dictionary(str(tmp_path / "out"), device="cpu")
+    x = unit_rows(activations(500, 24))
+    with torch.no_grad():
+        f, codes = loaded(torch.tensor(x), output_features=True)
+    _, s = baselines.evaluation_codes(params, x, config)
+    np.testing.assert_allclose(codes.numpy(), s, atol=1e-5 * s.max())
+    np.testing.assert_allclose(f.numpy(), baselines.decode(params, s), atol=1e-4)
+    same(read(tmp_path / "out"), from_params(params, config))
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    told["trainer"]["k"] = 8
+    (tmp_path / "out" / "config.json").write_text(json.dumps(told))
+    assert "its k is not 8, as config.json says" in refused(tmp_path / "out")
+
+
+@real
+@pytest.mark.parametrize("rescaled", [False, True])
+@pytest.mark.parametrize("subtract", [False, True])
+@pytest.mark.parametrize("normalisation", ["none", "constant_norm_rescale"])
+def test_a_topk_of_saelens_computes_what_saelens_does(tmp_path, normalisation, subtract, rescaled):
+    torch, sae_lens = library("torch"), library("sae_lens")
+    d, M, rng = 24, 160, np.random.default_rng(0)
+    cfg = sae_lens.TopKSAEConfig(
+        d, M, k=11, dtype="float64", apply_b_dec_to_input=subtract, normalize_activations=normalisation,
+        rescale_acts_by_decoder_norm=rescaled,
+    )  # fmt: skip
+    theirs = sae_lens.TopKSAE(cfg)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            values = rng.standard_normal(tuple(parameter.shape))
+            values *= np.exp(rng.standard_normal((M, 1))) if name == "W_dec" else 1  # rows of any norm
+            parameter.copy_(torch.tensor(values))
+    theirs.save_model(tmp_path / "out")
+    ours, rows = read(tmp_path / "out"), activations(2000, d).astype("float64")
+    with torch.no_grad():
+        codes = theirs.encode(torch.tensor(rows))
+        f = theirs.decode(codes).numpy()
+    if normalisation == "constant_norm_rescale":  # SAELens gives rows back as they came
+        f = f * np.sqrt(d) / np.linalg.norm(rows, axis=1, keepdims=True)
+    margin, s = ours.encode(ours.prepare(rows))
+    np.testing.assert_allclose(s, codes.numpy(), atol=1e-12 * s.max())
+    assert ((margin > 0) == (codes.numpy() > 0)).all()
+    np.testing.assert_allclose(ours.decode(s), f, atol=1e-11 * np.abs(f).max())
 
 
 @real

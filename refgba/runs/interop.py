@@ -44,6 +44,9 @@ ARRAYS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
 NPZ, ABOUT = "dictionary.npz", "dictionary.json"
 SAELENS, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 TORCH, TRAINER = "ae.pt", "config.json"
+JUMPRELU, TOPK = "JumpReluAutoEncoder", "AutoEncoderTopK"  # classes of dictionary_learning
+# The latter's arrays, of torch's Linear modules, and what they are here; W_dec is turned
+MODULES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "b_dec": "b_dec"}
 SAE_LENS_VERSION = "6.54.12"  # whose format is written; without a version SAELens takes a folder for one before 6
 
 NORMALISATIONS: dict[str, Input] = {"none": "raw", "constant_norm_rescale": "sqrt_d", "layer_norm": "layer_norm"}
@@ -65,10 +68,12 @@ class Dictionary:
 
         z = (x - b_dec) · W_enc^T + b_enc ,    s = z 1{z > threshold} ,    f = s · W_dec + b_dec
 
-    with b_dec taken off the input only where `subtract_b_dec` says so.  JumpReLU; a threshold of 0 is ReLU.
+    with b_dec taken off the input only where `subtract_b_dec` says so.  JumpReLU; a threshold of 0 is ReLU.  With k it
+    is TopK: of each row the k largest z, as far as they are positive, and no thresholds.
 
     W_enc, W_dec: (M, d), rows of any norm.  b_enc: (M,).  threshold: (M,), not negative.  b_dec: (d,).  All float32 or
-    all float64, which is what every method computes in, and finite; InputError otherwise, naming the array.
+    all float64, which is what every method computes in, and finite; InputError otherwise, naming the array.  k: None,
+    or from 1 to M.
 
     input: what `prepare` makes of a row of activations.  "raw": nothing.  "unit": scaled to unit norm, as our training
     does.  "sqrt_d": norm √d, SAELens' constant_norm_rescale.  "layer_norm": SAELens' of that name, less the row's mean
@@ -82,6 +87,7 @@ class Dictionary:
     b_dec: Array
     subtract_b_dec: bool
     input: Input
+    k: int | None = None
 
     def __post_init__(self) -> None:
         if self.W_enc.ndim != 2 or self.W_enc.size == 0:
@@ -101,6 +107,10 @@ class Dictionary:
                 f"neuron {negative[0]} has the threshold {self.threshold[negative[0]]:.6g} ({negative.size} such "
                 "neurons); a threshold of a JumpReLU is not negative"
             )
+        if self.k is not None and not 1 <= self.k <= len(self.W_enc):
+            raise InputError(f"k is {self.k}, it should be from 1 to {len(self.W_enc)}, the number of neurons")
+        if self.k is not None and self.threshold.any():
+            raise InputError(f"with thresholds there cannot be a k ({self.k}) too")
         if self.input == "layer_norm" and self.W_enc.shape[1] < 2:
             raise InputError("layer_norm needs at least 2 dimensions")
 
@@ -121,11 +131,14 @@ class Dictionary:
         return unit * math.sqrt(x.shape[1]) if self.input == "sqrt_d" else unit
 
     def encode(self, x: Array) -> tuple[Array, Array]:
-        """Margins z - threshold, above 0 exactly where a neuron is active, and codes s of prepared rows x (L, d).
+        """Margins, above 0 exactly where a neuron is active, and codes s of prepared rows x (L, d), each (L, M).
 
-        Both (L, M).
+        A margin is z - threshold; of TopK it is z where active, and elsewhere at most 0.
         """
         z = (x - self.b_dec if self.subtract_b_dec else x) @ self.W_enc.T + self.b_enc  # (L, M)
+        if self.k is not None:
+            on = baselines.largest(z, self.k)
+            return baselines.signed(z, on), z * on
         return z - self.threshold, z * (z > self.threshold)
 
     def decode(self, s: Array) -> Array:
@@ -139,15 +152,12 @@ def from_params(params: AnyParams, config: AnyConfig) -> Dictionary:
 
     In GBA, JumpReLU's gate z + b > 0 is z > -b, so a bias is a threshold; with ReLU it is part of the pre-activation.
     InputError, naming the first neuron, where a JumpReLU has a bias above 0: other libraries make it a ReLU without a
-    word.  Algorithm 2 leaves no such bias.  Baselines have thresholds; InputError for TopK, which has none.
+    word.  Algorithm 2 leaves no such bias.
     """
     if isinstance(params, baselines.Params):
-        if isinstance(config, BaselineConfig) and config.method == "topk":
-            raise InputError(
-                "topk cannot be exported: who is active depends on the row's other neurons, not on thresholds"
-            )
+        k = config.k if isinstance(config, BaselineConfig) and config.method == "topk" else None
         return Dictionary(
-            params.W, params.b, params.theta, params.W_dec, params.b_pre, subtract_b_dec=True, input="unit"
+            params.W, params.b, params.theta, params.W_dec, params.b_pre, subtract_b_dec=True, input="unit", k=k
         )
     assert isinstance(config, GBAConfig)
     zero = np.zeros_like(params.b)
@@ -182,7 +192,7 @@ def export(params: AnyParams, config: AnyConfig, provenance: dict[str, Any], out
     elif format == "saelens-folded":
         _write(out, _saelens(_folded(dictionary), provenance))
     else:
-        _write(out, _dictionary_learning(_folded(dictionary), provenance))
+        _write(out, _dictionary_learning(dictionary, provenance))
 
 
 def write_npz(dictionary: Dictionary, provenance: dict[str, Any], out: Path) -> None:
@@ -191,11 +201,11 @@ def write_npz(dictionary: Dictionary, provenance: dict[str, Any], out: Path) -> 
     arrays: dict[str, Any] = {**_arrays(dictionary)}
     np.savez(file, **arrays)
     about = {
-        "activation": "jumprelu" if dictionary.threshold.any() else "relu",
+        "activation": _architecture(dictionary, thresholds=bool(dictionary.threshold.any())),
         "subtract_b_dec": dictionary.subtract_b_dec,
         "input": dictionary.input,
         "provenance": provenance,
-    }
+    } | _k(dictionary)
     _write(out, {NPZ: file.getvalue(), ABOUT: _json(about)})
 
 
@@ -207,8 +217,8 @@ def is_dictionary(path: Path) -> bool:
 
 
 def read(path: Path) -> Dictionary:
-    """Read a folder of the format npz, of SAELens (standard or jumprelu, version 6 or before), or dictionary_learning's
-    JumpReluAutoEncoder.
+    """Read a folder of the format npz, of SAELens (standard or jumprelu, of version 6 or before, or its topk), or of
+    dictionary_learning (JumpReluAutoEncoder, AutoEncoderTopK).
 
     SAELens' cfg.json decides the dtype, in which 16 bits become float32.  InputError, one line with the file and the
     field, for anything that is missing, damaged, inconsistent or not supported.
@@ -246,26 +256,39 @@ def _note(dictionary: Dictionary, provenance: dict[str, Any]) -> dict[str, Any]:
     return {"refgba_input": takes, "refgba_note": f"takes {rows}", "refgba": provenance}
 
 
+def _architecture(dictionary: Dictionary, thresholds: bool = True) -> str:
+    return "topk" if dictionary.k is not None else "jumprelu" if thresholds else "relu"
+
+
+def _k(dictionary: Dictionary) -> dict[str, int]:
+    return {} if dictionary.k is None else {"k": dictionary.k}
+
+
 def _saelens(dictionary: Dictionary, provenance: dict[str, Any]) -> dict[str, bytes]:
     M, d = dictionary.W_enc.shape
-    cfg = {
-        "architecture": "jumprelu",
+    cfg: dict[str, Any] = {
+        "architecture": _architecture(dictionary),
         "d_in": d,
         "d_sae": M,
         "dtype": str(dictionary.W_enc.dtype),
         "apply_b_dec_to_input": dictionary.subtract_b_dec,
         "normalize_activations": "constant_norm_rescale" if dictionary.input == "sqrt_d" else "none",
         "metadata": {"sae_lens_version": SAE_LENS_VERSION} | _note(dictionary, provenance),
-    }
+    } | _k(dictionary)
     return {SAELENS: _json(cfg), WEIGHTS: save(_theirs(dictionary))}
 
 
 def _dictionary_learning(dictionary: Dictionary, provenance: dict[str, Any]) -> dict[str, bytes]:
     torch = _torch()
     M, d = dictionary.W_enc.shape
+    if dictionary.k is None:  # a JumpReluAutoEncoder does not take b_dec off
+        kind, arrays = JUMPRELU, {name: torch.tensor(array) for name, array in _theirs(_folded(dictionary)).items()}
+    else:
+        kind, arrays = TOPK, {name: torch.tensor(array) for name, array in _modules(dictionary).items()}
+        arrays |= {"k": torch.tensor(dictionary.k, dtype=torch.int), "threshold": torch.tensor(-1.0)}
     file = io.BytesIO()
-    torch.save({name: torch.tensor(array) for name, array in _theirs(dictionary).items()}, file)
-    trainer = {"dict_class": "JumpReluAutoEncoder", "activation_dim": d, "dict_size": M}
+    torch.save(arrays, file)
+    trainer = {"dict_class": kind, "activation_dim": d, "dict_size": M} | _k(dictionary)
     return {TORCH: file.getvalue(), TRAINER: _json({"trainer": trainer} | _note(dictionary, provenance))}
 
 
@@ -285,7 +308,16 @@ def _arrays(dictionary: Dictionary) -> dict[str, Array]:
 def _theirs(dictionary: Dictionary) -> dict[str, Array]:
     """The arrays as both libraries name and turn them: W_enc is (d, M)."""
     # safetensors writes an array's memory as it lies, whatever its strides say: a transpose would be scrambled.
-    return _arrays(dictionary) | {"W_enc": np.ascontiguousarray(dictionary.W_enc.T)}
+    arrays = _arrays(dictionary) | {"W_enc": np.ascontiguousarray(dictionary.W_enc.T)}
+    if dictionary.k is not None:
+        del arrays["threshold"]
+    return arrays
+
+
+def _modules(dictionary: Dictionary) -> dict[str, Array]:
+    """The arrays of MODULES."""
+    ours = _arrays(dictionary) | {"W_dec": np.ascontiguousarray(dictionary.W_dec.T)}
+    return {theirs: ours[name] for theirs, name in MODULES.items()}
 
 
 def _json(value: dict[str, Any]) -> bytes:
@@ -316,12 +348,13 @@ def _read_npz(path: Path) -> Dictionary:
     about = read_json(path / ABOUT)
     subtract_b_dec = _boolean(path / ABOUT, "subtract_b_dec", about.get("subtract_b_dec"))
     input = _choice(path / ABOUT, "input", about.get("input"), {name: name for name in get_args(Input)})
+    k = _count(path / ABOUT, "k", about["k"]) if "k" in about else None
     path = path / NPZ
     try:
         size = _size(path)
         with zipfile.ZipFile(path) as archive:
             arrays = {name: _read_npy(archive, name, size) for name in ARRAYS}
-        return Dictionary(**arrays, subtract_b_dec=subtract_b_dec, input=input)
+        return Dictionary(**arrays, subtract_b_dec=subtract_b_dec, input=input, k=k)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # damaged archives make zipfile raise nearly anything
@@ -349,7 +382,8 @@ def _read_npy(archive: zipfile.ZipFile, name: str, size: int) -> Array:
 def _read_saelens(path: Path) -> Dictionary:
     file, weights = path / SAELENS, path / WEIGHTS
     cfg = read_json(file)
-    jump = _choice(file, "architecture", cfg.get("architecture", "standard"), {"standard": False, "jumprelu": True})
+    kinds = {name: name for name in ("standard", "jumprelu", "topk")}
+    kind = _choice(file, "architecture", cfg.get("architecture", "standard"), kinds)
     for name in ("activation_fn", "activation_fn_str"):  # before version 6
         _choice(file, name, cfg.get(name, "relu"), {"relu": None})
     dtype = _choice(file, "dtype", cfg.get("dtype"), DTYPES)
@@ -367,8 +401,16 @@ def _read_saelens(path: Path) -> Dictionary:
         input = "unit"  # our own saelens-folded, which leaves the scaling to its user
     subtract_b_dec = _boolean(file, "apply_b_dec_to_input", cfg.get("apply_b_dec_to_input", True))
     M, d = (_count(file, name, cfg.get(name)) for name in ("d_sae", "d_in"))
+    k = _count(file, "k", cfg.get("k")) if kind == "topk" else None
+    rescale = "rescale_acts_by_decoder_norm"
+    rescaled = kind == "topk" and _boolean(file, rescale, cfg.get(rescale, False))
     try:
-        return Dictionary(**_read_weights(weights, M, d, jump, dtype), subtract_b_dec=subtract_b_dec, input=input)
+        arrays = _read_weights(weights, M, d, kind == "jumprelu", dtype)
+        if rescaled:  # codes are made as large as if decoder rows had unit norm, and picked by that
+            norm = np.linalg.norm(arrays["W_dec"], axis=1)  # (M,)
+            arrays["W_dec"] = unit_rows(arrays["W_dec"])
+            arrays |= {"W_enc": arrays["W_enc"] * norm[:, None], "b_enc": arrays["b_enc"] * norm}
+        return Dictionary(**arrays, subtract_b_dec=subtract_b_dec, input=input, k=k)
     except InputError as error:
         raise InputError(f"{weights}: {error}") from None
 
@@ -376,17 +418,25 @@ def _read_saelens(path: Path) -> Dictionary:
 def _read_dictionary_learning(path: Path) -> Dictionary:
     torch, told = _torch(), read_json(path / TRAINER)
     trainer = told.get("trainer")
-    kind = trainer.get("dict_class") if isinstance(trainer, dict) else None
-    _choice(path / TRAINER, "dict_class", kind, {"JumpReluAutoEncoder": None})
+    said = trainer if isinstance(trainer, dict) else {}
+    kind = _choice(path / TRAINER, "dict_class", said.get("dict_class"), {name: name for name in (JUMPRELU, TOPK)})
+    k = _count(path / TRAINER, "k", said.get("k")) if kind == TOPK else None
+    names = ARRAYS if k is None else (*MODULES, "k")
     try:
         found = torch.load(path / TORCH, map_location="cpu", weights_only=True)
-        arrays = {name: found[name].to(torch.float32).numpy() for name in ARRAYS}
+        arrays = {name: found[name].to(torch.float32).numpy() for name in names}
+        if k is None:
+            arrays["W_enc"] = arrays["W_enc"].T
+        elif int(arrays.pop("k")) != k:
+            raise ValueError(f"its k is not {k}, as {TRAINER} says")
+        else:
+            arrays = {ours: arrays[theirs] for theirs, ours in MODULES.items()}
+            arrays |= {"W_dec": arrays["W_dec"].T, "threshold": np.zeros(len(arrays["b_enc"]), np.float32)}
     except Exception as error:  # a damaged file makes torch raise nearly anything
-        raise InputError(f"{path / TORCH}: damaged or not a JumpReluAutoEncoder's ({brief(error)})") from None
-    arrays["W_enc"] = arrays["W_enc"].T
+        raise InputError(f"{path / TORCH}: damaged, or not the weights of {kind} ({brief(error)})") from None
     input: Input = "unit" if told.get("refgba_input") == "unit" else "raw"
     try:
-        return Dictionary(**arrays, subtract_b_dec=False, input=input)
+        return Dictionary(**arrays, subtract_b_dec=k is not None, input=input, k=k)
     except InputError as error:
         raise InputError(f"{path / TORCH}: {error}") from None
 
