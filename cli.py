@@ -503,7 +503,7 @@ def _labels(path: Path | None) -> dict[int, str]:
 
 
 @main.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, metavar="[NAME...]")
 @click.option("--quick", "scale", flag_value="quick", default="quick", help="about a minute each")
 @click.option("--full", "scale", flag_value="full", help="several minutes each")
 @click.option("-o", "--out", type=Path, default="experiments", help="folder for JSON, PNG and the page")
@@ -517,24 +517,34 @@ def reproduce(
 ) -> None:  # fmt: skip
     """Measure the paper's claims again: experiments by NAME, or `all`.
 
-    Writes NAME.json, NAME-1.png, ... and a page, report.html, and prints each verdict.
+    Writes NAME.json, NAME-1.png, ... and prints each verdict.  report.html shows these and whatever else was written
+    to the folder before; without a NAME only that page is made anew.
     """
-    chosen = list(experiments.NAMES) if names == ("all",) else list(names)
+    chosen = list(experiments.NAMES) if "all" in names else list(dict.fromkeys(names))
     for name in chosen:
         experiments.load(name)
     if (data is None) != (held_out is None):
         raise InputError("--data and --held-out go together: what is trained on cannot be judged on")
     rows = None if data is None or held_out is None else (data, held_out)
-    outcomes = []
+    earlier = experiments.stored(out, but=chosen)
+    if not (chosen or earlier):
+        raise InputError(f"{out} holds no results: name an experiment ({', '.join(experiments.NAMES)}), or `all`")
+    experiments.make_folder(out)  # before anything is computed
+    outcomes = {}
     for name in chosen:
         outcome = experiments.run(name, scale, backend, lambda line: click.echo(line, err=True), rows)
         experiments.write(outcome, out)
-        outcomes.append(outcome)
+        outcomes[name] = outcome
         if not as_json:
             click.echo(f"{name}: {outcome.verdict}")
-    files.write(out / "report.html", experiments.page(outcomes).encode())
+    shown = outcomes | earlier
+    files.write(out / "report.html", experiments.page([shown[n] for n in experiments.NAMES if n in shown]).encode())
     if as_json:
-        return click.echo(json.dumps({o.name: {"verdict": o.verdict, "data": o.data} for o in outcomes}))
+        told = {
+            o.name: {"verdict": o.verdict, "claims": o.verdict.claims, "data": o.data}
+            for o in (outcomes or earlier).values()
+        }
+        return click.echo(json.dumps(told))
     click.echo(f"Wrote {out / 'report.html'}")
     return None
 
@@ -561,7 +571,7 @@ def export(network: Path, out: Path, format: str) -> None:
 @click.argument("source", type=Path)
 @click.option("-o", "--out", type=Path, required=True, help="new folder")
 def import_command(source: Path, out: Path) -> None:
-    """Make a dictionary of SOURCE, a SAELens folder (standard or jumprelu), that `evaluate` takes.
+    """Make a dictionary of SOURCE, a SAELens folder (standard, jumprelu, topk), that `evaluate` takes.
 
     `evaluate` reads SAELens folders as they are, too; this writes them as plain NumPy arrays.
     """

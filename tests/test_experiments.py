@@ -7,10 +7,13 @@ import json
 from copy import deepcopy
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from cli import main
 from refgba import experiments, gba, model
 from refgba.config import BaselineConfig, GBAConfig
 from refgba.errors import InputError
@@ -29,7 +32,7 @@ from refgba.experiments import (
     sensitivity,
     width,
 )
-from refgba.experiments.common import Outcome, Picture
+from refgba.experiments.common import Outcome, Picture, Verdict
 from refgba.runs import files
 
 image = pytest.importorskip("matplotlib.image")
@@ -120,7 +123,8 @@ def test_without_matplotlib_it_says_what_to_install_before_anything_is_computed(
 
 def outcome(pictures=0):
     draw = Picture("title", "alt", lambda figure: figure.subplots().plot([0, 1]), (2, 2))
-    return Outcome("some", "Is it so?", "Reproduced: it is.", {"x": [1, None, 0.5]}, (draw,) * pictures)
+    verdict = Verdict({"it <is>": True}, "it is.")
+    return Outcome("some", "Is it so?", verdict, {"x": [1, None, 0.5]}, (draw,) * pictures)
 
 
 def test_what_is_written_can_be_read_and_shown(tmp_path):
@@ -129,6 +133,7 @@ def test_what_is_written_can_be_read_and_shown(tmp_path):
     told = json.loads(paths[0].read_text())
     assert told["data"] == {"x": [1, None, 0.5]}
     assert [told["name"], told["question"], told["verdict"]] == ["some", "Is it so?", "Reproduced: it is."]
+    assert told["claims"] == {"it <is>": True}
     assert told["figures"][1] == {"file": "some-2.png", "title": "title", "alt": "alt"}
     for path in paths[1:]:
         assert image.imread(BytesIO(path.read_bytes())).std() > 0
@@ -142,7 +147,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "flush", fail)
-    changed = replace(outcome(pictures=1), verdict="Not reproduced.")
+    changed = replace(outcome(pictures=1), verdict=Verdict({"it is": False}, "it is not."))
     with pytest.raises(InputError, match="No space left"):
         experiments.write(changed, tmp_path)
     assert [path.read_bytes() for path in paths] == before
@@ -159,6 +164,87 @@ def test_nan_is_refused_rather_than_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         experiments.write(replace(outcome(), data={"x": float("nan")}), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_tells_the_grade_each_claim_and_how_it_was_measured():
+    draw = Picture("A title", "alt", lambda figure: figure.subplots().plot([0, 1]), (8, 4))
+    verdict = Verdict({"it <is> so": True, "it is more": False}, "0.5 <b>")
+    about = {"scale": "full", "backend": "numba", "seeds": [0, 1], "versions": {"numpy": "2"}, "seconds": 1234.5}
+    about["data"] = {"name": "<i>.npy", "rows": 65536}
+    text = experiments.page([Outcome("width", "Is it <u>?", verdict, about, (draw,))])
+    assert text.count("<strong>Reproduced in part, 1 of 2:</strong> 0.5 &lt;b&gt;") == 2
+    assert "<td>it &lt;is&gt; so</td><td>yes</td>" in text
+    assert "<td>it is more</td><td>no</td>" in text
+    assert (
+        "refgba reproduce width --full --backend numba</code> on 65,536 rows of &lt;i&gt;.npy, 2 seeds, 1,234 s" in text
+    )
+    assert "Is it &lt;u&gt;?" in text
+    assert 'class="chart wide" style="--inches: 8"' in text
+
+
+@pytest.fixture
+def reproduce(monkeypatch, tmp_path):
+    """`refgba reproduce` at the sizes of MICRO, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    for name, sizes in MICRO.items():
+        monkeypatch.setitem(experiments.load(name).SIZES, "quick", sizes)
+    return lambda *arguments: CliRunner().invoke(main, ["reproduce", *arguments])
+
+
+def test_reproduce_adds_to_the_page_of_its_folder(reproduce, tmp_path):
+    first = reproduce("width", "--quick", "-o", "out")
+    assert first.exit_code == 0, first.output
+    told = json.loads((tmp_path / "out" / "width.json").read_text())
+    assert f"width: {told['verdict']}\n" in first.stdout
+    alone = (tmp_path / "out" / "report.html").read_text()
+    second = reproduce("cooccurrence", "cooccurrence", "-o", "out", "--json")
+    assert list(json.loads(second.stdout.splitlines()[-1])) == ["cooccurrence"]
+    both = (tmp_path / "out" / "report.html").read_text()
+    assert "s-width" in both
+    assert "s-cooccurrence" in both
+    assert both.count("<svg") > alone.count("<svg") > 0
+    (tmp_path / "out" / "cooccurrence.json").unlink()
+    again = reproduce("-o", "out")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "out" / "report.html").read_text() == alone
+
+
+@pytest.mark.parametrize("damaged", ["{}", '{"data": {}}', '{"data": 3}', "not JSON", '{"data": {"settings": []}}'])
+def test_a_result_that_cannot_be_shown_is_told_before_anything_is_computed(reproduce, tmp_path, monkeypatch, damaged):
+    (tmp_path / "width.json").write_text(damaged)
+    monkeypatch.setattr(cooccurrence, "measure", None)
+    refused = reproduce("cooccurrence", "-o", ".")
+    assert refused.exit_code == 2, refused.output
+    assert "width.json: " in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["width.json"]
+
+
+def test_reproduce_refuses_before_anything_is_computed(reproduce, tmp_path, monkeypatch):
+    monkeypatch.setattr(width, "measure", None)
+    (tmp_path / "file").write_text("")
+    for arguments, said in (
+        (["-o", "new"], "new holds no results: name an experiment (imbalanced, "),
+        (["width", "widht"], "there is no experiment 'widht'"),
+        (["width", "-o", "file"], "file: cannot be written"),
+        (["width", "--data", "x.npy"], "--data and --held-out go together"),
+    ):
+        refused = reproduce(*arguments)
+        assert refused.exit_code == 2, refused.output
+        assert said in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_results_that_are_committed_say_what_follows_from_their_numbers():
+    committed = Path(__file__).parents[1] / "benchmarks" / "results"
+    shown = experiments.stored(committed)
+    assert list(shown) == list(experiments.NAMES)
+    for name, outcome in shown.items():
+        told = json.loads((committed / f"{name}.json").read_text())
+        assert outcome.data["scale"] == "full"
+        for key in ("question", "verdict"):
+            assert told[key] == getattr(outcome, key), name
+        assert told["claims"] == outcome.verdict.claims
 
 
 # ---- what is shared --------------------------------------------------------------------------------------------------

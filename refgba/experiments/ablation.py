@@ -12,7 +12,7 @@ import numpy as np
 from refgba import model, recipe
 from refgba.config import BaselineConfig, GBAConfig
 from refgba.experiments import common, frontier
-from refgba.experiments.common import Outcome, Picture, Scale, Tick
+from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
 from refgba.experiments.imbalanced import LEVELS, rates
 from refgba.types import Float64
 
@@ -147,7 +147,7 @@ def excess(entry: dict[str, Any], line: list[tuple[float, float]]) -> Float64:
     return np.array([fvu / frontier.line(line, at) - 1 for at, fvu in zip(l0, entry["fvu"], strict=True)])
 
 
-def verdict(data: dict[str, Any]) -> str:
+def verdict(data: dict[str, Any]) -> Verdict:
     """The paper's claims; FVU at the same L0 is judged by GBA's own line over HTF, and that of HTF itself by TopK's."""
     found, line, topk = data["found"], htf_line(data), points(data["topk"])
     over = {name: float(excess(found[name], line).mean()) for name in VARIANTS}
@@ -156,24 +156,31 @@ def verdict(data: dict[str, Any]) -> str:
     frr = {name: float(np.mean(found[name]["frr"], axis=0)[1]) for name in VARIANTS}
     beyond = {name: float(excess(found[name], topk).mean()) for name in (DEFAULT, "HTF 0.05")}
     denser = {name: l0[name] / l0[DEFAULT] for name in (*FEW, *MANY)}
-    checks = {
-        "K, FVU": all(abs(over[name]) <= STEADY["fvu"] for name in MANY),
-        "K, L0": all(abs(denser[name] - 1) <= STEADY["l0"] for name in MANY),
-        "K, FRR": all(abs(frr[name] - frr[DEFAULT]) <= STEADY["frr"] for name in MANY),
-        "K = 3": denser["K = 3"] > 1 + STEADY["l0"],
-        "HTF": fvu["HTF 0.05"] > fvu[DEFAULT],
-        "HTF, same L0": beyond["HTF 0.05"] > beyond[DEFAULT],
-        "BA, FVU": all(over[name] > 0 for name in BA),
-        "BA, FRR": all(frr[name] < frr[DEFAULT] for name in BA),
+    claims = {
+        f"{' and '.join(MANY)} change FVU at the same L0 by {STEADY['fvu']:.0%} at most": all(
+            abs(over[name]) <= STEADY["fvu"] for name in MANY
+        ),
+        f"{' and '.join(MANY)} change L0 by {STEADY['l0']:.0%} at most": all(
+            abs(denser[name] - 1) <= STEADY["l0"] for name in MANY
+        ),
+        f"{' and '.join(MANY)} change the features recovered by {STEADY['frr']:.0%} at most": all(
+            abs(frr[name] - frr[DEFAULT]) <= STEADY["frr"] for name in MANY
+        ),
+        "K = 3 leaves more neurons active": denser["K = 3"] > 1 + STEADY["l0"],
+        "HTF 0.05 reconstructs worse": fvu["HTF 0.05"] > fvu[DEFAULT],
+        "HTF 0.05 reconstructs worse at the same L0": beyond["HTF 0.05"] > beyond[DEFAULT],
+        "BA reconstructs worse at the same L0, whatever its target": all(over[name] > 0 for name in BA),
+        "BA recovers fewer features, whatever its target": all(frr[name] < frr[DEFAULT] for name in BA),
     }
     lost = min(PIECES, key=lambda name: frr[name])
     worse = max(PIECES, key=lambda name: over[name])
-    return (
-        f"{common.grade(checks)}: at equal L0 {' and '.join(MANY)} move FVU by {_range(over, MANY)}, K = 3 has "
+    return Verdict(
+        claims,
+        f"at equal L0 {' and '.join(MANY)} move FVU by {_range(over, MANY)}, K = 3 has "
         f"{denser['K = 3']:.2f} times the L0; HTF 0.05 has FVU {fvu['HTF 0.05']:.3f} for {fvu[DEFAULT]:.3f}, "
         f"{(1 + beyond['HTF 0.05']) / (1 + beyond[DEFAULT]) - 1:+.1%} at equal L0; BA {_range(over, BA)} at equal L0, "
         f"FRR(0.9) {min(frr[name] for name in BA):.0%} to {max(frr[name] for name in BA):.0%} for {frr[DEFAULT]:.0%}; "
-        f"of what is ours {lost} costs recovery most ({frr[lost]:.0%}), {worse} FVU ({over[worse]:+.1%})."
+        f"of what is ours {lost} costs recovery most ({frr[lost]:.0%}), {worse} FVU ({over[worse]:+.1%}).",
     )
 
 

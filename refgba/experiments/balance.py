@@ -9,7 +9,7 @@ import numpy as np
 
 from refgba import recipe
 from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick
+from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
 from refgba.model import Independent, zipf_frequencies
 from refgba.types import Float64
 
@@ -82,14 +82,19 @@ def found(data: dict[str, Any], name: str) -> Float64:
     return (np.asarray(data["cosine"][name]) >= common.TAU).astype(np.float64)
 
 
-def verdict(data: dict[str, Any]) -> str:
+def verdict(data: dict[str, Any]) -> Verdict:
     """Is GBA above BA at every target, over all features and over the commonest and the rarest quarter?"""
     quarter = len(data["f"]) // 4
     parts = {"all": slice(None), "commonest quarter": slice(quarter), "rarest quarter": slice(-quarter, None)}
     frr = {name: {part: found(data, name)[:, at].mean() for part, at in parts.items()} for name in data["cosine"]}
     ba = [name for name in frr if name != "GBA"]
     best = {part: max(ba, key=lambda name: frr[name][part]) for part in parts}
-    checks = {part: frr["GBA"][part] > frr[best[part]][part] for part in parts}
+    claims = {
+        f"GBA recovers more than BA at any one target, of {'all features' if part == 'all' else f'the {part}'}": (
+            frr["GBA"][part] > frr[best[part]][part]
+        )
+        for part in parts
+    }
     spread = common.spread(found(data, "GBA").mean(axis=1).tolist())
     best_spread = common.spread(found(data, best["all"]).mean(axis=1).tolist())
     worst = min(ba, key=lambda name: frr[name]["all"])
@@ -97,10 +102,11 @@ def verdict(data: dict[str, Any]) -> str:
         f"{frr['GBA'][part]:.1%} against {frr[best[part]][part]:.1%} ({best[part]}) of the {part}"
         for part in ("commonest quarter", "rarest quarter")
     )
-    return (
-        f"{common.grade(checks)}: with frequencies from {data['f'][-1]:.4f} to {data['f'][0]:.2f} GBA recovers "
+    return Verdict(
+        claims,
+        f"with frequencies from {data['f'][-1]:.4f} to {data['f'][0]:.2f} GBA recovers "
         f"{spread} of the features, BA {best_spread} at the best of its targets ({best['all']}) and "
-        f"{frr[worst]['all']:.1%} at the worst ({worst}); {told}, each against the BA best there."
+        f"{frr[worst]['all']:.1%} at the worst ({worst}); {told}, each against the BA best there.",
     )
 
 

@@ -71,17 +71,33 @@ class Picture:
     size: tuple[float, float] = (8.0, 4.5)
 
 
+class Verdict(str):
+    """How a measurement compares: a grade, and one sentence with the numbers.
+
+    claims: what the paper says (or what its theory does), in words, and whether it is so in the numbers; the grade
+    counts those that are.
+    """
+
+    claims: dict[str, bool]
+
+    def __new__(cls, claims: Mapping[str, bool], said: str) -> Verdict:
+        """SAID, under the grade that the claims earn."""
+        verdict = super().__new__(cls, f"{grade(claims)}: {said}")
+        verdict.claims = {claim: bool(held) for claim, held in claims.items()}
+        return verdict
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What an experiment found.
 
-    question: what the paper claims, one sentence.  verdict: how the measurement compares, one sentence, computed from
-    `data`.  data: every number, with settings, seeds, versions and seconds; nothing but JSON.
+    question: what the paper claims, one sentence.  verdict: how the measurement compares, computed from `data`.  data:
+    every number, with settings, seeds, versions and seconds; nothing but JSON.
     """
 
     name: str
     question: str
-    verdict: str
+    verdict: Verdict
     data: dict[str, Any]
     figures: tuple[Picture, ...]
 
@@ -91,7 +107,7 @@ def conduct(
     question: str,
     sizes: Any,
     measure: Callable[[Any, str, Tick], dict[str, Any]],
-    verdict: Callable[[dict[str, Any]], str],
+    verdict: Callable[[dict[str, Any]], Verdict],
     pictures: Callable[[dict[str, Any]], Sequence[Picture]],
     scale: Scale,
     backend: str,
@@ -126,20 +142,29 @@ def write(outcome: Outcome, out: Path) -> list[Path]:
         "name": outcome.name,
         "question": outcome.question,
         "verdict": outcome.verdict,
+        "claims": outcome.verdict.claims,
         "figures": [
             {"file": file, "title": p.title, "alt": p.alt} for file, p in zip(images, outcome.figures, strict=True)
         ],
         "data": outcome.data,
     }
     text = json.dumps(told, indent=1, allow_nan=False) + "\n"
+    make_folder(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for file, image in images.items():
             files.write(out / file, image)
         files.write(out / f"{outcome.name}.json", text.encode())
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     return [out / f"{outcome.name}.json", *(out / file for file in images)]
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder, where it is not there yet; InputError when that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
 
 
 def sketch(picture: Picture) -> Figure:
@@ -321,10 +346,10 @@ def power(x: Sequence[float], y: Sequence[float]) -> float | None:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else None
 
 
-def grade(checks: Mapping[str, bool]) -> str:
-    """The first word of a verdict: how many of the paper's claims, each checked by itself, hold in the numbers."""
-    held = sum(checks.values())
-    return "Reproduced" if held == len(checks) else "Reproduced in part" if held else "Not reproduced"
+def grade(claims: Mapping[str, bool]) -> str:
+    """The first word of a verdict: how many claims, each checked by itself, hold in the numbers."""
+    held = sum(claims.values())
+    return "Reproduced" if held == len(claims) else "Reproduced in part" if held else "Not reproduced"
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------

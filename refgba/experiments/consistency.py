@@ -23,7 +23,7 @@ from backends.base import AnyConfig, AnyParams
 from refgba import recipe
 from refgba.config import BaselineConfig
 from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick
+from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
 from refgba.metrics import TOP_SHARES, Evaluation, mcs, mcs_share
 from refgba.types import Array, Float64
 
@@ -215,7 +215,7 @@ def comparable(data: dict[str, Any]) -> list[dict[str, Any]]:
     return [min(named(data, method), key=distance) for method in methods]
 
 
-def verdict(data: dict[str, Any]) -> str:
+def verdict(data: dict[str, Any]) -> Verdict:
     """Is GBA above TopK, or both at 100%, at every threshold and selection, or at most, at the K nearest in L0?"""
     [gba], [tied] = named(data, "GBA"), named(data, "GBA, tied")
     [top] = [network for network in comparable(data) if network["method"] == "TopK"]
@@ -223,13 +223,17 @@ def verdict(data: dict[str, Any]) -> str:
     above = (ours > theirs) | (ours == 1)
     every = np.all([(ours > shares(k)) | (ours == 1) for k in named(data, "TopK")], axis=0)
     best = max((n for n in data["networks"] if not n["method"].startswith("GBA")), key=consistent)
-    checks = {"everywhere": bool(above.all()), "mostly": bool(above.mean() > 0.5)}
-    return (
-        f"{common.grade(checks)}: of {above.size} comparisons (threshold by selection) GBA (L0 "
+    claims = {
+        "seeds of GBA agree more than those of TopK at every threshold and selection": bool(above.all()),
+        "seeds of GBA agree more than those of TopK at most thresholds and selections": bool(above.mean() > 0.5),
+    }
+    return Verdict(
+        claims,
+        f"of {above.size} comparisons (threshold by selection) GBA (L0 "
         f"{np.mean(gba['l0']):.0f}) is above TopK (K = {top['setting']}) in {above.sum()}, below in "
         f"{(ours < theirs).sum()}, above every K in {every.sum()}; of all neurons {consistent(gba):.1%} against "
         f"{consistent(top):.1%} ({by_encoder(top):.1%} by encoder rows) exceed {common.TAU}, tied "
-        f"{consistent(tied):.1%}. Of the others {label(best)} is the most consistent, {consistent(best):.1%}."
+        f"{consistent(tied):.1%}. Of the others {label(best)} is the most consistent, {consistent(best):.1%}.",
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from refgba import recipe
 from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick
+from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
 from refgba.model import Pairs
 
 if TYPE_CHECKING:
@@ -92,19 +92,24 @@ def limit(data: dict[str, Any], name: str) -> float:
     return float(rho_2[k - 1] + (frr[k - 1] - common.RECOVERED) / (frr[k - 1] - frr[k]) * (rho_2[k] - rho_2[k - 1]))
 
 
-def verdict(data: dict[str, Any]) -> str:
+def verdict(data: dict[str, Any]) -> Verdict:
     """Is n^-1/2 enough, and does more co-occurrence end the recovery?"""
     bound, last = data["bound"], data["rho_2"][-1]
     limits = {name: limit(data, name) for name in data["frr"]}
     at_last = {name: [seed[-1] for seed in seeds] for name, seeds in data["frr"].items()}
-    checks = {"enough": min(limits.values()) >= bound, "ends": all(np.mean(v) < 0.5 for v in at_last.values())}
+    enough = min(limits.values()) >= bound
+    claims = {
+        "features are recovered up to rho_2 = n^-1/2": enough,
+        f"they are not where rho_2 = {last:g}": all(np.mean(v) < 0.5 for v in at_last.values()),
+    }
     told = ", ".join(f"{rho:.2f} ({rho / bound:.1f} n^-1/2) for {name}" for name, rho in limits.items())
     ends = "; ".join(f"{common.spread(v)} for {name}" for name, v in at_last.items())
-    return (
-        f"{common.grade(checks)}: FRR({common.TAU}) stays at {common.RECOVERED:.0%} up to rho_2 = {told}, so that "
-        f"n^-1/2 = {bound:.3f} is {'enough' if checks['enough'] else 'not always enough'}"
+    return Verdict(
+        claims,
+        f"FRR({common.TAU}) stays at {common.RECOVERED:.0%} up to rho_2 = {told}, so that "
+        f"n^-1/2 = {bound:.3f} is {'enough' if enough else 'not always enough'}"
         f"{' and more than the data ask for' if min(limits.values()) > 2 * bound else ''}; at rho_2 = {last:g} FRR is "
-        f"{ends}."
+        f"{ends}.",
     )
 
 

@@ -21,7 +21,7 @@ from backends.base import AnyConfig
 from refgba import gba, recipe
 from refgba.config import BaselineConfig
 from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick
+from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
 from refgba.metrics import cosine, mcs
 from refgba.model import Independent, SyntheticModel, zipf_frequencies
 from refgba.sae import unit_rows
@@ -240,11 +240,11 @@ def outside(data: dict[str, Any], name: str) -> tuple[float, float, float]:
     return float(np.mean(above)), float(np.mean(below)), float(np.mean(~covered))
 
 
-def verdict(data: dict[str, Any]) -> str:
+def verdict(data: dict[str, Any]) -> Verdict:
     """If the estimator is good enough to tell: do few features lie above HTF, and few below LTF?"""
     known = [accuracy(data, weights) for weights in WEIGHTS]
     good = all(0.5 <= ratio <= 2 and rho >= 0.8 for ratio, rho in known)
-    checks: dict[str, bool] = {}
+    claims: dict[str, bool] = {}
     told = []
     for name, found in data["real"].items():
         f = at_level(found["estimates"])
@@ -252,14 +252,18 @@ def verdict(data: dict[str, Any]) -> str:
             told.append(f"{name} none")
             continue
         above, below, uncovered = outside(data, name)
-        checks |= {f"{name}, HTF": good and above <= FEW, f"{name}, LTF": good and below <= FEW}
-        told.append(f"{name} {len(f)}, {np.median(f):.2g}, {above:.0%} / {below:.0%} / {uncovered:.0%}")
+        claims |= {
+            f"few features that {name} finds occur more often than HTF": good and above <= FEW,
+            f"few that {name} finds occur less often than LTF": good and below <= FEW,
+        }
+        told.append(f"{name} ({len(f)}, median {np.median(f):.2g}) {above:.0%}, {below:.0%}, {uncovered:.0%}")
     ratios, rhos = (", ".join(f"{value:.2f}" for value in values) for values in zip(*known, strict=True))
-    return (
-        f"{common.grade(checks or {'features': False})}: known features are estimated at {ratios} of the truth "
-        f"({', '.join(WEIGHTS)} strengths; rank correlation {rhos}){'' if good else ', too poor to tell'}. Real ones "
-        f"that seeds agree on: number, median, shares above HTF {data['range']['htf']:g} / below LTF "
-        f"{data['range']['ltf']:g} or unseen / in no target's theoretical band: {'; '.join(told)}."
+    return Verdict(
+        claims or {"there are features that seeds agree on": False},
+        f"known features are estimated at {ratios} of the truth "
+        f"({', '.join(WEIGHTS)} strengths; rank correlation {rhos}){'' if good else ', too poor to tell'}. Of the "
+        f"real ones that seeds agree on lie above HTF {data['range']['htf']:g}, below LTF "
+        f"{data['range']['ltf']:g} or unseen, in no target's theoretical band: {'; '.join(told)}.",
     )
 
 

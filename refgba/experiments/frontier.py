@@ -14,7 +14,7 @@ from backends.base import AnyConfig
 from refgba import recipe
 from refgba.config import BaselineConfig
 from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick
+from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
 from refgba.metrics import Evaluation
 
 if TYPE_CHECKING:
@@ -136,20 +136,23 @@ def against(data: dict[str, Any], method: str, lines: tuple[str, ...]) -> float:
     return fvu / min(line(best(data, name), l0) for name in lines)
 
 
-def verdict(data: dict[str, Any]) -> str:
+def verdict(data: dict[str, Any]) -> Verdict:
     """Is GBA on or under the line of TopK and BatchTopK, and under those of L1 and BA?"""
-    checks: dict[str, bool] = {}
+    claims: dict[str, bool] = {}
     told = []
     for method in GBA:
         top, other = against(data, method, ("topk", "batchtopk")), against(data, method, ("l1", "BA"))
-        checks |= {f"{method}, topk": top <= 1, f"{method}, others": other < 1}
+        claims |= {
+            f"{method} reconstructs at least as well as TopK and BatchTopK at its L0": top <= 1,
+            f"{method} reconstructs better than L1 and BA": other < 1,
+        }
         [(l0, fvu)] = best(data, method)
         dead = np.mean([p["dead"] for p in data["points"] if p["method"] == method])
         told.append(
             f"{method} has FVU {fvu:.3f} at L0 {l0:.0f} with {dead:.1%} dead, {top - 1:+.1%} from the line of TopK and "
             f"BatchTopK and {other - 1:+.1%} from that of L1 and BA"
         )
-    return f"{common.grade(checks)}: {'; '.join(told)}; each of them at the best of its learning rates."
+    return Verdict(claims, f"{'; '.join(told)}; each of them at the best of its learning rates.")
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import backends
 from refgba import gba, recipe, sae
 from refgba.config import GBAConfig
 from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick
+from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
 from refgba.metrics import Evaluation
 from refgba.runs import feed
 from refgba.runs.evaluation import evaluate
@@ -184,22 +184,26 @@ def by_group(data: dict[str, Any], stage: str, rows: str, name: str) -> Float64:
     return np.array([[group[name] for group in seed] for seed in data["frequency"][stage][rows]], np.float64)
 
 
-def verdict(data: dict[str, Any]) -> str:
+def verdict(data: dict[str, Any]) -> Verdict:
     """Do neurons fire as often as their targets say at the end, on the rows trained on: the medians, and nearly all?"""
     share = {rows: by_group(data, "end", rows, "within").mean(axis=0) for rows in ROWS}
     never = by_group(data, "end", "train", "never").mean()
     above, below = (by_group(data, "end", "train", name).mean() for name in ("above", "below"))
     ratio = by_group(data, "end", "train", "median").mean(axis=0) / data["target"]
     met = (ratio >= 0.5) & (ratio <= 1)
-    checks = {"medians": bool(met.all()), "neurons": bool(share["train"].mean() >= MET)}
+    claims = {
+        "the median neuron of every group ends between half of its target and it": bool(met.all()),
+        f"so do {MET:.0%} of all neurons": bool(share["train"].mean() >= MET),
+    }
     start = by_group(data, "start", "train", "median").mean()
     worst = int(np.argmin(share["train"]))
-    return (
-        f"{common.grade(checks)}: neurons that fired on {start:.0%} of the rows end between half of their target and "
+    return Verdict(
+        claims,
+        f"neurons that fired on {start:.0%} of the rows end between half of their target and "
         f"it in {share['train'].mean():.0%} of cases ({above:.0%} above, {below:.0%} below, {never:.0%} silent), the "
         f"medians of {met.sum()} of {len(met)} groups; worst {share['train'][worst]:.0%}, at p = "
         f"{data['target'][worst]:.2g}. On held-out rows {share['held_out'].mean():.0%}, where counting noise alone "
-        f"would leave {np.mean(data['by_chance']):.0%}."
+        f"would leave {np.mean(data['by_chance']):.0%}.",
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from refgba import recipe
 from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick
+from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
 from refgba.metrics import cosine
 from refgba.model import FEATURES, Uniform, features
 from refgba.sae import unit_rows
@@ -132,7 +132,7 @@ def incoherence(data: dict[str, Any], law: str) -> float:
     return float(np.mean(np.max(data["laws"][law]["coherence"], axis=1)))
 
 
-def verdict(data: dict[str, Any]) -> str:
+def verdict(data: dict[str, Any]) -> Verdict:
     """Does each method keep its recovery under every law that is as incoherent as Gaussian features are?
 
     What happens beyond is told, but not judged: incoherence is said to be enough, not to be needed.
@@ -144,12 +144,17 @@ def verdict(data: dict[str, Any]) -> str:
         method: [law for law in laws if np.mean(frr(data, law, method)) < common.RECOVERED]
         for method in ("Modified BA", "GBA")
     }
-    checks = {method: bool(incoherent) and not set(lost[method]) & set(incoherent) for method in lost}
+    claims = {
+        f"{method} recovers under every law as incoherent as Gaussian features": bool(incoherent)
+        and not set(lost[method]) & set(incoherent)
+        for method in lost
+    }
     within = "; ".join(f"{m} {_keeps([law for law in incoherent if law in lost[m]])}" for m in lost)
     beyond = "; ".join(f"{m} {_keeps([law for law in coherent if law in lost[m]])}" for m in lost)
-    return (
-        f"{common.grade(checks)}: of the laws with max |cos| up to {threshold:.2f} ({', '.join(incoherent) or 'none'}) "
-        f"{within}; of those above ({', '.join(coherent) or 'none'}) {beyond}."
+    return Verdict(
+        claims,
+        f"of the laws with max |cos| up to {threshold:.2f} ({', '.join(incoherent) or 'none'}) "
+        f"{within}; of those above ({', '.join(coherent) or 'none'}) {beyond}.",
     )
 
 

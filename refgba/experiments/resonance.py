@@ -14,7 +14,7 @@ import numpy as np
 
 from refgba import recipe, theory
 from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick
+from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
 from refgba.model import Uniform
 from refgba.types import Array, Float64
 
@@ -169,7 +169,7 @@ def theorem_exponents(measured: dict[str, Any]) -> tuple[float | None, float | N
     return common.power(measured["n"], low), common.power(measured["n"], high)
 
 
-def verdict(data: dict[str, Any]) -> str:
+def verdict(data: dict[str, Any]) -> Verdict:
     """Is there a band, is it wider in light superposition, does its upper edge move with n as the theorem's does?"""
     n, s = data["settings"]["n"], data["settings"]["s"]
     modified, ba = data["modified d"], data["ba d"]
@@ -178,26 +178,29 @@ def verdict(data: dict[str, Any]) -> str:
     ba_heavy, ba_light, _ = _sides(ba, n)
     fewer, more = lower_edges(data)
     moved = fewer is None or more is None or more < 0.8 * fewer
-    checks = {
-        "band": _both_sides(modified),
-        "phase change": light > heavy,
-        "upper edge": high is not None and high_t is not None and abs(high - high_t) <= 0.2,
-        "lower edge": not moved and low is not None and low_t is not None and abs(low - low_t) <= 0.2,
-        "BA": ba_light > ba_heavy and _both_sides(ba),
+    claims = {
+        "Modified BA recovers in a band of frequencies, and little below and above it": _both_sides(modified),
+        "its band is wider in light superposition than in heavy": light > heavy,
+        "its upper edge moves with n as the theorem's": high is not None
+        and high_t is not None
+        and abs(high - high_t) <= 0.2,
+        "so does its lower edge": not moved and low is not None and low_t is not None and abs(low - low_t) <= 0.2,
+        "BA has such a band too, wider in light superposition": ba_light > ba_heavy and _both_sides(ba),
     }
     opens = f"first at d = {first} = {first / n**0.5:.1f} sqrt n" if first else "at no d"
     at_lowest, at_lowest_modified = mean(ba)[-1][0], mean(modified)[-1][0]
     least = "at least " if at_lowest >= common.RECOVERED else ""  # the band goes on below the lowest p
     passing = " as biases pass through the band on their way down" if at_lowest > at_lowest_modified + 0.2 else ""
-    return (
-        f"{common.grade(checks)}: at n = {n}, s = {s} Modified BA recovers over {light:.2f} decades of p at "
+    return Verdict(
+        claims,
+        f"at n = {n}, s = {s} Modified BA recovers over {light:.2f} decades of p at "
         f"d = {modified['d'][-1]} and over {heavy:.2f} where d < sqrt n, {opens}, the real BA over {least}"
         f"{ba_light:.2f} and {ba_heavy:.2f}, with {at_lowest:.0%} recovered at p = {ba['p'][0]}{passing}, against "
         f"{at_lowest_modified:.0%} by Modified BA at p = {modified['p'][0]}; with d = n / 2 the edges move as "
         f"n^{_digits(low)} and n^{_digits(high)}, the theorem's as n^{_digits(low_t)} and n^{_digits(high_t)}, and the "
         f"lower one is {'a matter of the number of rows' if moved else 'the same with more rows'}: "
         f"{_digits(fewer, 4)} at n = {data['settings']['lower']} with {data['lower']['rows'][0]} rows, "
-        f"{_digits(more, 4)} with {data['lower']['rows'][1]}."
+        f"{_digits(more, 4)} with {data['lower']['rows'][1]}.",
     )
 
 

@@ -16,7 +16,7 @@ from backends.base import AnyConfig, AnyParams
 from refgba import gba, model, recipe
 from refgba.config import BaselineConfig
 from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick
+from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
 from refgba.experiments.frontier import judged
 from refgba.experiments.imbalanced import LEVELS, rates
 from refgba.runs import feed
@@ -179,24 +179,26 @@ def over_rates(data: dict[str, Any], method: str) -> tuple[float, float, Float64
     return factor(fvu[least]), float(alive[least].min()), frr[frr.min(axis=1).argmax()]
 
 
-def verdict(data: dict[str, Any]) -> str:
+def verdict(data: dict[str, Any]) -> Verdict:
     """Is GBA's FVU as steady as TopK's over 30-fold rates, its FRR as high, and is either the same from any start?"""
     (fvu, alive, frr), (topk_fvu, topk_alive, topk_frr) = (over_rates(data, method) for method in METHODS)
     start, found = means(data, LOWERED, "fvu"), means(data, LOWERED, "frr")
-    checks = {
-        "rate, FVU": fvu <= topk_fvu,
-        "rate, FRR": bool(frr.min() >= topk_frr.min()),
-        "start, FVU": factor(start) <= STEADY["fvu"],
-        "start, FRR": gap(found) <= STEADY["frr"],
+    claims = {
+        "over 30-fold learning rates GBA's FVU moves no more than TopK's": fvu <= topk_fvu,
+        "GBA at its worst rate recovers as much as TopK at its worst": bool(frr.min() >= topk_frr.min()),
+        f"where biases begin moves FVU by {STEADY['fvu']:.0%} at most": factor(start) <= STEADY["fvu"],
+        f"where biases begin moves recovery by {STEADY['frr']:.0%} at most": gap(found) <= STEADY["frr"],
     }
     c, best = curve(data, LOWERED, "fvu")[0], int(start.argmin())
     ratio = np.median(time_ratio(data, "seconds")[:, best])
-    return (
-        f"{common.grade(checks)}: over the 30-fold rates that suit each best FVU moves by {fvu:.0%} in GBA (at least "
+    return Verdict(
+        claims,
+        f"over the 30-fold rates that suit each best FVU moves by {fvu:.0%} in GBA (at least "
         f"{alive:.0%} alive) and {topk_fvu:.0%} in TopK ({topk_alive:.0%}), FRR(0.9) is {frr.min():.0%} to "
         f"{frr.max():.0%} and {topk_frr.min():.0%} to {topk_frr.max():.0%}; where biases begin moves FVU by "
-        f"{factor(start):.0%}, FRR by {100 * gap(found):.0f} points: FVU is best at c = {c[best]:g}, {start[best]:.3f} "
-        f"for {start[0]:.3f}, FRR {found[best]:.0%} for {found[0]:.0%}, in {ratio:.2f} of the CPU time."
+        f"{factor(start):.0%}, FRR by {gap(found):.0%} of the features: FVU is best at c = {c[best]:g}, "
+        f"{start[best]:.3f} for {start[0]:.3f}, FRR {found[best]:.0%} for {found[0]:.0%}, in "
+        f"{ratio:.2f} of the CPU time.",
     )
 
 

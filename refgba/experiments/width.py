@@ -14,7 +14,7 @@ import numpy as np
 
 from refgba import theory
 from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick
+from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
 from refgba.metrics import cosine
 from refgba.model import Uniform
 from refgba.types import Float64
@@ -121,7 +121,7 @@ def needed(data: dict[str, Any], k: int, after: int) -> list[float | None]:
     return [None if None in seeds else float(np.exp(np.mean(np.log(seeds)))) for seeds in per_s]
 
 
-def verdict(data: dict[str, Any]) -> str:
+def verdict(data: dict[str, Any]) -> Verdict:
     """Does the bound hold, does M grow with s, and by the factor it says?"""
     settings = data["settings"]
     p = settings["p"]
@@ -131,21 +131,25 @@ def verdict(data: dict[str, Any]) -> str:
     missed = [s for s, m in zip(settings["s"], M, strict=True) if not m]
     bound = [at_s[k] for at_s in data["bound"]]
     largest = data["M"][-1]
-    checks = {
-        "enough": all(m <= b if m else b > largest for m, b in zip(M, bound, strict=True)),
-        "grows": len(reached) > 1 and all(a < b for (_, a), (_, b) in pairwise(reached)),
-        "factor": factor is not None and 0.5 <= np.log(factor) / np.log(1 / p[k]) <= 2,
+    enough = all(m <= b if m else b > largest for m, b in zip(M, bound, strict=True))
+    grows_so = factor is not None and 0.5 <= np.log(factor) / np.log(1 / p[k]) <= 2
+    claims = {
+        "the width of the bound is enough": enough,
+        "it takes more neurons the more features a row has": len(reached) > 1
+        and all(a < b for (_, a), (_, b) in pairwise(reached)),
+        "it takes more by the factor of the bound": grows_so,
     }
     told = ", ".join(f"{m:.0f} for s = {s}" for s, m in reached) or "more than was tried"
     short = f" (s = {', '.join(map(str, missed))}: not with {largest})" if missed else ""
     steps = settings["after"]
-    return (
-        f"{common.grade(checks)}: at n = {settings['n']}, d = {settings['d']}, p = {p[k]} FRR({common.TAU}) of "
+    return Verdict(
+        claims,
+        f"at n = {settings['n']}, d = {settings['d']}, p = {p[k]} FRR({common.TAU}) of "
         f"{common.RECOVERED:.0%} takes M = {told}{short}, {_times(factor)} as many for each further feature in a "
         f"row after {steps[-1]} steps and {_times(early)} after {steps[0]}, where the bound says "
         f"{1 / p[k]:.0f} times; the bound, from {min(bound):.1e} to {max(bound):.1e}, is "
-        f"{'enough' if checks['enough'] else 'not enough'}"
-        f"{'' if checks['factor'] else ', but its growth is not what was seen'}."
+        f"{'enough' if enough else 'not enough'}"
+        f"{'' if grows_so else ', but its growth is not what was seen'}.",
     )
 
 

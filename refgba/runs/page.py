@@ -269,7 +269,8 @@ def _cycle() -> Any:
 def figure(fig: Figure, alt: str, title: str = "", note: str = "") -> Html:
     """A matplotlib figure as inline SVG in the page's colours.
 
-    alt says in words what it shows; title stands above it, note below.  InputError where matplotlib is missing.
+    alt says in words what it shows; title stands above it, note below.  One wider than `SIZE` grows with the page, and
+    is never so small that its text cannot be read: a telephone scrolls it.  InputError where matplotlib is missing.
     """
     try:
         from matplotlib import rc_context
@@ -279,8 +280,13 @@ def figure(fig: Figure, alt: str, title: str = "", note: str = "") -> Html:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "refgba"}):
         fig.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawn = _inline(out.getvalue(), alt)
-    head = element("figcaption", title) if title else ""
-    return element("figure", head, drawn, element("p", note, class_="note") if note else "", class_="chart")
+    head, said = element("figcaption", title) if title else "", element("p", note, class_="note") if note else ""
+    inches = fig.get_figwidth()
+    if inches <= SIZE[0]:
+        return element("figure", head, drawn, said, class_="chart")
+    return element(
+        "figure", head, scroller(drawn, title or alt), said, class_="chart wide", style=f"--inches: {inches:g}"
+    )
 
 
 def _inline(svg: str, alt: str) -> Html:
