@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
+import os
 from copy import deepcopy
 from dataclasses import replace
 from io import BytesIO
@@ -341,6 +343,27 @@ def test_the_same_seeds_give_the_same_numbers(name, outcomes, monkeypatch):
     assert {k: v for k, v in again.data.items() if "seconds" not in k} == {
         k: v for k, v in outcomes[name].data.items() if "seconds" not in k
     }
+
+
+def test_what_is_done_at_once_is_what_is_done_one_by_one():
+    ticks, before = [], dict(os.environ)
+    assert common.at_once(math.factorial, [5, 3, 4], "numpy", ticks.append) == [120, 6, 24]
+    assert (os.cpu_count() or 1) < 2 or ticks[-1] == "3 of 3 done"
+    with pytest.raises(ValueError, match="factorial"):
+        common.at_once(math.factorial, [5, -3, 4], "numpy", ticks.append)
+    assert common.at_once(math.factorial, [5, 3], "cupy", pytest.fail) == [120, 6]
+    assert dict(os.environ) == before
+
+
+def test_seeds_in_processes_of_their_own_are_the_same_seeds():
+    sizes = replace(MICRO["imbalanced"], seeds=3)
+    found = imbalanced.measure(sizes, "numpy", id)
+    assert {name: len(found["frr"][name]) for name in ("GBA", imbalanced.WRONG)} == {"GBA": 3, imbalanced.WRONG: 1}
+    for seed in range(3):
+        alone, kept = imbalanced.of_seed(seed, sizes, "numpy", found["lr"])
+        assert kept == found["lr"]
+        for name, shares in alone.items():
+            assert found["frr"][name][seed] == pytest.approx(shares, abs=0.02)  # threads add up in another order
 
 
 # ---- verdicts on made-up numbers -------------------------------------------------------------------------------------

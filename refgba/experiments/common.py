@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from importlib import resources
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -38,12 +41,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Scale = Literal["quick", "full"]  # about a minute on one core, or several
+S = TypeVar("S")
+T = TypeVar("T")
 Tick: TypeAlias = Callable[[str], object]  # told what is being computed
 
 TAU = 0.9  # a feature counts as recovered from this cosine on
 RECOVERED = 0.9  # recovery works where the FRR is at least this
 DPI = 150
 SAMPLE = ("minilm-l3-mlp.npy", "minilm-l3-mlp.heldout.npy")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+ON_CORES = ("numpy", "numba")  # backends that compute on the CPU
 CHUNK = 2048  # rows of real activations judged at a time
 
 # Okabe and Ito's colours, which the colour-blind tell apart; a marker and a line style each, for those who print.
@@ -115,7 +122,7 @@ def conduct(
 ) -> Outcome:
     """Measure, time, judge: the body of every experiment's `run`.  `sizes` is a dataclass of settings with `seeds`."""
     backends.load(backend, "float32")  # a backend that cannot run is refused before anything is computed
-    began, busy = time.perf_counter(), time.process_time()
+    began, busy = time.perf_counter(), _cpu_seconds()
     measured = measure(sizes, backend, tick)
     about = {
         "scale": scale,
@@ -126,10 +133,15 @@ def conduct(
         "versions": {"refgba": __version__, "python": platform.python_version()}
         | {package: version(package) for package in ("numpy", "scipy", "matplotlib")},
         "seconds": round(time.perf_counter() - began, 1),
-        "cpu_seconds": round(time.process_time() - busy, 1),
+        "cpu_seconds": round(_cpu_seconds() - busy, 1),
     }
     data: dict[str, Any] = json.loads(json.dumps(about | measured, allow_nan=False))  # as a reader of the file sees it
     return Outcome(name, question, verdict(data), data, tuple(pictures(data)))
+
+
+def _cpu_seconds() -> float:
+    """Of this process and those it has waited for."""
+    return sum(os.times()[:4])
 
 
 def write(outcome: Outcome, out: Path) -> list[Path]:
@@ -350,6 +362,35 @@ def grade(claims: Mapping[str, bool]) -> str:
     """The first word of a verdict: how many claims, each checked by itself, hold in the numbers."""
     held = sum(claims.values())
     return "Reproduced" if held == len(claims) else "Reproduced in part" if held else "Not reproduced"
+
+
+# ---- several networks at once ----------------------------------------------------------------------------------------
+
+
+def at_once(work: Callable[[S], T], items: Sequence[S], backend: str, tick: Tick) -> list[T]:
+    """work(item) for each, in processes of one thread, as many as there are cores: for networks too small for threads.
+
+    `work` is a function of a module, or a partial of one.  One after the other where there is one item or one core, and
+    for a backend whose device they would share.
+    """
+    processes = min(len(items), os.cpu_count() or 1)
+    if processes < 2 or backend not in ON_CORES:
+        return [work(item) for item in items]
+    tick(f"{len(items)} more, {processes} at a time")
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))  # read by libraries as a new process loads them
+    try:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            begun = [pool.submit(work, item) for item in items]
+            for done, _ in enumerate(as_completed(begun), start=1):
+                tick(f"{done} of {len(items)} done")
+            return [future.result() for future in begun]
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ begin as the features: whether training stays where a random start does not get 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,35 +75,43 @@ def run(scale: Scale, backend: str, tick: Tick) -> Outcome:
 
 def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
     """For each method FRR at both levels, [seed][level], and the learning rate that a baseline kept."""
-    found: dict[str, list[list[float]]] = defaultdict(list)
-    kept: dict[str, float] = {}
-    for seed in range(sizes.seeds):
-        truth = model.imbalanced(seed)
-        X = truth.draw(0, sizes.rows).X
-        for name, given in VARIANTS.items():
-            if name == WRONG and seed >= sizes.few:
-                continue
-            tick(f"{name}, seed {seed}")
-            config = recipe.default(truth.d, width=sizes.M, steps=sizes.steps, seed=seed, dtype="float32", **given)
-            found[name].append(rates(common.train(X, config, backend).neurons, truth.V))
-        for name, given in BASELINES.items():
-            tried = {}
-            for lr in sizes.lr if seed == 0 else (kept[name],):
-                tick(f"{name}, lr {lr:g}, seed {seed}")
-                baseline = BaselineConfig(
-                    width=sizes.M, steps=sizes.steps, seed=seed, lr=lr, dtype="float32", **given
-                )  # fmt: skip
-                tried[lr] = rates(trained(X, baseline, backend), truth.V)
-            kept[name] = max(tried, key=lambda lr: sum(tried[lr]))
-            found[name].append(tried[kept[name]])
-        for k in KS if seed < sizes.few else ():
-            tick(f"TopK, K = {k}, from the truth and tied, seed {seed}")
-            given = {"width": truth.n, "steps": sizes.steps, "seed": seed, "dtype": "float32"}
-            baseline = BaselineConfig(method="topk", k=k, **given)
-            found[FROM_TRUTH.format(k)].append(rates(trained(X, baseline, backend, truth.V), truth.V))
-            config = GBAConfig(lr=1e-2, lr_decay=0.5, **given | {"width": sizes.M})
-            found[TIED.format(k)].append(rates(tied(X, config, k), truth.V))
+    first, kept = of_seed(0, sizes, backend, None, tick)
+    others = partial(of_seed, sizes=sizes, backend=backend, kept=kept)
+    seeds = [first, *(one for one, _ in common.at_once(others, range(1, sizes.seeds), backend, tick))]
+    found = {name: [one[name] for one in seeds if name in one] for name in first}
     return {"frr": found, "lr": kept, "paper": PAPER}
+
+
+def of_seed(
+    seed: int, sizes: Sizes, backend: str, kept: dict[str, float] | None, tick: Tick = id
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """FRR of each method at both levels, and the learning rates that baselines kept; `kept` if they are known."""
+    truth = model.imbalanced(seed)
+    X = truth.draw(0, sizes.rows).X
+    found: dict[str, list[float]] = {}
+    best = dict(kept or {})
+    for name, given in VARIANTS.items():
+        if name == WRONG and seed >= sizes.few:
+            continue
+        tick(f"{name}, seed {seed}")
+        config = recipe.default(truth.d, width=sizes.M, steps=sizes.steps, seed=seed, dtype="float32", **given)
+        found[name] = rates(common.train(X, config, backend).neurons, truth.V)
+    for name, given in BASELINES.items():
+        tried = {}
+        for lr in sizes.lr if kept is None else (kept[name],):
+            tick(f"{name}, lr {lr:g}, seed {seed}")
+            baseline = BaselineConfig(width=sizes.M, steps=sizes.steps, seed=seed, lr=lr, dtype="float32", **given)
+            tried[lr] = rates(trained(X, baseline, backend), truth.V)
+        best[name] = max(tried, key=lambda lr: sum(tried[lr]))
+        found[name] = tried[best[name]]
+    for k in KS if seed < sizes.few else ():
+        tick(f"TopK, K = {k}, from the truth and tied, seed {seed}")
+        given = {"width": truth.n, "steps": sizes.steps, "seed": seed, "dtype": "float32"}
+        baseline = BaselineConfig(method="topk", k=k, **given)
+        found[FROM_TRUTH.format(k)] = rates(trained(X, baseline, backend, truth.V), truth.V)
+        config = GBAConfig(lr=1e-2, lr_decay=0.5, **given | {"width": sizes.M})
+        found[TIED.format(k)] = rates(tied(X, config, k), truth.V)
+    return found, best
 
 
 def trained(X: Array, config: BaselineConfig, backend: str, W: Array | None = None) -> Array:
