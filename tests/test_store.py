@@ -373,6 +373,14 @@ def test_what_is_not_finite_is_named_with_its_file_and_row(tmp_path, format, val
         one_line(read, f"{path}/00007.{format}: row 11 (row 221 of {path}) holds a NaN, an infinity")
 
 
+def test_a_signalling_nan_is_named_without_a_warning(tmp_path):
+    x = rows().astype(np.float32)
+    x.view(np.uint32)[31, 2] = 0x7F800001
+    path = npy(tmp_path / "x.npy", x)
+    with np.errstate(all="ignore"):  # as on the command line; threads do not know of it
+        one_line(lambda: survey(open_activations(path)), f"{path}: row 31 holds a NaN")
+
+
 def test_a_shard_that_does_not_match_its_checksum_is_named(tmp_path):
     path = written(tmp_path / "s", rows(), 40)
     flip(path / "00001.npy", 200)

@@ -278,7 +278,8 @@ def survey(
     def look(k: int) -> tuple[int, Float64, Float64]:
         """Checksum, norms, and the sum of the rows at unit norm."""
         raw = data.stored(k)
-        x = values(raw).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # casting a signalling NaN; what a caller ignores, other threads do not
+            x = values(raw).astype(np.float64)
         norm = _norms(x)
         return zlib.crc32(raw.data), norm, _sum(x, norm)
 
