@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from refgba import __version__
-from refgba.errors import InputError
+from refgba.errors import InputError, brief
 from refgba.experiments.common import (
     Outcome,
     Picture,
@@ -100,8 +100,8 @@ def read(path: Path) -> Outcome:
         _how(outcome)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path}: not what refgba {__version__} writes for {path.stem} ({error!r}); move it away, or take another "
-            f"folder"
+            f"{path}: not what refgba {__version__} writes for {path.stem} ({brief(repr(error))}); move it away, "
+            "or take another folder"
         ) from None
     return outcome
 
