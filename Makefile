@@ -44,7 +44,7 @@ bench: setup
 # On a machine with a GPU, with the packages that PYTHON has there: nothing is installed, no network is needed.
 gpu: export PYTHONPATH := $(CURDIR)
 gpu:
-	@$(PYTHON) -c 'import sys, backends; why = backends.status()["cupy"]; why and sys.exit("cupy cannot run: " + why)'
+	@$(PYTHON) -c 'import sys; from refgba import backends; why = backends.status()["cupy"]; why and sys.exit("cupy cannot run: " + why)'
 	$(PYTHON) -m pytest -m gpu -W default -p no:cacheprovider
 	$(PYTHON) benchmarks/step.py --adaptation --only cupy --dtype all --d 1536 --width 65536 --batch 4096 --rounds 5
 	for L in 512 2048 4096 8192; do $(PYTHON) benchmarks/step.py --only cupy --only 'torch cuda' --dtype all \

@@ -19,21 +19,23 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_
 import click
 import numpy as np
 
-import backends
-from backends.base import AnyConfig
-from refgba import __version__, experiments, model, oracle, theory
+from refgba import __version__, backends, experiments, model, oracle, report, theory
+from refgba import formats as interop
+from refgba.backends.base import AnyConfig
 from refgba.config import BaselineConfig, GBAConfig, Method, Settings, settings_from_json
+from refgba.data import files, pack, synthetic
+from refgba.data.activations import Activations, Check, open_activations, reopen, survey
+from refgba.data.store import DTYPES, open_store
 from refgba.errors import InputError, brief
 from refgba.identifiability import identifiability
 from refgba.metrics import Evaluation, frr
+from refgba.oracle import traces
 from refgba.recipe import FIXED, RECIPES, derive
-from refgba.runs import files, folder, interop, pack, report, synthetic, traces
-from refgba.runs.activations import Activations, Check, open_activations, reopen, survey
-from refgba.runs.evaluation import arrays, evaluate_dictionary, load_truth, recovery
-from refgba.runs.evaluation import evaluate as evaluate_network
-from refgba.runs.evaluation import result as measured
-from refgba.runs.evaluation import save as save_evaluation
-from refgba.runs.store import DTYPES, open_store
+from refgba.runs import folder
+from refgba.runs.judging import arrays, evaluate_dictionary, load_truth, recovery
+from refgba.runs.judging import evaluate as evaluate_network
+from refgba.runs.judging import result as measured
+from refgba.runs.judging import save as save_evaluation
 from refgba.runs.trainer import Progress, Saving, Stopped, TrainingError, extended, resume_run, signals, train_run
 from refgba.sae import unit_rows
 from refgba.streams import stream
@@ -846,4 +848,4 @@ def oracle_dump(trace: Path, out: Path, backend: str, dtype: Dtype, starts: orac
 @oracle_group.command("format")
 def oracle_format() -> None:
     """Print the page that describes traces and dumps."""
-    click.echo(Path(oracle.__file__).with_suffix(".md").read_text(encoding="utf-8"), nl=False)
+    click.echo(Path(oracle.__file__).with_name("format.md").read_text(encoding="utf-8"), nl=False)

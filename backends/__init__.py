@@ -1,12 +1,12 @@
-"""The same algorithm, fast: one module a backend, all behind the contract of `backends.base`."""
+"""The same algorithm, fast: one module a backend, all behind the contract of `refgba.backends.base`."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any, cast
 
-from backends.base import AnyConfig, Backend
 from refgba import baselines, gba
+from refgba.backends.base import AnyConfig, Backend
 from refgba.config import BaselineConfig
 from refgba.errors import InputError
 
@@ -23,7 +23,10 @@ INSTALL = {
 def _module(name: str, method: str = "gba") -> Backend | str:
     """The module of a backend for a method, or why it cannot be used here and what to install."""
     try:
-        module = cast(Backend, import_module(f"backends.{name}" if method == "gba" else f"backends.baselines_{name}"))
+        module = cast(
+            Backend,
+            import_module(f"refgba.backends.{name}" if method == "gba" else f"refgba.backends.baselines.{name}"),
+        )
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError)
         why = f"{error.name} is not installed" if missing else " ".join(str(error).split())
@@ -38,7 +41,7 @@ def load(name: str, dtype: str | None = None, method: str = "gba") -> Backend:
     cannot run here, then with the reason and what to install, or when it lacks the method or the dtype.  There is no
     fallback to another.
 
-    >>> import backends
+    >>> from refgba import backends
     >>> backends.load("numpy").DTYPES
     ('float64', 'float32')
     >>> backends.load("abacus")
@@ -72,7 +75,7 @@ def begin(backend: Backend, config: AnyConfig, d: int) -> Any:
 def status() -> dict[str, str | None]:
     """For every backend None if it can run here, or the reason why not and what to install.
 
-    >>> import backends
+    >>> from refgba import backends
     >>> backends.status()["numpy"] is None  # it always can
     True
     """

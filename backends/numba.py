@@ -31,9 +31,9 @@ import scipy.linalg  # noqa: F401 - the BLAS that numba calls: loaded before _bl
 from numba import njit, prange
 from threadpoolctl import ThreadpoolController
 
-from backends.numpy import DTYPES, adapt, counters, decode, encode, export, get, params, put, unusable
 from refgba import gba, recipe
 from refgba.adam import AdamW
+from refgba.backends.numpy import DTYPES, adapt, counters, decode, encode, export, get, params, put, unusable
 from refgba.config import GBAConfig
 from refgba.gba import Metrics
 from refgba.sae import Params

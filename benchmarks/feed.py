@@ -25,12 +25,12 @@ from typing import Any, cast
 import click
 import numpy as np
 
-from backends import load
 from refgba import gba, recipe
-from refgba.runs import feed
-from refgba.runs.activations import open_activations, survey
-from refgba.runs.pack import Writer
-from refgba.runs.prefetch import prefetched
+from refgba.backends import load
+from refgba.data import feed
+from refgba.data.activations import open_activations, survey
+from refgba.data.pack import Writer
+from refgba.data.prefetch import prefetched
 from refgba.types import Array
 
 SEGMENT = 20  # steps

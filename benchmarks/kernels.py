@@ -91,7 +91,7 @@ def measured(backend: Any, s: Setting) -> dict[str, Any]:
 @click.option("--untied", is_flag=True)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
 def main(as_json: bool, **given: Any) -> None:
-    import backends
+    from refgba import backends
     from refgba.errors import InputError
 
     s = Setting(threads=1, steps=4000, only=("cupy",), peers=False, adaptation=False, **given)

@@ -29,9 +29,9 @@ import click
 import torch
 
 from refgba.config import BaselineConfig, Method
+from refgba.data import feed
 from refgba.experiments.common import Real, evaluated, opened
-from refgba.runs import feed
-from refgba.runs.evaluation import evaluate_dictionary
+from refgba.runs.judging import evaluate_dictionary
 from refgba.sae import unit_rows
 from refgba.types import Array
 

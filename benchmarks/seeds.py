@@ -15,7 +15,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from cli import main
+from refgba.cli import main
 
 
 def run(seed: int, flags: list[str], folder: Path) -> dict:

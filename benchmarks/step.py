@@ -155,7 +155,7 @@ def host(dtype: str) -> str:
 
 def usable(s: Setting, unavailable: dict[str, str]) -> Iterator[tuple[Any, str, str]]:
     """Every backend with every dtype to measure: (module, name, dtype)."""
-    import backends
+    from refgba import backends
 
     for name, reason in backends.status().items():
         if not s.wants(name):
@@ -371,7 +371,7 @@ def peak_memory(s: Setting, name: str, dtype: str) -> int:
 
     Not counted is what was there before: libraries, the rest of a run at a tiny size, the parameters and rows given.
     """
-    import backends
+    from refgba import backends
 
     module = backends.load(name)
 

@@ -18,12 +18,12 @@ from typing import Any, cast
 
 import click
 
-from backends import load
 from refgba import gba, recipe
+from refgba.backends import load
+from refgba.data import feed
+from refgba.data.prefetch import prefetched
 from refgba.experiments import common
-from refgba.runs import feed
-from refgba.runs.evaluation import evaluate
-from refgba.runs.prefetch import prefetched
+from refgba.runs.judging import evaluate
 
 SEGMENT = 100  # steps
 REST = 0.2  # seconds before a segment: OpenBLAS's threads spin for 0.1 s when a product is done

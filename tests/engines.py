@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import emulated_cupy
 import pytest
 
-import backends
-from backends.base import Backend
+from refgba import backends
+from refgba.backends.base import Backend
 
 DTYPES = {
     "numpy": ("float64", "float32"),
@@ -33,7 +33,7 @@ ENGINES = [
 def engine(name: str) -> Iterator[Backend]:
     """The backend, or a skipped test."""
     if name == "cupy emulated":
-        cupy_backend = pytest.importorskip("backends.cupy", reason="CuPy is not installed", exc_type=ImportError)
+        cupy_backend = pytest.importorskip("refgba.backends.cupy", reason="CuPy is not installed", exc_type=ImportError)
         if emulated_cupy.compiler() is None:
             pytest.skip("no C++ compiler for the kernels")
         with pytest.MonkeyPatch.context() as patch:

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from cli import main
+from refgba.cli import main
 from refgba.runs import checkpoints
 
 BEGIN, END = b"(", b")"  # of a checkpoint

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from engines import DTYPES, engine
 
-import backends
-from backends.base import Backend
+from refgba import backends
+from refgba.backends.base import Backend
 from refgba.errors import InputError
 
 
@@ -33,7 +33,7 @@ def test_an_unknown_backend_is_refused():
 
 
 def test_an_unusable_backend_is_an_error_with_its_reason(monkeypatch):
-    monkeypatch.setattr("backends.numpy.unusable", lambda: "no abacus on this machine; buy one")
+    monkeypatch.setattr("refgba.backends.numpy.unusable", lambda: "no abacus on this machine; buy one")
     assert backends.status()["numpy"] == "no abacus on this machine; buy one"
     with pytest.raises(InputError, match="'numpy' cannot run here: no abacus on this machine; buy one"):
         backends.load("numpy")
@@ -45,7 +45,7 @@ def test_an_unusable_backend_is_an_error_with_its_reason(monkeypatch):
 )
 def test_a_missing_package_is_named_with_its_install_line(name, package, install, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, f"backends.{name}", raising=False)
+    monkeypatch.delitem(sys.modules, f"refgba.backends.{name}", raising=False)
     reason = backends.status()[name]
     assert package in reason
     assert install in reason

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import backends
-from refgba import baselines, gba, sae
+from refgba import backends, baselines, gba, sae
 from refgba.config import BaselineConfig, Method
 
 pytest.importorskip("numba")
@@ -87,7 +86,7 @@ def test_a_run_with_dead_neurons_is_that_of_the_reference(method, dtype):
 def test_results_do_not_depend_on_the_number_of_threads(method):
     program = f"""if True:
         import hashlib, numpy as np
-        from backends import load
+        from refgba.backends import load
         from refgba import baselines, gba
         from refgba.config import BaselineConfig
         config = BaselineConfig(method="{method}", width=500, k=9, steps=12, batch=150, dead_after=400, dtype="float32")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli import main
+from refgba.cli import main
 
 BEFORE = Path(__file__).parent / "before"
 DATA, TRUTH = BEFORE / "truth" / "X.npy", BEFORE / "truth" / "V.npy"

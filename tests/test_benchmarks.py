@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from engines import engine
 
-import backends
+from refgba import backends
 
 ROOT = Path(__file__).parent.parent
 

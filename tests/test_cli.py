@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from engines import engine
 from safetensors.numpy import load_file
 
-import backends
-from cli import main
+from refgba import backends
+from refgba.cli import main
 from refgba.config import GBAConfig
 from refgba.model import imbalanced
 from refgba.recipe import FIXED
@@ -325,7 +325,7 @@ def test_a_full_disk_leaves_no_half_file(cli, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("refgba.runs.synthetic.np.save", full)
+    monkeypatch.setattr("refgba.data.synthetic.np.save", full)
     assert_one_line(cli("synth", "-o", "s", "--rows", 10), "s: cannot be written (No space left on device)")
     assert not list((tmp_path / "s").iterdir())
 

@@ -22,8 +22,7 @@ from engines import ENGINES, engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import backends
-from refgba import gba, sae
+from refgba import backends, gba, sae
 from refgba.bias import adapt as algorithm_2
 from refgba.config import GBAConfig
 from refgba.metrics import frr

@@ -15,9 +15,8 @@ from pathlib import Path
 import click
 import pytest
 
-import backends
-import cli
 import refgba
+from refgba import backends, cli
 
 ROOT = Path(refgba.__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,10 +49,10 @@ SHOWN = [
     "refgba.metrics.Evaluation",
     "refgba.baselines.largest",
     "refgba.oracle.compare",
-    "refgba.runs.activations.open_activations",
+    "refgba.data.activations.open_activations",
     "refgba.runs.folder.open_network",
-    "backends.load",
-    "backends.status",
+    "refgba.backends.load",
+    "refgba.backends.status",
 ]
 
 
@@ -62,7 +61,7 @@ def examples(name):
     try:
         module = import_module(name)
     except ImportError as error:  # of a library that only some machines have: any other module has to be there
-        if name != "backends.cupy":
+        if name != "refgba.backends.cupy":
             raise
         pytest.skip(f"{name} cannot be imported: {error}")
     return [found for found in doctest.DocTestFinder().find(module, name, globs={}) if found.examples]

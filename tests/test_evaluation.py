@@ -10,12 +10,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-import backends
-from refgba import sae
+from refgba import backends, sae
 from refgba.config import GBAConfig
 from refgba.errors import InputError
 from refgba.metrics import Evaluation, per_group
-from refgba.runs.evaluation import evaluate, evaluate_dictionary, result, save
+from refgba.runs.judging import evaluate, evaluate_dictionary, result, save
 
 CONFIG = GBAConfig(width=12, groups=3, steps=1, batch=16, dtype="float32")
 NUMPY = backends.load("numpy")

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cli import main
 from refgba import experiments, gba, model
+from refgba.cli import main
 from refgba.config import BaselineConfig, GBAConfig
+from refgba.data import files
 from refgba.errors import InputError
 from refgba.experiments import (
     ablation,
@@ -35,7 +36,6 @@ from refgba.experiments import (
     width,
 )
 from refgba.experiments.common import Outcome, Picture, Verdict
-from refgba.runs import files
 
 image = pytest.importorskip("matplotlib.image")
 

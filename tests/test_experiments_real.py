@@ -10,8 +10,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-import backends
-from refgba import experiments, gba, recipe
+from refgba import backends, experiments, gba, recipe
 from refgba.errors import InputError
 from refgba.experiments import common, consistency, frequencies, histograms
 from refgba.model import Uniform

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import backends
-from cli import main
+from refgba import backends
+from refgba.cli import main
 from refgba.config import GBAConfig
+from refgba.data import activations, files, pack
+from refgba.data.activations import open_activations, reopen, survey
+from refgba.data.store import open_store
 from refgba.errors import InputError
-from refgba.runs import activations, checkpoints, files, folder, pack
-from refgba.runs.activations import open_activations, reopen, survey
-from refgba.runs.store import open_store
+from refgba.runs import checkpoints, folder
 from refgba.runs.trainer import Saving, TrainingError, resume_run, train_run
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +102,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(
     )  # the log is cut to the checkpoint's step, and grows again
     if what == "the log":
         assert size > max(map(len, before.values()))
-    result = python("from cli import main; main()", "train", "--resume", run, limit=size)
+    result = python("from refgba.cli import main; main()", "train", "--resume", run, limit=size)
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert (result.returncode, len(lines), "Traceback" in result.stderr) == (1, 1, False), result.stderr
     step = folder.open_network(checkpoints.found(run)[0]).state["step"]
@@ -123,7 +124,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(store):
         place = Path(name)
         shutil.copytree(store, place / "store")
         place.chmod(0o555)
-        program = "import os, sys; from click.testing import CliRunner; from cli import main; "
+        program = "import os, sys; from click.testing import CliRunner; from refgba.cli import main; "
         if os.geteuid() == 0:  # who may write anywhere; once all is imported, by a run, somebody else can go on
             program += "CliRunner().invoke(main, [*sys.argv[1:3], '-o', sys.argv[4] + '-first', *sys.argv[5:]]); "
             program += "os.seteuid(65534); "

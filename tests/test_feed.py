@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from refgba import gba
 from refgba.config import GBAConfig
-from refgba.runs import feed
-from refgba.runs.activations import open_activations, survey
-from refgba.runs.prefetch import THREADS
+from refgba.data import feed
+from refgba.data.activations import open_activations, survey
+from refgba.data.prefetch import THREADS
 
 
 def numbered(N):

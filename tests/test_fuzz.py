@@ -20,13 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-import backends
+from refgba import backends
 from refgba.config import GBAConfig, settings_from_json
+from refgba.data.activations import open_activations, reopen, survey
+from refgba.data.pack import Writer, info, verify
+from refgba.data.store import open_store
 from refgba.errors import InputError
 from refgba.runs import checkpoints, folder
-from refgba.runs.activations import open_activations, reopen, survey
-from refgba.runs.pack import Writer, info, verify
-from refgba.runs.store import open_store
 from refgba.runs.trainer import Saving, train_run
 
 TIMES = int(os.environ.get("FUZZ", "1"))  # 1: 2000 inputs in all; FUZZ=100 for a night

@@ -12,8 +12,8 @@ from engines import engine
 
 from refgba import gba
 from refgba.config import GBAConfig
+from refgba.data.prefetch import prefetched
 from refgba.errors import InputError
-from refgba.runs.prefetch import prefetched
 from refgba.sae import Params
 
 pytestmark = pytest.mark.gpu

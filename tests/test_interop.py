@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
 from refgba import baselines, gba, recipe, sae
+from refgba import formats as interop
 from refgba.config import BaselineConfig, GBAConfig
 from refgba.errors import InputError
-from refgba.runs import interop
-from refgba.runs.interop import ARRAYS, Dictionary, Input, export, from_params, is_dictionary, read, write_npz
+from refgba.formats import ARRAYS, Dictionary, Input, export, from_params, is_dictionary, read, write_npz
 from refgba.sae import Params, unit_rows
 
 ACTIVATIONS = ["jumprelu", "relu"]

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from engines import engine
 
-import backends
-from refgba import gba, recipe, sae
+from refgba import backends, gba, recipe, sae
 from refgba.adam import AdamW
 from refgba.bias import Buffer
 from refgba.config import GBAConfig
@@ -56,7 +55,7 @@ def test_it_compiles_without_a_warning(nvrtc, monkeypatch, dtype, architecture):
         pytest.skip(f"NVRTC {'.'.join(map(str, nvrtc.getVersion()))} does not compile for sm_{architecture}")
     cp = MagicMock()
     cp.cuda.Device.return_value.compute_capability = "100"
-    monkeypatch.setattr("backends.cupy.cp", cp)
+    monkeypatch.setattr("refgba.backends.cupy.cp", cp)
     backends.cupy.Device(dtype)
     module = cp.RawModule.call_args.kwargs
     as_cupy_adds = (f"-arch=sm_{architecture}", "-ftz=true", "--device-as-default-execution-space")

@@ -16,15 +16,14 @@ from engines import engine
 from mutations import MUTANTS, compiled, step
 from safetensors.numpy import load_file, save_file
 
-from cli import main
 from refgba import gba, oracle, recipe
+from refgba.cli import main
 from refgba.errors import InputError
-from refgba.mistakes import MISTAKES
-from refgba.oracle import compare
-from refgba.rounding import Sizes
-from refgba.runs import traces
+from refgba.oracle import compare, traces
+from refgba.oracle.mistakes import MISTAKES
+from refgba.oracle.rounding import Sizes
+from refgba.oracle.stepwise import FORMULAS, ORDER, QUANTITIES, names, needs
 from refgba.sae import unit_rows
-from refgba.stepwise import FORMULAS, ORDER, QUANTITIES, names, needs
 
 TRACES = Path(__file__).parent / "traces"
 KINDS = {
@@ -563,7 +562,7 @@ def test_writing_that_fails_leaves_nothing(tmp_path, monkeypatch, trace):
 
 def test_the_page_names_every_quantity_and_its_example_runs(cli, tmp_path, capsys):
     page = cli("format").stdout
-    assert page == Path(oracle.__file__).with_suffix(".md").read_text(encoding="utf-8")
+    assert page == Path(oracle.__file__).with_name("format.md").read_text(encoding="utf-8")
     told = set(re.findall(r"`([^`]+)`", page.split("## What a step holds")[1].split("## Where")[0]))
     for name in QUANTITIES:
         theta = re.sub(r"^(updates|m|v)\..*", r"\1.θ", name)

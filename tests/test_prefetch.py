@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from refgba.runs.prefetch import in_order, prefetched
+from refgba.data.prefetch import in_order, prefetched
 
 
 def test_items_come_in_order_and_all():

@@ -15,16 +15,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-import backends
-from refgba import sae
+from refgba import backends, sae
 from refgba.config import GBAConfig, Settings
+from refgba.data.activations import open_activations, survey
 from refgba.errors import InputError
 from refgba.metrics import Evaluation
-from refgba.runs import page
-from refgba.runs.activations import open_activations, survey
-from refgba.runs.evaluation import evaluate, result, save
-from refgba.runs.findings import findings
-from refgba.runs.report import RunData, Truth, load_evaluation, load_run, pack, report, summarise
+from refgba.report import RunData, Truth, load_evaluation, load_run, pack, page, report, summarise
+from refgba.report.findings import findings
+from refgba.runs.judging import evaluate, result, save
 from refgba.runs.trainer import train_run
 
 pytest.importorskip("matplotlib", reason="reports are drawn with matplotlib")

@@ -19,13 +19,13 @@ import pytest
 from click.testing import CliRunner
 from engines import ENGINES, engine
 
-import backends
-from cli import main
-from refgba import gba, recipe
+from refgba import backends, gba, recipe
+from refgba.cli import main
 from refgba.config import BaselineConfig, GBAConfig, Method
+from refgba.data import files
+from refgba.data.activations import open_activations, reopen, survey
 from refgba.errors import InputError
-from refgba.runs import checkpoints, files, folder, trainer
-from refgba.runs.activations import open_activations, reopen, survey
+from refgba.runs import checkpoints, folder, trainer
 from refgba.runs.trainer import Saving, Stopped, resume_run, train_run
 
 HERE = Path(__file__).parent
@@ -233,7 +233,7 @@ def test_resuming_through_the_command_line_keeps_the_runs_settings(cli, X):
 
 
 def refgba(*arguments, **more):
-    code = "from cli import main; main()"
+    code = "from refgba.cli import main; main()"
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

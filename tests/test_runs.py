@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import backends
-from refgba import gba
+from refgba import backends, gba
 from refgba.config import GBAConfig
+from refgba.data.activations import open_activations, survey
 from refgba.errors import InputError
 from refgba.runs import folder, trainer
-from refgba.runs.activations import open_activations, survey
-from refgba.runs.evaluation import evaluate, recovery
+from refgba.runs.judging import evaluate, recovery
 from refgba.runs.trainer import TrainingError, train_run
 from refgba.sae import unit_rows
 

@@ -24,11 +24,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from refgba.data import activations, pack, store
+from refgba.data.activations import Activations, Check, open_activations, reopen, survey
+from refgba.data.pack import Writer, convert, info, verify
+from refgba.data.store import DTYPES, META, open_shard, open_store, stored, values
 from refgba.errors import InputError
-from refgba.runs import activations, pack, store
-from refgba.runs.activations import Activations, Check, open_activations, reopen, survey
-from refgba.runs.pack import Writer, convert, info, verify
-from refgba.runs.store import DTYPES, META, open_shard, open_store, stored, values
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -818,7 +818,7 @@ def test_a_file_that_may_not_grow_is_one_line_and_the_shards_before_it_stay(tmp_
         from pathlib import Path
         from refgba.errors import InputError
         from refgba.runs import pack
-        from refgba.runs.store import open_store
+        from refgba.data.store import open_store
         out = Path(sys.argv[3])
         with pack.Writer(out, 16, "float32", 1000) as writer:
             try:
@@ -847,7 +847,7 @@ def test_lying_headers_are_refused_where_memory_is_short(tmp_path):
         import resource, sys
         from pathlib import Path
         from refgba.errors import InputError
-        from refgba.runs.store import open_store
+        from refgba.data.store import open_store
         now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + 2**26, now + 2**26))
         for path in sorted(Path(sys.argv[1]).iterdir()):

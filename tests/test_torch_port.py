@@ -17,11 +17,10 @@ import pytest
 from click.testing import CliRunner
 from engines import library
 
-from cli import main
 from refgba import recipe
+from refgba.cli import main
 from refgba.config import GBAConfig
-from refgba.oracle import compare
-from refgba.runs import traces
+from refgba.oracle import compare, traces
 
 pytestmark = pytest.mark.interop
 TESTS = Path(__file__).parent

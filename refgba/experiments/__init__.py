@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from refgba import __version__
+from refgba.data import files
 from refgba.errors import InputError, brief
 from refgba.experiments.common import (
     Outcome,
@@ -28,9 +29,8 @@ from refgba.experiments.common import (
     sketch,
     write,
 )
-from refgba.runs import files
-from refgba.runs.page import Html, Section, element, figure, join, table
-from refgba.runs.page import page as html
+from refgba.report.page import Html, Section, element, figure, join, table
+from refgba.report.page import page as html
 
 __all__ = [
     "NAMES",

@@ -22,16 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-import backends
-from backends.base import AnyConfig, AnyParams
-from refgba import __version__, gba, theory
+from refgba import __version__, backends, gba, theory
+from refgba.backends.base import AnyConfig, AnyParams
 from refgba.config import GBAConfig
+from refgba.data import feed, files
+from refgba.data.activations import Activations, Check, open_activations, survey
 from refgba.errors import InputError
 from refgba.metrics import Evaluation, mcs
 from refgba.model import Rows, SyntheticModel, features
-from refgba.runs import feed, files
-from refgba.runs.activations import Activations, Check, open_activations, survey
-from refgba.runs.evaluation import evaluate
+from refgba.runs.judging import evaluate
 from refgba.sae import unit_rows
 from refgba.streams import stream
 from refgba.types import Array, Float64

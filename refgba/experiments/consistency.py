@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from backends.base import AnyConfig, AnyParams
 from refgba import recipe
+from refgba.backends.base import AnyConfig, AnyParams
 from refgba.config import BaselineConfig
 from refgba.experiments import common
 from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict

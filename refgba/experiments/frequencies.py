@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import norm, spearmanr
 
-from backends.base import AnyConfig
 from refgba import gba, recipe
+from refgba.backends.base import AnyConfig
 from refgba.config import BaselineConfig
 from refgba.experiments import common
 from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends.base import AnyConfig
 from refgba import recipe
+from refgba.backends.base import AnyConfig
 from refgba.config import BaselineConfig
 from refgba.experiments import common
 from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from scipy.stats import binom
 
-import backends
-from refgba import gba, recipe, sae
+from refgba import backends, gba, recipe, sae
 from refgba.config import GBAConfig
+from refgba.data import feed
 from refgba.experiments import common
 from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
 from refgba.metrics import Evaluation
-from refgba.runs import feed
-from refgba.runs.evaluation import evaluate
+from refgba.runs.judging import evaluate
 from refgba.sae import Params, unit_rows
 from refgba.types import Array, Float64
 

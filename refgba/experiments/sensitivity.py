@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import backends
-from backends.base import AnyConfig, AnyParams
-from refgba import gba, model, recipe
+from refgba import backends, gba, model, recipe
+from refgba.backends.base import AnyConfig, AnyParams
 from refgba.config import BaselineConfig
+from refgba.data import feed
 from refgba.experiments import common
 from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
 from refgba.experiments.frontier import judged
 from refgba.experiments.imbalanced import LEVELS, rates
-from refgba.runs import feed
-from refgba.runs.evaluation import evaluate
+from refgba.runs.judging import evaluate
 from refgba.types import Array, Float64
 
 if TYPE_CHECKING:

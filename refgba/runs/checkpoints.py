@@ -6,7 +6,7 @@
         state.json              step, updates of each parameter, data and settings, seconds so far, checksums
 
 Schedules, minibatches and all randomness are functions of the settings, the data and the step (`refgba.recipe`,
-`refgba.runs.feed`), and need nothing here.
+`refgba.data.feed`), and need nothing here.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import AnyConfig, HostState
 from refgba import baselines, gba
 from refgba.adam import AdamW
+from refgba.backends.base import AnyConfig, HostState
 from refgba.bias import Buffer
 from refgba.config import BaselineConfig
+from refgba.data import files
 from refgba.errors import InputError
-from refgba.runs import files, folder
+from refgba.runs import folder
 from refgba.runs.folder import TRAINING, Damaged
 
 CHECKPOINTS = "checkpoints"

@@ -29,14 +29,14 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save, save_file
 
-from backends.base import AnyConfig, AnyParams
 from refgba import __version__, baselines
+from refgba.backends.base import AnyConfig, AnyParams
 from refgba.config import BaselineConfig, Settings, config_from_json
+from refgba.data import files
+from refgba.data.activations import Activations
+from refgba.data.store import DTYPES, LARGEST, checksum
 from refgba.errors import InputError, brief
 from refgba.recipe import forming_steps
-from refgba.runs import files
-from refgba.runs.activations import Activations
-from refgba.runs.store import DTYPES, LARGEST, checksum
 from refgba.sae import Params
 from refgba.types import Int64
 

@@ -20,15 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from backends import begin
-from backends.base import AnyConfig, Backend
 from refgba import __version__, baselines, gba, recipe
+from refgba.backends import begin
+from refgba.backends.base import AnyConfig, Backend
 from refgba.config import BaselineConfig, Settings
+from refgba.data import feed, files
+from refgba.data.activations import Activations, Survey
+from refgba.data.prefetch import prefetched
 from refgba.errors import InputError
-from refgba.runs import checkpoints, feed, files, folder
-from refgba.runs.activations import Activations, Survey
+from refgba.runs import checkpoints, folder
 from refgba.runs.folder import Record
-from refgba.runs.prefetch import prefetched
 
 REMEDY = "training diverged, the run has no result: try a lower lr, and other settings nearer their defaults"
 LOGS = 200  # lines of metrics.jsonl in a run, about
@@ -117,7 +118,7 @@ def train_run(
 ) -> Iterator[Progress]:
     """Train and write the run folder `out`, which must not hold a run yet; yields about `LOGS` times and at the end.
 
-    data and survey come from `refgba.runs.activations.survey`; names, such as {"backend": "numpy"}, go to about.json.
+    data and survey come from `refgba.data.activations.survey`; names, such as {"backend": "numpy"}, go to about.json.
     stop is asked after each step; where it is not 0 a checkpoint is written and Stopped raised.  Raises InputError
     before anything is written when `out` cannot take the run, and later when the data are no longer what they were;
     TrainingError when the loss is no longer finite, or the folder cannot be written.
@@ -145,7 +146,7 @@ def resume_run(
 ) -> Iterator[Progress]:
     """Go on with the run of a `folder.read_record` from its newest checkpoint, or from its beginning; as `train_run`.
 
-    data comes from `refgba.runs.activations.reopen`.  config has the run's settings, or those of `extended`.
+    data comes from `refgba.data.activations.reopen`.  config has the run's settings, or those of `extended`.
     say is told of damaged checkpoints, and of what an extension means.  Yields nothing where all steps are done.
     """
     path = record.path

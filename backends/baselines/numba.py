@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numba import njit, prange
 
-from backends.baselines_numpy import decode, encode
-from backends.numba import _adamw, _add, _dot, _kernels, _unit
-from backends.numpy import DTYPES, counters, export, get, params, put, unusable
 from refgba import baselines
 from refgba.adam import AdamW
+from refgba.backends.baselines.numpy import decode, encode
+from refgba.backends.numba import _adamw, _add, _dot, _kernels, _unit
+from refgba.backends.numpy import DTYPES, counters, export, get, params, put, unusable
 from refgba.baselines import Params, adapt
 from refgba.config import BaselineConfig
 from refgba.gba import Metrics

@@ -15,8 +15,8 @@ import numpy as np
 from refgba import recipe, sae
 from refgba.bias import Buffer
 from refgba.bias import adapt as algorithm_2
+from refgba.oracle.stepwise import FORMULAS, THETA, Formula, Step, in_groups, jump, kept
 from refgba.sae import Params, unit_rows
-from refgba.stepwise import FORMULAS, THETA, Formula, Step, in_groups, jump, kept
 
 KERNELS = (1e-3, 1e-2, 0.1, 1.0)  # usual widths of a rectangle in the place of the jump's derivative
 OFFSETS = (1e-12, 1e-8, 1e-6, 1e-5)  # usual numbers beside a norm against division by zero

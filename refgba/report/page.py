@@ -222,7 +222,7 @@ def _anchors(sections: Sequence[Section]) -> list[str]:
 
 def resource(name: str) -> str:
     """The text of a file that lies beside this one."""
-    return resources.files("refgba.runs").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("refgba.report").joinpath(name).read_text(encoding="utf-8")
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------

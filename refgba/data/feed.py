@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from refgba.config import Settings
-from refgba.runs.activations import Activations
-from refgba.runs.prefetch import THREADS, prefetched
-from refgba.runs.store import Raw, stored, values
+from refgba.data.activations import Activations
+from refgba.data.prefetch import THREADS, prefetched
+from refgba.data.store import Raw, stored, values
 from refgba.streams import stream
 from refgba.types import Array, Int64
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from backends.numpy import DTYPES, counters, export, get, params, put, restore, unusable
 from refgba import baselines
+from refgba.backends.numpy import DTYPES, counters, export, get, params, put, restore, unusable
 from refgba.baselines import Params, State, adapt, init, step
 from refgba.types import Array
 

@@ -28,8 +28,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from refgba.data.files import parse_json, read_json
 from refgba.errors import InputError
-from refgba.runs.files import parse_json, read_json
 from refgba.types import Array, Int64
 
 META, FORMAT, TENSOR = "meta.json", "refgba-activations", "activations"

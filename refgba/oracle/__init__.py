@@ -7,7 +7,7 @@ those are named whose numbers are the ones that were given.
 
 A port is best checked one step at a time: before each step it takes over the trace's state, so that rounding does not
 pile up.  It may also run on by itself; then each step is expected from the port's own state before it, where that is
-given.  oracle.md tells those who write ports what to write; files are left to `refgba.runs.traces`.
+given.  oracle.md tells those who write ports what to write; files are left to `refgba.oracle.traces`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import numpy as np
 from refgba import gba
 from refgba.config import GBAConfig
 from refgba.errors import InputError, brief
-from refgba.mistakes import MISTAKES
-from refgba.rounding import TINY, Sizes
+from refgba.oracle.mistakes import MISTAKES
+from refgba.oracle.rounding import TINY, Sizes
+from refgba.oracle.stepwise import ADAPTATION, ORDER, QUANTITIES, STATE, Step, Value, names, needs
 from refgba.sae import unit_rows
-from refgba.stepwise import ADAPTATION, ORDER, QUANTITIES, STATE, Step, Value, names, needs
 from refgba.types import Array
 
 Starts: TypeAlias = Literal["trace", "own"]

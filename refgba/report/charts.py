@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from refgba.runs.page import GUIDE, SERIES, Html, drawing, figure, series
+from refgba.report.page import GUIDE, SERIES, Html, drawing, figure, series
 from refgba.types import Array, Float64
 
 if TYPE_CHECKING:

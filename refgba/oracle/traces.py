@@ -18,16 +18,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from backends.base import Backend
 from refgba import __version__, gba, model, recipe
 from refgba.adam import AdamW
+from refgba.backends.base import Backend
 from refgba.bias import Buffer
 from refgba.config import GBAConfig
+from refgba.data import files
 from refgba.errors import InputError, brief
 from refgba.oracle import Report, Starts, Trace, checked_trace, compare, record, state_arrays
-from refgba.runs import files
+from refgba.oracle.stepwise import QUANTITIES, Value
 from refgba.sae import Params, unit_rows
-from refgba.stepwise import QUANTITIES, Value
 from refgba.types import Array, Dtype
 
 INDEX, ARRAYS = "index.json", "arrays.safetensors"

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refgba.runs.charts import percent, rounded
+from refgba.report.charts import percent, rounded
 
 if TYPE_CHECKING:
-    from refgba.runs.report import RunData
+    from refgba.report import RunData
 
 OVER = 0.1  # share of a group over target from which it is named
 DEAD = 0.005  # share of all neurons

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from refgba.stepwise import QUANTITIES, THETA, Step
+from refgba.oracle.stepwise import QUANTITIES, THETA, Step
 from refgba.types import Mask
 
 TINY = 1e-37  # below about this float32 has no full precision

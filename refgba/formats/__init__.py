@@ -27,12 +27,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from backends.base import AnyConfig, AnyParams
 from refgba import baselines
+from refgba.backends.base import AnyConfig, AnyParams
 from refgba.config import BaselineConfig, GBAConfig
+from refgba.data.files import read_json, write_folder
+from refgba.data.store import values
 from refgba.errors import InputError, brief
-from refgba.runs.files import read_json, write_folder
-from refgba.runs.store import values
 from refgba.sae import unit_rows
 from refgba.types import Array
 

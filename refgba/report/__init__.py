@@ -25,14 +25,16 @@ import numpy.typing as npt
 from safetensors import safe_open
 
 from refgba.config import GBAConfig, Settings, config_from_json
+from refgba.data import files
 from refgba.errors import InputError, brief
 from refgba.metrics import QUANTILES, mcs, per_group
 from refgba.recipe import forming_steps
-from refgba.runs import charts, files, folder, page
-from refgba.runs.charts import percent, rounded
-from refgba.runs.evaluation import ARRAYS, THRESHOLDS
-from refgba.runs.findings import findings
-from refgba.runs.page import Html, Section, bars, element, grid, join, legend, table
+from refgba.report import charts, page
+from refgba.report.charts import percent, rounded
+from refgba.report.findings import findings
+from refgba.report.page import Html, Section, bars, element, grid, join, legend, table
+from refgba.runs import folder
+from refgba.runs.judging import ARRAYS, THRESHOLDS
 from refgba.types import Array
 
 CURVES = {
@@ -77,7 +79,7 @@ class RunData:
     """What a report knows of a run.  Everything but the name may be missing, and is then left out.
 
     config: that of GBA or of a baseline, which has no groups; None for a network of others.  about, metrics: about.json
-    and the lines of metrics.jsonl.  evaluation: the arrays of `refgba.runs.evaluation.save`, by name.  summary: the
+    and the lines of metrics.jsonl.  evaluation: the arrays of `refgba.runs.judging.save`, by name.  summary: the
     object of `evaluation.result`.  data: what these were measured on.  labels: names of neurons, from anywhere.
     """
 

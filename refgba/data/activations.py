@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from refgba.data.prefetch import in_order
+from refgba.data.store import Raw, Shard, Store, open_store, stored, values
 from refgba.errors import InputError
-from refgba.runs.prefetch import in_order
-from refgba.runs.store import Raw, Shard, Store, open_store, stored, values
 from refgba.streams import stream
 from refgba.types import Array, Float64, Int64, Mask
 
@@ -154,7 +154,7 @@ def open_activations(path: Path, d: int | None = None) -> Activations:
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
     >>> import numpy as np
-    >>> from refgba.runs.activations import open_activations, survey
+    >>> from refgba.data.activations import open_activations, survey
     >>> with TemporaryDirectory() as folder:
     ...     path = Path(folder) / "X.npy"
     ...     np.save(path, np.array([[1, 0], [0, 1], [3, 0], [0, 2]], np.float16))

@@ -20,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 
-from refgba.errors import InputError
-from refgba.runs import files
-from refgba.runs.activations import block_rows, survey, unchecked
-from refgba.runs.store import (
+from refgba.data import files
+from refgba.data.activations import block_rows, survey, unchecked
+from refgba.data.store import (
     DTYPES,
     FORMAT,
     META,
@@ -36,6 +35,7 @@ from refgba.runs.store import (
     stored,
     values,
 )
+from refgba.errors import InputError
 from refgba.types import Array
 
 Format = Literal["npy", "safetensors"]

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save as to_safetensors
 
-from backends.base import AnyConfig, AnyParams, Backend
+from refgba.backends.base import AnyConfig, AnyParams, Backend
 from refgba.config import GBAConfig, Settings
+from refgba.data import files
+from refgba.data.store import load_matrix
 from refgba.errors import InputError
 from refgba.identifiability import partners
 from refgba.metrics import Evaluation, frr, matched_recovery, per_group
-from refgba.runs import files
-from refgba.runs.store import load_matrix
 from refgba.sae import unit_rows
 from refgba.types import Array, Int64
 

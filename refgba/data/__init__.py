@@ -1,0 +1,1 @@
+"""Rows in: stores of activations, their survey, and the order in which they are fed to training."""
