@@ -23,15 +23,16 @@ from refgba import __version__, backends, experiments, model, oracle, report, th
 from refgba import formats as interop
 from refgba.backends.base import AnyConfig
 from refgba.config import BaselineConfig, GBAConfig, Method, Settings, settings_from_json
-from refgba.data import files, pack, synthetic
+from refgba.data import files, laws, pack, synthetic
 from refgba.data.activations import Activations, Check, open_activations, reopen, survey
 from refgba.data.store import DTYPES, open_store
 from refgba.errors import InputError, brief
 from refgba.identifiability import identifiability
-from refgba.metrics import Evaluation, frr
+from refgba.metrics import frr
 from refgba.oracle import traces
 from refgba.recipe import FIXED, RECIPES, derive
 from refgba.runs import folder
+from refgba.runs.accumulate import Evaluation
 from refgba.runs.judging import arrays, evaluate_dictionary, load_truth, recovery
 from refgba.runs.judging import evaluate as evaluate_network
 from refgba.runs.judging import result as measured
@@ -700,15 +701,13 @@ def _rows_law(asked: dict[str, Any]) -> model.Rows:
     if kind in ("imbalanced", "uniform"):
         return model.Uniform(n, asked["sparsity"] or ((3, 20) if kind == "imbalanced" else (3,)))
     if kind == "pairs":
-        return model.Pairs(n, f, asked["rho_2"])
+        return laws.Pairs(n, f, asked["rho_2"])
     if kind == "hierarchy":
         parents, rest = divmod(n, 1 + asked["children"])
         if rest or parents < 1:
             raise InputError(f"--n {n} must be a multiple of 1 + --children = {1 + asked['children']}")
-        return model.Hierarchy(parents, asked["children"], f, asked["p_child"])
-    return model.Independent(
-        np.full(n, f) if kind == "independent" else model.zipf_frequencies(n, f, asked["exponent"])
-    )
+        return laws.Hierarchy(parents, asked["children"], f, asked["p_child"])
+    return model.Independent(np.full(n, f) if kind == "independent" else laws.zipf_frequencies(n, f, asked["exponent"]))
 
 
 @main.command("theory")

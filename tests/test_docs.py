@@ -46,7 +46,7 @@ SHOWN = [
     "refgba.theory.width_bound",
     "refgba.metrics.mcs",
     "refgba.metrics.frr",
-    "refgba.metrics.Evaluation",
+    "refgba.runs.accumulate.Evaluation",
     "refgba.baselines.largest",
     "refgba.oracle.compare",
     "refgba.data.activations.open_activations",

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from refgba import backends, sae
 from refgba.config import GBAConfig
 from refgba.errors import InputError
-from refgba.metrics import Evaluation, per_group
+from refgba.metrics import per_group
+from refgba.runs.accumulate import Evaluation
 from refgba.runs.judging import evaluate, evaluate_dictionary, result, save
 
 CONFIG = GBAConfig(width=12, groups=3, steps=1, batch=16, dtype="float32")

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refgba.data.laws import Hierarchy, Pairs
 from refgba.errors import InputError
 from refgba.identifiability import count, identifiability, partners
-from refgba.model import Hierarchy, Pairs, SyntheticModel, Uniform, features, imbalanced
+from refgba.model import SyntheticModel, Uniform, features, imbalanced
 
 # D_0 = {0, 1, 4}, D_1 = {1, 2}, D_2 = {2, 4}; no row holds 0 and 1 and 2; row 3 is empty.
 H = np.array(

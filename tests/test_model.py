@@ -10,23 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refgba.data.laws import F_MAX, Hierarchy, Pairs, zipf_frequencies
 from refgba.errors import InputError
 from refgba.identifiability import count
-from refgba.model import (
-    BLOCK,
-    F_MAX,
-    FEATURES,
-    WEIGHTS,
-    Hierarchy,
-    Independent,
-    Pairs,
-    Rows,
-    SyntheticModel,
-    Uniform,
-    features,
-    imbalanced,
-    zipf_frequencies,
-)
+from refgba.model import BLOCK, FEATURES, WEIGHTS, Independent, Rows, SyntheticModel, Uniform, features, imbalanced
 
 LAWS: dict[str, Rows] = {
     "uniform": Uniform(20, (4,)),

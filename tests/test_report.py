@@ -19,9 +19,9 @@ from refgba import backends, sae
 from refgba.config import GBAConfig, Settings
 from refgba.data.activations import open_activations, survey
 from refgba.errors import InputError
-from refgba.metrics import Evaluation
 from refgba.report import RunData, Truth, load_evaluation, load_run, pack, page, report, summarise
 from refgba.report.findings import findings
+from refgba.runs.accumulate import Evaluation
 from refgba.runs.judging import evaluate, result, save
 from refgba.runs.trainer import train_run
 

@@ -1,8 +1,9 @@
 """GBA in torch, written from tutorial.md alone: the proof that its chapters 4 to 9 are enough to port the method.
 
 It shares nothing with refgba but the settings: gradients are autograd's, AdamW is written out.  A state is a dictionary
-of tensors, and so is what a step gives; both have the names of refgba/oracle/format.md, so that a step's results hold the
-state before the next one and are, as they are, what `refgba oracle check` reads.  Tensors are never changed in place.
+of tensors, and so is what a step gives; both have the names of refgba/oracle/format.md, so that a step's results hold
+the state before the next one and are, as they are, what `refgba oracle check` reads.  Tensors are never changed in
+place.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refgba import recipe
+from refgba.data.laws import zipf_frequencies
 from refgba.experiments import common
 from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
-from refgba.model import Independent, zipf_frequencies
+from refgba.model import Independent
 from refgba.types import Float64
 
 if TYPE_CHECKING:

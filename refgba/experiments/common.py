@@ -28,8 +28,9 @@ from refgba.config import GBAConfig
 from refgba.data import feed, files
 from refgba.data.activations import Activations, Check, open_activations, survey
 from refgba.errors import InputError
-from refgba.metrics import Evaluation, mcs
+from refgba.metrics import mcs
 from refgba.model import Rows, SyntheticModel, features
+from refgba.runs.accumulate import Evaluation
 from refgba.runs.judging import evaluate
 from refgba.sae import unit_rows
 from refgba.streams import stream

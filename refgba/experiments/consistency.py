@@ -24,7 +24,8 @@ from refgba.backends.base import AnyConfig, AnyParams
 from refgba.config import BaselineConfig
 from refgba.experiments import common
 from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
-from refgba.metrics import TOP_SHARES, Evaluation, mcs, mcs_share
+from refgba.metrics import TOP_SHARES, mcs, mcs_share
+from refgba.runs.accumulate import Evaluation
 from refgba.types import Array, Float64
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refgba import recipe
+from refgba.data.laws import Pairs
 from refgba.experiments import common
 from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
-from refgba.model import Pairs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

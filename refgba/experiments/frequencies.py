@@ -20,10 +20,11 @@ from scipy.stats import norm, spearmanr
 from refgba import gba, recipe
 from refgba.backends.base import AnyConfig
 from refgba.config import BaselineConfig
+from refgba.data.laws import zipf_frequencies
 from refgba.experiments import common
 from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
 from refgba.metrics import cosine, mcs
-from refgba.model import Independent, SyntheticModel, zipf_frequencies
+from refgba.model import Independent, SyntheticModel
 from refgba.sae import unit_rows
 from refgba.types import Array, Float64, Mask
 

@@ -15,7 +15,7 @@ from refgba.backends.base import AnyConfig
 from refgba.config import BaselineConfig
 from refgba.experiments import common
 from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
-from refgba.metrics import Evaluation
+from refgba.runs.accumulate import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

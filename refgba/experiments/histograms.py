@@ -21,7 +21,7 @@ from refgba.config import GBAConfig
 from refgba.data import feed
 from refgba.experiments import common
 from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
-from refgba.metrics import Evaluation
+from refgba.runs.accumulate import Evaluation
 from refgba.runs.judging import evaluate
 from refgba.sae import Params, unit_rows
 from refgba.types import Array, Float64

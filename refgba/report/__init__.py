@@ -27,13 +27,14 @@ from safetensors import safe_open
 from refgba.config import GBAConfig, Settings, config_from_json
 from refgba.data import files
 from refgba.errors import InputError, brief
-from refgba.metrics import QUANTILES, mcs, per_group
+from refgba.metrics import mcs, per_group
 from refgba.recipe import forming_steps
 from refgba.report import charts, page
 from refgba.report.charts import percent, rounded
 from refgba.report.findings import findings
 from refgba.report.page import Html, Section, bars, element, grid, join, legend, table
 from refgba.runs import folder
+from refgba.runs.accumulate import QUANTILES
 from refgba.runs.judging import ARRAYS, THRESHOLDS
 from refgba.types import Array
 

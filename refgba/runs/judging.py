@@ -17,7 +17,8 @@ from refgba.data import files
 from refgba.data.store import load_matrix
 from refgba.errors import InputError
 from refgba.identifiability import partners
-from refgba.metrics import Evaluation, frr, matched_recovery, per_group
+from refgba.metrics import frr, matched_recovery, per_group
+from refgba.runs.accumulate import Evaluation
 from refgba.sae import unit_rows
 from refgba.types import Array, Int64
 
@@ -53,7 +54,7 @@ def evaluate(
     tick: Tick = id,
     top: int = 0,
 ) -> Evaluation:
-    """Everything `refgba.metrics.Evaluation` measures, on the rows of `chunks` (rows, d), each scaled to unit norm.
+    """Everything that `Evaluation` measures, on the rows of `chunks` (rows, d), each scaled to unit norm.
 
     `tick` is called with the number of rows of each chunk done.  For each neuron its `top` highest rows are kept, which
     are counted from 0 in the order of the chunks.  Raises InputError for a row of zeros, values that are not finite, or

@@ -1,0 +1,292 @@
+"""A network judged over data of any length in one pass: the formulas of `refgba.metrics` as running sums.
+
+`Evaluation` takes rows in chunks of any size and holds O(M + d) numbers, and the highest rows of each neuron if asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from refgba.errors import InputError
+from refgba.types import Array, Float64, Int64
+
+QUANTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}  # names and percents
+
+_CACHED = 2**17  # entries of a block that is passed over several times: 1 MB in float64 stays in the cache of a core
+_FEWEST = 32  # but no fewer rows than this, over which the work for each block of (M,) arrays is spread
+
+
+class _Moments:
+    """Mean and squared deviations of each column of a stream of rows, combined as Chan, Golub and LeVeque do.
+
+    Everything is kept relative to the first row.  A constant column then has a deviation of exactly 0, not of rounding
+    error, and a large common offset costs no precision.
+    """
+
+    def __init__(self, columns: int, name: str) -> None:
+        self.name = name
+        self.rows = 0
+        self.first = np.zeros(columns)
+        self.shift = np.zeros(columns)  # mean - first
+        self.deviation = np.zeros(columns)  # sum over rows of (z - mean)^2
+
+    def update(self, z: Array) -> None:
+        """Take in rows z (L, columns), L > 0.  Raises InputError for values that are not finite."""
+        first = self.first if self.rows else z[0].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # from infinities, which are refused below
+            relative = z.astype(np.float64)  # (L, columns)
+            relative -= first
+            shift = relative.mean(axis=0)
+        if not np.isfinite(shift).all():  # no sum over a NaN or an infinity is finite: this looks at every value
+            _require_finite(self.name, z, self.rows)
+        relative -= shift
+        rows = self.rows + len(z)
+        delta = shift - self.shift
+        self.deviation += np.einsum("lm,lm->m", relative, relative) + delta**2 * (self.rows * len(z) / rows)
+        self.shift += delta * (len(z) / rows)
+        self.first, self.rows = first, rows
+
+
+class _Top:
+    """The k rows of a stream on which each column is highest, among those on which it is positive.
+
+    An entry that exceeds the k-th highest of its column so far waits, and once as many wait as are kept all of them are
+    sorted in.  Such entries soon become rare, the n-th row having one in a column with probability k / n.
+    """
+
+    def __init__(self, columns: int, k: int) -> None:
+        self.rows = np.full((columns, k), -1, np.int64)
+        self.values = np.zeros((columns, k))  # 0 where there is no row yet: any positive value exceeds it
+        self._waiting: list[tuple[Int64, Int64, Array]] = []  # column, row and value of entries, in the order of rows
+        self._count = 0
+
+    def update(self, z: Array, highest: Array, row: int) -> None:
+        """Take in rows z (L, columns), the first of them number `row` of the stream; highest: (columns,) their maxima.
+
+        Looks at all of z only where `highest` says that there is something to find.
+        """
+        bar = self.values[:, -1]
+        columns = np.flatnonzero(highest > bar)
+        if not columns.size:
+            return
+        z = z[:, columns]
+        l, m = np.nonzero(z > bar[columns])
+        self._waiting.append((columns[m], l + row, z[l, m]))
+        self._count += len(l)
+        if self._count >= self.values.size:
+            self.merge()
+
+    def merge(self) -> None:
+        """Sort in the entries that wait."""
+        if not self._count:
+            return
+        k = self.rows.shape[1]
+        column, row, value = (np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True))
+        touched = np.unique(column)
+        column = np.concatenate([np.repeat(touched, k), column])
+        row = np.concatenate([self.rows[touched].ravel(), row])
+        value = np.concatenate([self.values[touched].ravel(), value])
+        order = np.lexsort((-value, column))  # stable: of equal values in a column the earlier row stays first
+        start = np.searchsorted(column[order], touched)
+        best = order[start[:, None] + np.arange(k)]  # (touched, k)
+        self.rows[touched], self.values[touched] = row[best], value[best]
+        self._waiting.clear()
+        self._count = 0
+
+
+class Evaluation:
+    """Reconstruction and sparsity of a network over data of any length, seen once, in chunks of any size.
+
+    Two rows, at a squared distance of 1/2 from their mean; the second is reconstructed by half, and no neuron fires on
+    it, nor does the second neuron ever:
+
+    >>> import numpy as np
+    >>> from refgba.runs.accumulate import Evaluation
+    >>> evaluation = Evaluation(M=2, d=2)
+    >>> evaluation.update(x=np.array([[1.0, 0.0]]), x_hat=np.array([[1.0, 0.0]]), y=np.array([[0.5, -1.0]]))
+    >>> evaluation.update(x=np.array([[0.0, 1.0]]), x_hat=np.array([[0.0, 0.5]]), y=np.array([[-0.5, -1.0]]))
+    >>> evaluation.fvu, evaluation.loss, evaluation.l0, evaluation.dead
+    (0.25, 0.0625, 0.5, 0.5)
+
+    Accumulates in float64 whatever comes in, so that the split into chunks matters only by rounding, and not at all for
+    what is counted or compared.  What it reports is defined at each property, with f the reconstruction x_hat, y_m the
+    pre-activations, and a neuron active where y_m > 0.  Every property raises InputError while no row has been seen.
+    """
+
+    def __init__(self, M: int, d: int, top: int = 0) -> None:
+        """Start an evaluation of a network with M neurons on d-dimensional data, keeping `top` rows for each neuron.
+
+        Raises InputError unless M, d >= 1 and top >= 0.
+        """
+        if M < 1 or d < 1 or top < 0:
+            raise InputError(f"M and d must be at least 1 and top at least 0, got {M}, {d} and {top}")
+        self.top = top
+        self._x = _Moments(d, "x")
+        self._y = _Moments(M, "y")
+        self._error = 0.0  # sum ||x - f||^2
+        self._active = np.zeros(M, np.int64)
+        self._l0 = np.zeros(M + 1, np.int64)
+        self._peak = np.full(M, -np.inf)
+        self._highest = _Top(M, top)
+
+    def update(self, x: Array, x_hat: Array, y: Array) -> None:
+        """Take in L rows: data x (L, d), reconstructions x_hat (L, d), pre-activations y (L, M).  L may be 0.
+
+        Raises InputError for shapes that do not fit or values that are not finite, which end the evaluation.
+        """
+        d, M = len(self._x.first), len(self._y.first)
+        if x.shape != (len(y), d) or x_hat.shape != x.shape or y.shape != (len(x), M):
+            raise InputError(f"x and x_hat must be (L, {d}) and y (L, {M}), got {x.shape}, {x_hat.shape} and {y.shape}")
+        for rows in _blocks(len(x), d):
+            self._update_error(x[rows], x_hat[rows])
+        for rows in _blocks(len(y), M):
+            self._update_activity(y[rows])
+
+    def _update_error(self, x: Array, x_hat: Array) -> None:
+        row = self._x.rows
+        self._x.update(x)
+        r = x_hat.astype(np.float64)
+        r -= x
+        error = float(np.vdot(r, r))
+        if not np.isfinite(error):
+            _require_finite("x_hat", x_hat, row)
+        self._error += error
+
+    def _update_activity(self, y: Array) -> None:
+        row = self._y.rows
+        self._y.update(y)
+        on = (y > 0).view(np.int8)  # summing these is several times faster than counting booleans along an axis
+        self._active += on.sum(axis=0, dtype=np.int32)
+        self._l0 += np.bincount(on.sum(axis=1, dtype=np.int32), minlength=len(self._l0))
+        highest = y.max(axis=0)
+        np.maximum(self._peak, highest, out=self._peak)
+        if self.top:
+            self._highest.update(y, highest, row)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows N seen."""
+        self._require_rows()
+        return self._x.rows
+
+    @property
+    def loss(self) -> float:
+        """Reconstruction loss  L_rec = mean_l 1/2 ||f(x_l) - x_l||^2  (section 2)."""
+        return self._error / 2 / self.rows
+
+    @property
+    def fvu(self) -> float:
+        """Fraction of variance unexplained  sum_l ||x_l - f(x_l)||^2 / sum_l ||x_l - mean(x)||^2.
+
+        Raises InputError where all rows are equal: they have no variance to explain, and no number would be right.
+        """
+        self._require_rows()
+        if not self._x.deviation.any():
+            raise InputError("FVU is undefined: all rows of the data are equal; give rows that differ")
+        return float(self._error / self._x.deviation.sum())
+
+    @property
+    def explained_variance(self) -> float:
+        """1 - FVU: 1 is perfect, 0 no better than the mean, negative worse.  Raises InputError as `fvu`."""
+        return 1 - self.fvu
+
+    @property
+    def l0(self) -> float:
+        """Mean number of active neurons a row,  sum_m p_m."""
+        return float(self._active.sum() / self.rows)
+
+    @property
+    def l0_histogram(self) -> Int64:
+        """(M + 1,) the number of rows on which exactly 0, 1, .., M neurons were active."""
+        self._require_rows()
+        return self._l0.copy()
+
+    @property
+    def l0_quantiles(self) -> dict[str, int]:
+        """Quantiles of the number of active neurons a row, by the names of QUANTILES; exact, none is interpolated.
+
+        The quantile q is the smallest number that occurs such that at least the share q of rows have no more.
+        """
+        up_to = np.cumsum(self.l0_histogram)
+        rank = {name: max(1, -(-percent * self.rows // 100)) for name, percent in QUANTILES.items()}
+        return {name: int(np.searchsorted(up_to, n)) for name, n in rank.items()}
+
+    @property
+    def activation_fraction(self) -> float:
+        """L0 / M."""
+        return self.l0 / len(self._active)
+
+    @property
+    def dead(self) -> float:
+        """The share of neurons that fired on no row."""
+        return float(np.mean(self.frequency == 0))
+
+    @property
+    def frequency(self) -> Float64:
+        """(M,) activation frequencies  p_m = mean_l 1{y_m > 0}."""
+        return self._active / self.rows
+
+    @property
+    def peak(self) -> Float64:
+        """(M,) peak pre-activations  max_l y_m, negative if it never fired; Algorithm 2's r_m = max(peak, 0)."""
+        self._require_rows()
+        return self._peak.copy()
+
+    @property
+    def mean(self) -> Float64:
+        """(M,) means of the pre-activations."""
+        self._require_rows()
+        return self._y.first + self._y.shift
+
+    @property
+    def std(self) -> Float64:
+        """(M,) standard deviations of the pre-activations (over N, not N - 1)."""
+        return np.sqrt(self._y.deviation / self.rows)
+
+    @property
+    def z_score(self) -> Float64:
+        """(M,) Z-scores  (peak_m - mean_m) / std_m  of the pre-activations (ours); 0 where std_m is 0."""
+        std = self.std
+        return np.where(std > 0, (self.peak - self.mean) / np.where(std > 0, std, 1), 0.0)
+
+    @property
+    def top_rows(self) -> Int64:
+        """(M, top) the rows on which each neuron was active with the highest y_m, highest first (ours).
+
+        Rows are counted from 0 in the order they came; of equal values the earlier goes first.  Where a neuron was
+        active on fewer rows, -1 fills up.
+        """
+        self._require_rows()
+        self._highest.merge()
+        return self._highest.rows.copy()
+
+    @property
+    def top_values(self) -> Float64:
+        """(M, top) the y_m on `top_rows`, 0 where there is none."""
+        self._require_rows()
+        self._highest.merge()
+        return self._highest.values.copy()
+
+    def summary(self) -> dict[str, float]:
+        """The scalars under the names that `--json` promises.  Raises InputError as `fvu`."""
+        names = ("fvu", "explained_variance", "l0", "activation_fraction", "dead", "loss", "rows")
+        return {name: getattr(self, name) for name in names}
+
+    def _require_rows(self) -> None:
+        if self._x.rows == 0:
+            raise InputError("nothing to evaluate: no row of data was given")
+
+
+def _blocks(rows: int, columns: int) -> Iterator[slice]:
+    size = max(_FEWEST, _CACHED // columns)
+    return (slice(l, l + size) for l in range(0, rows, size))
+
+
+def _require_finite(name: str, values: Array, row: int) -> None:
+    """InputError for values (L, any) that are not finite, naming the first such row; row: the number of row 0."""
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        row += int(np.argmin(finite))
+        raise InputError(f"{name} holds a value that is not finite at row {row} of the data, counted from 0")
