@@ -67,7 +67,7 @@ class Backend(Protocol):
     def step(self, state: Any, x: DeviceArray) -> Metrics:
         """Lines 2 to 5 on rows x (L, d) from `put`, as `refgba.gba.step` does them, in this order:
 
-        count t up; after the last forming step, `refgba.gba.begin_fit`; forward; gradients;
+        count t up; after the last forming step, `refgba.recipe.begin_fit`; forward; gradients;
         AdamW at `recipe.learning_rate` on the parameters `recipe.trained` names, each counting its own updates for the
         bias correction; renormalise W and W_dec, held neurons staying as they were; add y of the forward pass to the
         counts and peaks.

@@ -112,7 +112,7 @@ def step(state: State, x: Array) -> Metrics:
     config, params = state.config, state.params
     state.t += 1
     if recipe.fit_begins(config, state.t):
-        gba.begin_fit(state)
+        recipe.begin_fit(state)
     lr = recipe.learning_rate(config, state.t)
     with _kernels():
         codes, r = _forward(state, x, state.buffer.peaks)

@@ -47,7 +47,7 @@ class Step:
         """
         self.config, self.t, self.last, self.instead = config, t, last, instead or {}
         self.state = dict(state)
-        if recipe.fit_begins(config, t) and config.untied:  # `gba.begin_fit`
+        if recipe.fit_begins(config, t) and config.untied:  # `recipe.begin_fit`
             self.state |= {name.replace("W", "W_dec"): state[name] for name in ("W", "m.W", "v.W", "updates.W")}
         self.values: dict[str, Any] = {"rows": rows, **(values or {})}
 
