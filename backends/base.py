@@ -120,8 +120,8 @@ def adamw_factors(t: int, lr: float, config: Settings) -> AdamWFactors:
 
     >>> from refgba.backends.base import adamw_factors
     >>> from refgba.config import GBAConfig
-    >>> adamw_factors(1, 0.1, GBAConfig(beta1=0.75, beta2=0.5, adam_eps=0.0, weight_decay=0.0))
-    AdamWFactors(toward1=0.25, toward2=0.5, rate=0.4, root=2.0, eps=0.0, keep=1.0)
+    >>> adamw_factors(1, 0.1, GBAConfig(beta1=0.75, beta2=0.5, adam_eps=1e-6))
+    AdamWFactors(toward1=0.25, toward2=0.5, rate=0.4, root=2.0, eps=1e-06, keep=1.0)
     """
     by = adam.factors(t, lr, config)
     return AdamWFactors(by.m, by.v, by.lr / by.m_hat, 1 / by.v_hat, by.eps, by.decay)
