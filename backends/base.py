@@ -1,9 +1,8 @@
-"""The contract of a backend, the verbs of Algorithm 1 on arrays of its own; and where each line of the paper is found.
+"""The contract of a backend, the verbs of Algorithm 1 on arrays of its own; and where each line of the paper is.
 
-A backend is a module of this package; its file name, one of `refgba.backends.NAMES`, is the value of `--backend`.  What
-a backend is made of besides stands beside it under its name: numba_kernels.py, cupy_kernels.cu.  It owns device arrays
-and nothing else: configuration, random numbers, minibatches, the loop (`refgba.gba.train`), files and metrics are
-shared.
+A backend is a module of this package; its file name, one of `refgba.backends.NAMES`, is the value of `--backend`.  A
+backend's other files stand beside it under its name: numba_kernels.py, cupy_kernels.cu.  It owns device arrays and
+nothing else: configuration, random numbers, minibatches, the loop (`refgba.gba.train`), files and metrics are shared.
 
 tests/test_conformance.py judges every backend against backends/numpy.py, the reference itself: gradient by gradient and
 step by step, in float64 to 1e-10 relative and in float32 to 1e-5 per step; in dtypes that round the factors of
@@ -36,7 +35,7 @@ class Backend(Protocol):
     `state` is the backend's own and opaque, but for the `config` and the `t` of `refgba.gba.AnyState`.
     """
 
-    DTYPES: tuple[str, ...]  # values of `GBAConfig.dtype` it can compute in
+    DTYPES: tuple[str, ...]  # the values of `GBAConfig.dtype` that it can compute in
 
     def unusable(self) -> str | None:
         """Why this backend cannot run here and what to install, in one line; None when it can."""
@@ -44,7 +43,7 @@ class Backend(Protocol):
     def init(self, params: AnyParams, config: AnyConfig) -> Any:
         """The state before the first step, from host arrays, which are copied.
 
-        InputError when the device has too little memory, saying what was needed and what would fit.
+        InputError when the device has too little memory; it says what is needed and what would fit.
         """
 
     def params(self, state: Any) -> AnyParams:
@@ -57,7 +56,7 @@ class Backend(Protocol):
         """
 
     def restore(self, state: HostState) -> Any:
-        """The state that `export` was of, whose run goes on to the bit as if it had not stopped.
+        """A state from what `export` returned: the run goes on as if it had not stopped, to the bit.
 
         May take over its arrays.  InputError as `init`.
         """
@@ -76,18 +75,18 @@ class Backend(Protocol):
         bias correction; renormalise W and W_dec, held neurons staying as they were; add y of the forward pass to the
         counts and peaks.
 
-        Returns loss and L0 as scalars of the backend and never waits for the device, save once to find the neurons to
-        hold: `float()` of them does.  A weight row that becomes zero need not be noticed here.
+        Returns loss and L0 as scalars of the backend.  Never waits for the device, except once to find the neurons to
+        hold; `float()` of a result does.  A weight row that becomes zero need not be noticed here.
         """
 
     def adapt(self, state: Any) -> None:
-        """Line 6: Algorithm 2 on the buffers, which are emptied and kept for `counters`."""
+        """Line 6: Algorithm 2 on the buffers, which are then empty; `counters` keeps what they held."""
 
     def counters(self, state: Any) -> Buffer:
         """Counts and peaks that the last adaptation used (before the first: so far), on the host."""
 
     def gradients(self, state: Any, x: DeviceArray) -> AnyParams:
-        """The gradients at rows x (L, d) from `put`, on the host, nothing moved: how a backend is checked."""
+        """The gradients at rows x (L, d) from `put`, on the host, by which a backend is checked; nothing moves."""
 
     def encode(self, state: Any, x: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
         """Pre-activations y and codes s of rows x (L, d) from `put`, each (L, M)."""

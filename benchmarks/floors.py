@@ -49,24 +49,38 @@ def adam_stream() -> tuple[Callable[..., None], str]:
     return numba.njit(threads, parallel=True, fastmath=True), "numba, on all threads"
 
 
+def by_torch(torch: Any, kind: str, *shape: int) -> Any:
+    """A random array on the GPU."""
+    return torch.randn(shape, device="cuda").to(getattr(torch, kind))
+
+
+def by_cupy(kind: Any) -> tuple[Callable[..., Any], Callable[[str], None], Callable[[], None]]:
+    """Random arrays of a shape on the GPU, how float32 products are computed, and waiting for the GPU."""
+    cupy = import_module("cupy")
+    products = import_module("cupy._core")._routines_linalg  # CuPy has no public way to choose TF32
+    kind = import_module("ml_dtypes").bfloat16 if kind == "bfloat16" else kind
+
+    def random(*shape: int) -> Any:
+        return cupy.random.standard_normal(shape, dtype="f").astype(kind)
+
+    def precision(dtype: str) -> None:
+        fast = products.COMPUTE_TYPE_TF32 if dtype == "tf32" else products.COMPUTE_TYPE_DEFAULT
+        products.set_compute_type("f", fast)
+
+    return random, precision, cupy.cuda.Device().synchronize
+
+
 def gpu_floors(s: Setting, dtype: str) -> Iterator[Candidate]:
     """The first of the five products of a dense step, all five, and a copy: by torch, or by CuPy where torch cannot."""
-    kind: Any = "float32" if dtype == "tf32" else dtype
-    random: Callable[..., Any]
-    precision: Callable[[str], Any]
+    kind = "float32" if dtype == "tf32" else dtype
     try:
         torch = import_module("torch")
         torch.zeros(1, device="cuda")
     except (ImportError, AssertionError, RuntimeError):  # no torch, one without CUDA, no device that it can use
-        cupy, linalg = import_module("cupy"), import_module("cupy._core")._routines_linalg
-        kind = import_module("ml_dtypes").bfloat16 if kind == "bfloat16" else kind
-        random = lambda *shape: cupy.random.standard_normal(shape, dtype="f").astype(kind)  # noqa: E731
-        types = {True: linalg.COMPUTE_TYPE_TF32, False: linalg.COMPUTE_TYPE_DEFAULT}
-        precision = lambda dtype: linalg.set_compute_type("f", types[dtype == "tf32"])  # noqa: E731
-        wait = cupy.cuda.Device().synchronize
+        random, precision, wait = by_cupy(kind)
     else:
-        random = lambda *shape: torch.randn(shape, device="cuda").to(getattr(torch, kind))  # noqa: E731
-        wait, precision = torch.cuda.synchronize, import_module("peers").set_precision
+        random, wait = partial(by_torch, torch, kind), torch.cuda.synchronize
+        precision = import_module("peers").set_precision
     x, W, c = random(s.batch, s.d), random(s.width, s.d), random(s.batch, s.width)
     source, target = random(COPY), random(COPY)
 

@@ -21,7 +21,7 @@ ALIGNMENT = 512  # as cudaMalloc
 
 
 class _Memory(np.ndarray):
-    """Bytes between two guards.  What NumPy makes of them has them as its base."""
+    """Bytes between two guards.  Every NumPy array made of them has this one as its base."""
 
     def intact(self):
         return (self[: self.start].tobytes(), self[self.stop :].tobytes()) == self.guards
@@ -35,8 +35,8 @@ _registry = threading.Lock()  # batches are put on the device by a thread of the
 def allocate(shape, dtype, order="C"):
     """A host array of garbage in guarded memory.
 
-    Garbage is NaN in float32, float64 and bfloat16 and large in integers.  It differs between allocations, so that
-    what is copied from beyond one array to beyond another shows.
+    Garbage is NaN in float32, float64 and bfloat16, and large in integers.  It differs between allocations, so that
+    a copy from beyond one array to beyond another shows.
     """
     dtype = np.dtype(dtype)
     n = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -52,21 +52,23 @@ def allocate(shape, dtype, order="C"):
     return np.ndarray(shape, dtype, memory, memory.start, order=order)
 
 
-def _arrays():
+def _memories():
+    """(address, memory) of every array there is."""
     with _registry:
         return list(_live.items())
 
 
 def check_guards(name):
-    for address, memory in _arrays():
+    """An AssertionError where something has written outside of an array; `name` is what ran last."""
+    for address, memory in _memories():
         if not memory.intact():
-            del _live[address]  # who is told once need not be told again
+            del _live[address]  # reported once
             raise AssertionError(f"{name} wrote outside of an array of {memory.stop - memory.start} bytes")
 
 
 def inside(address, nbytes):
     """Whether the bytes from address on belong to one array of the device."""
-    return any(b + m.start <= address and address + nbytes <= b + m.stop for b, m in _arrays())
+    return any(b + m.start <= address and address + nbytes <= b + m.stop for b, m in _memories())
 
 
 class OutOfMemoryError(MemoryError):

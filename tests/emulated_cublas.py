@@ -22,10 +22,12 @@ def _rounded(x, bits):
 
 
 def to_bf16(x):
+    """The bits of x as bfloat16, rounded to nearest even."""
     return (_rounded(x, 16) >> np.uint32(16)).astype(np.uint16)
 
 
 def from_bf16(x):
+    """The numbers, as float32, that bfloat16's bits stand for."""
     return (np.asarray(x, np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 

@@ -68,7 +68,7 @@ _streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
 
 class Stream:
-    """A queue of copies that wait until somebody has to see them.  Only non-blocking streams have any."""
+    """A queue of copies that wait until somebody has to see them.  Only the queues of non-blocking streams fill."""
 
     def __init__(self, null=False, non_blocking=False):
         self.ptr = 0 if null else id(self)
@@ -122,7 +122,7 @@ class Event:
 
     @property
     def done(self):
-        """Whether it has happened.  It has when asked again, so that a loop that polls it ends."""
+        """Whether it has happened.  The second time it has, so that a loop that polls it ends."""
         done = bool(self._reached)
         self._stream._run(self._reached)
         return done

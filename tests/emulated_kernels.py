@@ -53,17 +53,17 @@ def _library(code, macros):
     source = "".join(f"#define {name} {value or 1}\n" for name, value in macros) + f'#line 1 "kernels.cu"\n{code}\n'
     plain.write_text(source)
     bounds = r"(?:__launch_bounds__\s*\(((?:[^()]|\([^()]*\))*)\)\s*)?"
-    found = re.findall(rf"__global__\s+{bounds}void\s+{bounds}(\w+)\s*\(", _cxx("-E", "-P", "-x", "c++", plain))
+    kernels = re.findall(rf"__global__\s+{bounds}void\s+{bounds}(\w+)\s*\(", _cxx("-E", "-P", "-x", "c++", plain))
     header = Path(__file__).with_name("emulated_cuda.h")
-    footer = "".join(f"EMULATED_KERNEL({name}, {before or after})\n" for before, after, name in found)
+    footer = "".join(f"EMULATED_KERNEL({name}, {before or after})\n" for before, after, name in kernels)
     # Without the namespace __shared__ in an inline function would be of another kind than in a kernel.
     cpp.write_text(f'#include "{header}"\nnamespace {{\n{source}}}\n{footer}')
     _cxx("-O2", "-ffp-contract=off", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-o", so, cpp)
-    return ctypes.PyDLL(str(so)), [name for _, _, name in found]  # PyDLL: one launch at a time, whatever the threads
+    return ctypes.PyDLL(str(so)), [name for *_, name in kernels]  # with PyDLL launches come one at a time
 
 
 class RawKernel:
-    """Only what shows whether kernels can be compiled at all."""
+    """As much of it as `unusable` needs to see whether kernels can be compiled at all."""
 
     def __init__(self, code, name):
         self._module, self._name = RawModule(code=code), name

@@ -75,7 +75,7 @@ def test_a_device_that_is_too_small_says_what_was_needed_and_would_fit(cupy):
     assert "\n" not in message
 
 
-def test_what_is_said_to_fit_does_and_one_more_does_not(cupy):
+def test_the_width_that_would_fit_does_and_one_more_does_not(cupy):
     config = replace(CONFIG, width=200_000, batch=2048, dtype="bfloat16")
     emulated_cupy.Device.mem_info = (2**30, 2**31)
     message = str(cupy.memory.too_large(config, 512))
