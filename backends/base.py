@@ -208,7 +208,7 @@ TWINS: tuple[Twin, ...] = (
     Twin("2", "p_m > p_k: b_m <- max(b_m - γ- r_m, -1)", "bias.adapt"),
     Twin("2", "p_m < ε: b_m <- min(b_m + γ+ T_k, 0)", "bias.adapt"),
     Twin("ours", "held: max over k ≠ m of w_m · w_k >= hold", "recipe.agreeing", (), ("cupy.hold",), ("agree",)),
-    Twin("ours", "v_m begins at w_m, with its moments", "gba.begin_fit", (), ("cupy_memory.untie",)),
+    Twin("ours", "v_m begins at w_m, with its moments", "recipe.begin_fit", (), ("cupy_memory.untie",)),
     Twin(
         "ours", "W, W_dec and s rounded to what products read", "gba.init", (),
         ("cupy_memory.allocated", "cupy.decode"), ("narrow",),
