@@ -73,8 +73,9 @@ def extension(config: Config, done: int) -> str:
 
 
 def parameters(config: Config, t: int) -> tuple[str, ...]:
-    """The arrays that a network has after step t: an untied decoder only from the first step after forming on."""
-    untied = config.untied and t > recipes.forming_steps(config)
+    """The arrays that a network has after step t: an untied decoder only once no forming step is left."""
+    formed = recipes.forming_steps(config)
+    untied = config.untied and (t > formed or formed == 0)
     return tuple(f.name for f in fields(Params) if f.name != "W_dec" or untied)
 
 
