@@ -47,7 +47,7 @@ SHOWN = [
     "refgba.metrics.mcs",
     "refgba.metrics.frr",
     "refgba.runs.accumulate.Evaluation",
-    "refgba.baselines.largest",
+    "refgba.baselines.network.largest",
     "refgba.oracle.compare",
     "refgba.data.activations.open_activations",
     "refgba.runs.folder.open_network",
