@@ -33,7 +33,10 @@ exclude_patterns = ["docs/api/modules.rst", ".*", "runs", "site", "build", "test
 extensions = ["myst_parser", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 
 myst_heading_anchors = 3
-suppress_warnings = ["misc.highlighting_failure"]  # shell blocks that show output
+suppress_warnings = [
+    "misc.highlighting_failure",  # shell blocks that show output
+    "ref.python",  # Params and State are names in several modules
+]
 
 apidoc_modules = [
     {
@@ -43,7 +46,7 @@ apidoc_modules = [
         "follow_links": True,
         "separate_modules": True,
         "module_first": True,
-        "automodule_options": {"members", "undoc-members"},
+        "automodule_options": {"members", "undoc-members", "ignore-module-all"},
     }
 ]
 autodoc_member_order = "bysource"
