@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := refgba/experiments/data/minilm-l3-mlp
 
-.PHONY: setup demo tutorial test test-all lint bench gpu
+.PHONY: setup demo tutorial test test-all lint docs bench gpu
 
 setup: $(VENV)/ready
 
@@ -19,6 +19,10 @@ $(VENV)/ready: pyproject.toml tests/constraints.txt
 $(VENV)/ready-all: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e '.[dev,interop]'
 	$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision
+	touch $@
+
+$(VENV)/ready-docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e '.[dev,docs]'
 	touch $@
 
 demo: setup
@@ -37,6 +41,10 @@ test: lint
 
 test-all: lint $(VENV)/ready-all
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/ready-docs
+	rm -rf site docs/api
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . site
 
 bench: setup
 	$(BIN)/python benchmarks/step.py
