@@ -37,7 +37,9 @@ from refgba.runs.judging import arrays, evaluate_dictionary, load_truth, recover
 from refgba.runs.judging import evaluate as evaluate_network
 from refgba.runs.judging import result as measured
 from refgba.runs.judging import save as save_evaluation
-from refgba.runs.trainer import Progress, Saving, Stopped, TrainingError, extended, resume_run, signals, train_run
+from refgba.runs.log import Progress
+from refgba.runs.signals import Stopped, signals
+from refgba.runs.trainer import Saving, TrainingError, extended, resume_run, train_run
 from refgba.sae import unit_rows
 from refgba.streams import stream
 from refgba.types import Activation, Array, Dtype

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refgba.report.page import GUIDE, SERIES, Html, drawing, figure, series
+from refgba.report.words import percent, rounded
 from refgba.types import Array, Float64
 
 if TYPE_CHECKING:
@@ -27,18 +28,6 @@ NEVER = "never"
 MARKERS = "osD^v<"  # of runs, with their colours
 
 Named = Sequence[tuple[str, Any]]
-
-
-def percent(p: float) -> str:
-    """A share, to three digits at most: 12%, 0.061%, and 100% only for all."""
-    if 0.9995 <= p < 1:
-        return "over 99.9%"
-    return f"{100 * p:.3g}%" if p >= 1e-6 or p <= 0 else f"{100 * p:.1e}%"
-
-
-def rounded(x: float) -> str:
-    """A number to three digits."""
-    return f"{x:,.0f}" if 1000 <= abs(x) < 1e7 else f"{x:.3g}"
 
 
 # ---- curves ----------------------------------------------------------------------------------------------------------

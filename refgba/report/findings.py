@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from refgba.report.charts import percent, rounded
-
-if TYPE_CHECKING:
-    from refgba.report import RunData
+from refgba.report.run import RunData
+from refgba.report.words import percent, rounded
 
 OVER = 0.1  # share of a group over target from which it is named
 DEAD = 0.005  # share of all neurons

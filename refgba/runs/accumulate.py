@@ -205,13 +205,8 @@ class Evaluation:
 
     @property
     def l0_quantiles(self) -> dict[str, int]:
-        """Quantiles of the number of active neurons a row, by the names of QUANTILES; exact, none is interpolated.
-
-        The quantile q is the smallest number that occurs such that at least the share q of rows have no more.
-        """
-        up_to = np.cumsum(self.l0_histogram)
-        rank = {name: max(1, -(-percent * self.rows // 100)) for name, percent in QUANTILES.items()}
-        return {name: int(np.searchsorted(up_to, n)) for name, n in rank.items()}
+        """The `quantiles` of the number of active neurons per row."""
+        return quantiles(self.l0_histogram)
 
     @property
     def activation_fraction(self) -> float:
@@ -277,6 +272,17 @@ class Evaluation:
     def _require_rows(self) -> None:
         if self._x.rows == 0:
             raise InputError("nothing to evaluate: no row of data was given")
+
+
+def quantiles(histogram: Int64) -> dict[str, int]:
+    """Quantiles of a count, by the names of QUANTILES, from the numbers of rows on which it was 0, 1, 2, ..
+
+    All are exact, none is interpolated: the quantile q is the smallest count that occurs such that at least the share q
+    of the rows have no more.
+    """
+    up_to = np.cumsum(histogram)
+    rank = {name: max(1, -(-percent * int(up_to[-1]) // 100)) for name, percent in QUANTILES.items()}
+    return {name: int(np.searchsorted(up_to, n)) for name, n in rank.items()}
 
 
 def _blocks(rows: int, columns: int) -> Iterator[slice]:

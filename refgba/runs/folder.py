@@ -110,6 +110,23 @@ def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activat
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def read_config(path: Path) -> AnyConfig:
+    """The settings in the config.json of a run; InputError, naming the file, when it is not as it was written."""
+    try:
+        return config_from_json((path / CONFIG).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path / CONFIG}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:  # an InputError, or no text
+        raise InputError(f"{path / CONFIG}: {error}") from None
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The about.json of a run; InputError, naming the file, when it is not as it was written."""
+    about = files.read_json(path / ABOUT, 2**28)  # it lists the shards of the data
+    _check_about(path / ABOUT, about)
+    return about
+
+
 def write_config(path: Path, config: Settings) -> None:
     """Make or replace the config.json of a run."""
     files.write(path / CONFIG, config.to_json().encode() + b"\n")
@@ -138,9 +155,7 @@ def read_record(path: Path) -> Record:
     """Read what a run was begun with; InputError, naming the file, when there is no run or its record is damaged."""
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: not a run, it has no {CONFIG}")
-    config = _config(path / CONFIG)
-    about = files.read_json(path / ABOUT, 2**28)  # it lists the shards of the data
-    _check_about(path / ABOUT, about)
+    config, about = read_config(path), read_about(path)
     arrays = load_arrays(path / DATA, ("dropped", "crc"))
     dropped, crc = arrays["dropped"], arrays["crc"]
     if not (dropped.dtype == np.int64 and crc.dtype == np.uint32 and dropped.ndim == crc.ndim == 1):
@@ -174,28 +189,6 @@ def _check_about(path: Path, about: dict[str, Any]) -> None:
     ):
         if not right:
             raise Damaged(f"{path}: damaged: {name} is not as it was written")
-
-
-def metrics_upto(path: Path, step: int) -> None:
-    """Cut the metrics.jsonl of a run after its lines up to `step`: later steps are done again, and log again.
-
-    InputError, naming the file, for a line that is no record of a step.
-    """
-    log = path / METRICS
-    if not log.exists():
-        return
-    end = 0
-    with log.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            logged = files.parse_json(line, log).get("step")
-            if type(logged) is not int:
-                raise Damaged(f"{log}: damaged: the line at byte {end} has no step")
-            if logged > step:
-                break
-            end += len(line)
-    os.truncate(log, end)
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
@@ -311,12 +304,3 @@ def load_arrays(path: Path, names: Iterator[str] | list[str] | tuple[str, ...]) 
         readable = os.access(path, os.R_OK)
         what = "damaged or not a run's" if readable else "cannot be read"
         raise Damaged(f"{path}: {what} ({brief(error)})") from None
-
-
-def _config(path: Path) -> AnyConfig:
-    try:
-        return config_from_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:  # an InputError, or no text
-        raise InputError(f"{path}: {error}") from None

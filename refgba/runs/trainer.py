@@ -7,13 +7,11 @@ on is the same to the bit as one that was not, on the CPU backends.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,30 +26,14 @@ from refgba.data import feed, files
 from refgba.data.activations import Activations, Survey
 from refgba.data.prefetch import prefetched
 from refgba.errors import InputError
-from refgba.runs import checkpoints, folder
+from refgba.runs import checkpoints, folder, log
 from refgba.runs.folder import Record
+from refgba.runs.log import Log, Progress
+from refgba.runs.signals import Stopped
 
 REMEDY = "training diverged, the run has no result: try a lower lr, and other settings nearer their defaults"
 LOGS = 200  # lines of metrics.jsonl in a run, about
 CHECKPOINTS = 10  # in a run, unless it is asked for others
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How training stands after a step.
-
-    loss, l0 and fvu are of its batch.  dead (never fired) and within (at or under target) are shares of the neurons,
-    over the rows between the last two adaptations; within is None where neurons have no targets.  seconds counts from
-    the beginning of the run, pauses left out.
-    """
-
-    step: int
-    loss: float
-    l0: float
-    fvu: float
-    dead: float
-    within: float | None
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -74,36 +56,6 @@ class Saving:
 
 class TrainingError(RuntimeError):
     """Training cannot go on: it diverged, or its folder cannot be written.  The message is one line."""
-
-
-class Stopped(Exception):
-    """Training was asked to stop by a signal, and has written a checkpoint.  The message is one line."""
-
-    def __init__(self, message: str, number: int) -> None:
-        """The message, and the number of the signal."""
-        super().__init__(message)
-        self.number = number
-
-
-@contextmanager
-def signals() -> Iterator[Callable[[], int]]:
-    """While it lasts, SIGINT and SIGTERM only ask to stop: yields what tells the signal that came, 0 if none did.
-
-    A second one acts as it always does.
-    """
-    came = 0
-
-    def handler(number: int, _frame: Any) -> None:
-        nonlocal came
-        came = number
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: came
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def train_run(
@@ -166,7 +118,7 @@ def resume_run(
             state = backend.restore(found[0])
         else:
             state = begin(backend, config, data.d)
-        folder.metrics_upto(path, done)
+        log.cut(path, done)
         seconds = found[1] if found else 0.0
         yield from _Training(path, config, about, data, backend, saving, stop, done, seconds).run(state)
 
@@ -212,19 +164,15 @@ class _Training:
         self.began = time.perf_counter() - self.seconds
         rows = (self.backend.put(state, x) for x in feed.minibatches(self.data, self.config, state.t))
         try:
-            with (
-                (self.path / folder.METRICS).open("a", encoding="utf-8") as log,
-                closing(prefetched(rows)) as batches,
-            ):
+            with closing(Log(self.path)) as lines, closing(prefetched(rows)) as batches:
                 for metrics in gba.train(state, batches, self.backend.step, self.backend.adapt):
                     due = self.saving.every and state.t % self.saving.every == 0
                     if state.t % every == 0 or state.t == self.config.steps:
                         progress = self._progress(state, metrics)
-                        log.write(json.dumps(asdict(progress), allow_nan=False) + "\n")
-                        log.flush()
+                        lines.append(progress)
                         yield progress
                     if due or state.t == self.config.steps or self.stop():
-                        os.fsync(log.fileno())
+                        lines.sync()
                         self._save(state)
                     if self.stop() and state.t < self.config.steps:
                         raise self._stopped(state.t)
