@@ -86,14 +86,14 @@ def _l0(run: RunData) -> Html | None:
         return None
     q = run.summary.get("l0_distribution")
     spread = f"median {q['median']:,}, 90% of rows {q['p5']:,} to {q['p95']:,}" if q else ""
-    return _tile("L0, active neurons a row", rounded(run.summary["l0"]), spread, _small_l0(run))
+    return _tile("L0, active neurons per row", rounded(run.summary["l0"]), spread, _small_l0(run))
 
 
 def _dead(run: RunData) -> Html | None:
     dead, M = run.summary.get("dead"), run.neurons
     if dead is None:
         return None
-    return _tile("Dead neurons", percent(dead), f"{round(dead * M):,} of {M:,} fired never" if M else "")
+    return _tile("Dead neurons", percent(dead), f"{round(dead * M):,} of {M:,} never fired" if M else "")
 
 
 def _within_targets(run: RunData) -> Html | None:

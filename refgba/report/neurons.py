@@ -15,10 +15,10 @@ from refgba.report.page import Html, Section, data_script, element, join, json_t
 from refgba.report.run import VECTORS, RunData
 from refgba.report.words import percent, rounded
 
-SMALL = 200_000  # neurons, up to which the table has every number as a float32
-BITS = 12  # of the fraction of a float of more neurons: a relative error of 2^-13
-TOP = 1_000_000  # top rows kept in the table in all, but one a neuron
-FIRST = 25  # rows of the table that need no script
+SMALL = 200_000  # A table of up to this many neurons has every number as a float32.
+BITS = 12  # Of more neurons, floats keep this many bits of their fraction: a relative error of 2^-13.
+TOP = 1_000_000  # The table holds about this many top rows in all, and at least one per neuron.
+FIRST = 25  # The page shows this many neurons without its script.
 WHICH = {"": "all", "over": "over target", "alive": "that fired", "dead": "dead", "half": "on over half of the rows"}
 
 
@@ -80,11 +80,11 @@ _STATISTICS = {"peak": "peak", "mean": "mean", "std": "std", "Z-score": "z_score
 
 
 def data_blocks(run: RunData, name: str) -> list[Html]:
-    """All neurons of a run for the page's script: what the columns are, and their numbers.
+    """All neurons of a run for the page's script: a block that describes the columns, and a block of their numbers.
 
-    A column is four planes of bytes, the lowest first, so that those which hold little shrink; then all is deflated and
-    written in base64.  Counts of rows are exact.  Of more than SMALL neurons floats keep BITS bits of their fraction,
-    and one in TOP top rows is kept; the Z-score follows from peak, mean and standard deviation.
+    A column is four planes of bytes, the lowest first, so that planes which hold little compress well; then all is
+    deflated and written in base64.  Counts of rows are exact.  Of more than SMALL neurons, floats keep BITS bits of
+    their fraction; top rows are kept up to TOP in all.  The Z-score follows from peak, mean and standard deviation.
     """
     e, M = run.evaluation, len(run.evaluation["frequency"])
     floats = {key: e[key] for key in ("peak", "mean", "std")}

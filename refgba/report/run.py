@@ -25,14 +25,17 @@ VECTORS = {"b": "bias b", "a": "scale a", "theta": "threshold θ"}
 
 @dataclass(frozen=True)
 class Truth:
-    """How near neurons come to the true features: cosine (n,), the highest of any neuron; frequency (n,) or None."""
+    """How near the neurons come to the true features.
+
+    cosine: (n,) the highest cosine of any neuron with each feature.  frequency: (n,) shares of rows, or None.
+    """
 
     cosine: Array
     frequency: Array | None = None
 
     @classmethod
     def of(cls, W: Array, V: Array, frequency: Array | None = None) -> Truth:
-        """That of the neurons W (M, d) and the true features V (n, d), which occur in these shares of the rows."""
+        """The neurons W (M, d) held against the true features V (n, d), of these frequencies (n,)."""
         return cls(mcs(V, W), frequency)
 
     def frr(self, tau: float) -> float:
@@ -49,11 +52,11 @@ class Parameters(Protocol):
 
 @dataclass
 class RunData:
-    """What a report knows of a run.  Everything but the name may be missing, and is then left out.
+    """What a report knows of a run.  Everything but the name may be missing; the report then leaves it out.
 
-    config: that of GBA or of a baseline, which has no groups; None for a network of others.  about, metrics: about.json
-    and the lines of metrics.jsonl.  evaluation: the arrays of `refgba.runs.judging.save`, by name.  summary: the
-    object of `evaluation.result`.  data: what these were measured on.  labels: names of neurons, from anywhere.
+    config: that of GBA, or of a baseline, which has no groups; None for a network of another library.  about, metrics:
+    about.json and the lines of metrics.jsonl.  evaluation: the arrays of `refgba.runs.judging.arrays`, by name.
+    summary: the object of `refgba.runs.judging.result`.  data: the name of the rows judged.  labels: names of neurons.
     """
 
     name: str
@@ -73,7 +76,7 @@ class RunData:
         return self.config if isinstance(self.config, GBAConfig) else None
 
     def vectors(self) -> dict[str, Array]:
-        """The parameters that are a number for each neuron, (M,), by the names of VECTORS."""
+        """The parameters that are one number per neuron, (M,), by the names of VECTORS."""
         arrays = {} if self.params is None else self.params.arrays()
         return {name: arrays[name] for name in VECTORS if name in arrays}
 
@@ -85,7 +88,7 @@ class RunData:
 
     @property
     def neurons(self) -> int | None:
-        """M, where anything tells."""
+        """M, the number of neurons, None where nothing says it."""
         if "frequency" in self.evaluation:
             return len(self.evaluation["frequency"])
         return self.config.width if self.config is not None else None
@@ -100,10 +103,9 @@ class RunData:
 
 
 def load_run(path: Path) -> RunData:
-    """Read the folder of a run, finished or not, or of a network without its run: all but the evaluation.
+    """Read the folder of a run, finished or not, or of a network without its run: everything but the evaluation.
 
-    Raises InputError, naming the file, for what is neither or is damaged.  A last line of the log that was cut short
-    when the run was killed is left out.
+    Raises InputError, naming the file, for a path that is neither or is damaged.
     """
     if not (path / folder.CONFIG).is_file():
         network = folder.open_network(path)

@@ -47,7 +47,7 @@ def _compared(runs: Sequence[RunData]) -> Section | None:
 
 def _names(settings: list[dict[str, Any]]) -> list[str]:
     """The names of the settings of all runs, in order."""
-    return list(dict.fromkeys(name for given in settings for name in given))
+    return list(dict.fromkeys(name for values in settings for name in values))
 
 
 def _training(runs: Sequence[RunData]) -> Section | None:
@@ -98,8 +98,8 @@ def _frequencies(runs: Sequence[RunData]) -> Section | None:
 
 def _quartiles(run: RunData, config: GBAConfig) -> tuple[Array, Array]:
     p, group = run.evaluation["frequency"], config.group()
-    found = [np.quantile(p[group == k], (0.25, 0.5, 0.75)) for k in range(config.groups)]
-    return config.target(), np.stack(found, axis=1)  # (3, K)
+    quartiles = [np.quantile(p[group == k], (0.25, 0.5, 0.75)) for k in range(config.groups)]
+    return config.target(), np.stack(quartiles, axis=1)  # (3, K)
 
 
 def _group_table(run: RunData, named: bool) -> Html:
@@ -161,15 +161,15 @@ def _neurons(runs: Sequence[RunData]) -> Section | None:
 
 
 def _settings(runs: Sequence[RunData]) -> Section | None:
-    known = [run for run in runs if run.config is not None]
+    known = [(run, run.config) for run in runs if run.config is not None]
     if not known:
         return None
-    settings = [asdict(run.config) for run in known if run.config is not None]
-    said = {f.name: f.metadata.get("help", "") for run in known if run.config is not None for f in fields(run.config)}
-    lines = [[name, *(setting(given.get(name)) for given in settings), said[name]] for name in _names(settings)]
-    version = sorted({str(run.about["refgba"]) for run in known if "refgba" in run.about})
+    settings = [asdict(config) for _, config in known]
+    meaning = {f.name: f.metadata.get("help", "") for _, config in known for f in fields(config)}
+    lines = [[name, *(setting(values.get(name)) for values in settings), meaning[name]] for name in _names(settings)]
+    version = sorted({str(run.about["refgba"]) for run, _ in known if "refgba" in run.about})
     lead = f"Trained with refgba {' and '.join(version)}." if version else ""
-    body = table(["setting", *(run.name for run in known), "what it is"], lines)
+    body = table(["setting", *(run.name for run, _ in known), "what it is"], lines)
     return Section("Settings", element("details", element("summary", "All settings"), body), lead)
 
 

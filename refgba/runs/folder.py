@@ -3,14 +3,14 @@
     config.json         the settings: `--config` of another run reads it
     about.json          the backend, the version, the recipe and the data
     data.safetensors    checksums of the data, block by block, and the rows left out
-    metrics.jsonl       one JSON object a line, as training went
-    checkpoints/step-N/ all of the state after step N (`checkpoints`)
+    metrics.jsonl       how training went, one JSON object per line (`log`)
+    checkpoints/step-N/ the whole state after step N (`checkpoints`)
     final/              the result
 
 `final/` and each checkpoint are folders of a network: params.safetensors, the arrays of `refgba.sae.Params` by name,
 and state.json, which says what they belong to, with a checksum of every file.  Each appears whole or not at all
-(`files`), and can be read without the run around it.  `config.json` is written last: where it is, there is a run.
-Nothing is ever pickled.
+(`refgba.data.files`), and can be read without the run around it.  A folder is a run once it has config.json, which is
+written last.  Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Damaged(InputError):
 class Network:
     """The folder of a network, read back.
 
-    state: what state.json says: `step`, the `data` it was trained on, the version, and more in a checkpoint.
+    state: the contents of state.json: `step`, the `data` of its training, the version, and more in a checkpoint.
     """
 
     path: Path
@@ -61,14 +61,14 @@ class Network:
     state: dict[str, Any]
 
     def provenance(self) -> dict[str, Any]:
-        """Where the network comes from, for an export."""
+        """Where the network comes from, for those who export it."""
         origin = {name: self.state.get(name) for name in ("step", "data", "refgba", "backend")}
         return origin | {"config": asdict(self.config)}
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a run was begun with, read back: config.json, about.json and data.safetensors."""
+    """What a run began with, read back: config.json, about.json and data.safetensors."""
 
     path: Path
     config: AnyConfig
@@ -81,7 +81,7 @@ class Record:
 
 
 def refuse_existing(path: Path) -> None:
-    """InputError if a run cannot be written to `path`: there is one, finished or not, or the path is not a folder."""
+    """InputError if `path` cannot take a new run: it holds one, finished or not, or is not a folder."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: exists and is not a folder")
     if (path / FINAL).exists():
@@ -95,7 +95,7 @@ def refuse_existing(path: Path) -> None:
 
 
 def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activations) -> None:
-    """Make the folder of a new run on surveyed data; InputError, and nothing of it left, if that fails."""
+    """Make the folder of a new run on surveyed data.  InputError if that fails; then nothing of it is left."""
     refuse_existing(path)
     assert data.crc is not None
     arrays: dict[str, npt.NDArray[Any]] = {"dropped": data.dropped, "crc": data.crc}
@@ -139,7 +139,7 @@ def write_about(path: Path, about: Mapping[str, Any]) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keeps other processes from training in the folder of a run; InputError when one does."""
+    """Keep other processes from training in the folder of a run; InputError when one already does."""
     handle = os.open(path, os.O_RDONLY)
     try:
         try:
@@ -152,7 +152,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def read_record(path: Path) -> Record:
-    """Read what a run was begun with; InputError, naming the file, when there is no run or its record is damaged."""
+    """Read what a run began with; InputError, naming the file, when there is no run or its record is damaged."""
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: not a run, it has no {CONFIG}")
     config, about = read_config(path), read_about(path)
@@ -203,7 +203,7 @@ def write_network(
 ) -> None:
     """Make or replace the folder of a network; `more` has the arrays of other .safetensors files, by file name.
 
-    OSError when it cannot be written; then what was there before still is.
+    OSError when it cannot be written; what was there before then stays.
     """
     contents = {PARAMS: params.arrays()} | dict(more or {})
     with files.new_folder(path) as partial:
@@ -221,8 +221,8 @@ def write_network(
 def open_network(path: Path) -> Network:
     """Read the result of a run, or a checkpoint; InputError, naming the file, when there is none or it is damaged.
 
-    `path`: the folder of a run that has finished, or one in its checkpoints/.  Here a run's last folder, written by
-    hand:
+    `path`: the folder of a run that has finished, or one in its checkpoints/.  The example writes the last folder of a
+    run by hand:
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -300,7 +300,7 @@ def load_arrays(path: Path, names: Iterator[str] | list[str] | tuple[str, ...]) 
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two for dtypes NumPy has not
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: dtypes unknown to NumPy
         readable = os.access(path, os.R_OK)
         what = "damaged or not a run's" if readable else "cannot be read"
         raise Damaged(f"{path}: {what} ({brief(error)})") from None

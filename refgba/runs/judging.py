@@ -23,16 +23,17 @@ from refgba.runs.accumulate import Evaluation, quantiles
 from refgba.sae import unit_rows
 from refgba.types import Array, Int64
 
-THRESHOLDS = (0.8, 0.9)
+THRESHOLDS = (0.8, 0.9)  # The cosines from which the paper calls a feature recovered.
 
-ARRAYS = ("frequency", "peak", "mean", "std", "z_score", "l0_histogram")  # the arrays of every evaluation
-TOP = ("top_rows", "top_values")  # those of an evaluation that kept top rows
+# The arrays of every evaluation, and those of one that kept top rows.
+ARRAYS = ("frequency", "peak", "mean", "std", "z_score", "l0_histogram")
+TOP = ("top_rows", "top_values")
 
 Tick: TypeAlias = Callable[[int], object]
 
 
 class Dictionary(Protocol):
-    """Any sparse autoencoder on the host: M neurons, d dimensions, L rows at a time."""
+    """Any sparse autoencoder on the host: M neurons, which most call latents, d dimensions, L rows at a time."""
 
     @property
     def W_enc(self) -> Array:
@@ -58,9 +59,8 @@ def evaluate(
 ) -> Evaluation:
     """Everything that `Evaluation` measures, on the rows of `chunks` (rows, d), each scaled to unit norm.
 
-    `tick` is called with the number of rows of each chunk done.  For each neuron its `top` highest rows are kept, which
-    are counted from 0 in the order of the chunks.  Raises InputError for a row of zeros, values that are not finite, or
-    top < 0.
+    Calls `tick` with the number of rows of each chunk done.  Keeps the `top` highest rows of each neuron, counted from
+    0 in the order of the chunks.  Raises InputError for a row of zeros, values that are not finite, or top < 0.
     """
     state = backend.init(params, config)
 
@@ -94,11 +94,11 @@ def _evaluate(
     return evaluation
 
 
-# ---- what is told and stored of an evaluation ------------------------------------------------------------------------
+# ---- the result of an evaluation, and its file -----------------------------------------------------------------------
 
 
 def result(evaluation: Evaluation, config: Settings | None) -> dict[str, Any]:
-    """What `--json` promises: `Evaluation.summary`, the distribution of L0, and `groups` where the config is of GBA.
+    """The object that `--json` promises: `Evaluation.summary`, `l0_distribution` and, where there are any, `groups`.
 
     Raises InputError as `Evaluation.summary`, or if the config is that of a network with other neurons.
     """
@@ -107,11 +107,11 @@ def result(evaluation: Evaluation, config: Settings | None) -> dict[str, Any]:
 
 
 def summarise(arrays: Mapping[str, npt.NDArray[Any]], config: Settings | None) -> dict[str, Any]:
-    """What of `result` follows from `frequency` and `l0_histogram`: all but FVU, explained variance and loss."""
+    """The part of `result` that `frequency` and `l0_histogram` determine: not FVU, explained variance and loss."""
     p, h = arrays["frequency"], arrays["l0_histogram"]
     N = int(h.sum())
     l0 = float(np.rint(p * N).sum() / N)  # from whole counts, to the bit as `Evaluation` has it
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "l0": l0,
         "activation_fraction": l0 / len(p),
         "dead": float(np.mean(p == 0)),
@@ -119,24 +119,25 @@ def summarise(arrays: Mapping[str, npt.NDArray[Any]], config: Settings | None) -
         "l0_distribution": quantiles(h),
     }
     if isinstance(config, GBAConfig):
-        found["groups"] = [asdict(g) for g in per_group(p, config.group(), config.target())]
-    return found
+        summary["groups"] = [asdict(g) for g in per_group(p, config.group(), config.target())]
+    return summary
 
 
 def arrays(evaluation: Evaluation, row: Callable[[Int64], Int64] | None = None) -> dict[str, npt.NDArray[Any]]:
-    """What is known of each neuron, by name.
+    """The measurements of each neuron, by name.
 
     `frequency`, `peak`, `mean`, `std` and `z_score`, each (M,) float64; `l0_histogram` (M + 1,) int64; and if top rows
-    were kept `top_rows` (M, top) int64, -1 where there is none, and `top_values` (M, top) float64.  `row` makes numbers
-    of rows in the data of those in the evaluation, where some were left out.  InputError if no row was seen.
+    were kept `top_rows` (M, top) int64, -1 where there is none, and `top_values` (M, top) float64.  Where rows of the
+    data were left out, `row` turns numbers of rows in the evaluation into those in the data.  InputError if no row was
+    seen.
     """
     names = (*ARRAYS, *TOP) if evaluation.top else ARRAYS
     # safetensors writes an array's memory as it lies, whatever its strides say: a transpose would be scrambled.
-    found = {name: np.ascontiguousarray(getattr(evaluation, name)) for name in names}
+    measured = {name: np.ascontiguousarray(getattr(evaluation, name)) for name in names}
     if row is not None and evaluation.top:
-        top = found["top_rows"]
-        found["top_rows"] = np.where(top < 0, top, row(top))
-    return found
+        top = measured["top_rows"]
+        measured["top_rows"] = np.where(top < 0, top, row(top))
+    return measured
 
 
 def save(
@@ -161,12 +162,12 @@ def load(
         raise InputError(f"{path}: no such file")
     try:
         with safe_open(path, framework="numpy") as file:
-            kept = [name for name in TOP if name in set(file.keys())]
-            found, about = {name: file.get_tensor(name) for name in (*ARRAYS, *kept)}, file.metadata() or {}
-    except Exception as error:  # SafetensorError, and what NumPy makes of dtypes it has not
+            names = [*ARRAYS, *(name for name in TOP if name in set(file.keys()))]
+            measured, about = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except Exception as error:  # a SafetensorError, or any error of NumPy about a dtype that it does not know
         raise InputError(f"{path}: not a file of `refgba evaluate -o`, or damaged ({brief(error)})") from None
-    check_arrays(str(path), found, config)
-    return found, summarise(found, config), about
+    check_arrays(str(path), measured, config)
+    return measured, summarise(measured, config), about
 
 
 def check_arrays(name: str, arrays: Mapping[str, npt.NDArray[Any]], config: Settings | None) -> None:

@@ -1,7 +1,7 @@
 """The log of a run, metrics.jsonl: written, cut and read here and nowhere else.
 
-One JSON object per line, each a `Progress`; a line is on the system's side as soon as it is written, and on disk after
-`Log.sync`.  A run that goes on cuts the log to the step it goes on from, so that no step is ever logged twice.
+Each line is a `Progress` as one JSON object.  Other processes can read a line as soon as it is written; it is on disk
+after `Log.sync`.  A run that goes on first cuts the log at the step from which it goes on: no step is logged twice.
 """
 
 from __future__ import annotations
