@@ -53,9 +53,9 @@ def test_damaged_metrics_are_named(trained, tmp_path):
     for bad, complaint in (
         ("{", "line 2: not JSON"),
         ("[1]", "line 2: should hold a JSON object"),
-        ('{"loss": 1}', "line 2: damaged: it has no step"),
-        ('{"step": 2, "loss": NaN}', "line 2: damaged: loss should be a finite number"),
-        ('{"step": 2, "l0": "many"}', "line 2: damaged: l0 should be a finite number"),
+        ('{"loss": 1}', "line 2: damaged: step is not as it was written"),
+        ('{"step": 2, "loss": NaN}', "line 2: damaged: loss is not as it was written"),
+        ('{"step": 2, "l0": "many"}', "line 2: damaged: l0 is not as it was written"),
     ):
         (run / "metrics.jsonl").write_text("\n".join([lines[0], bad, *lines[2:], ""]))
         with pytest.raises(InputError) as error:

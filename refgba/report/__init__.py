@@ -22,12 +22,13 @@ from collections.abc import Sequence
 
 from refgba.errors import InputError
 from refgba.report.lead import facts, look, overview, tiles
+from refgba.report.neurons import read_labels
 from refgba.report.page import drawing, join, resource
 from refgba.report.page import page as html_page
 from refgba.report.run import RunData, Truth, load_run
 from refgba.report.sections import SECTIONS
 
-__all__ = ["RunData", "Truth", "load_run", "report"]
+__all__ = ["RunData", "Truth", "load_run", "read_labels", "report"]
 
 
 def report(runs: Sequence[RunData]) -> str:

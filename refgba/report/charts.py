@@ -24,6 +24,7 @@ POINTS = 1500  # Up to this many neurons are drawn one by one; more are counted 
 CELLS = (56, 36)  # The cells of that grid, across and up.
 LEVELS = 6  # The shades of its cells.
 SAME = 1.2  # Frequencies whose ratio is at most this are too near each other to be an axis.
+HIGHEST = 1e30  # No curve goes higher: matplotlib fails near the largest float.
 NEVER = "never"
 MARKERS = "osD^v<"  # The marks of runs, which go with their colours.
 
@@ -37,11 +38,11 @@ def curve(runs: Named, title: str, shares: bool = False, mark: tuple[float, str]
     """Lines of (step, value) pairs of arrays by run.  mark: a step to point out, and why."""
     with drawing():
         fig, ax = _axes("step", "")
-        for i, (name, (step, value)) in enumerate(runs):
+        drawn = [np.minimum(value, HIGHEST) for _, (_, value) in runs]
+        for i, ((name, (step, _)), value) in enumerate(zip(runs, drawn, strict=True)):
             ax.plot(step, value, label=name, **series(i))
-        every = np.concatenate([value for _, (_, value) in runs])
-        low, high = every.min(), every.max()
-        if low > 0 and high > 20 * low:
+        low, high = (float(edge(np.concatenate(drawn))) for edge in (np.min, np.max))
+        if low > 1 / HIGHEST and high > 20 * low:
             ax.set_yscale("log")
             _plain(ax.yaxis, percent if shares else rounded)
         elif shares:

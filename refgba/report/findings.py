@@ -113,10 +113,10 @@ def _rows(run: RunData) -> Sentences:
 
 def _loss(run: RunData) -> Sentences:
     loss = np.array([line["loss"] for line in run.metrics if "loss" in line])
-    if len(loss) < LOGGED:
-        return
     n = len(loss) // 10
     last, before = loss[-n:], loss[-2 * n : -n]
+    if len(loss) < LOGGED or not before.all():
+        return
     change = float(last.mean() / before.mean() - 1)
     noise = float(np.sqrt((last.var(ddof=1) + before.var(ddof=1)) / n) / before.mean())
     if abs(change) <= max(FALL, 2 * noise):

@@ -6,11 +6,14 @@ import base64
 import json
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from refgba.data import files
+from refgba.errors import InputError, brief
 from refgba.report.page import Html, Section, data_script, element, join, json_text, table
 from refgba.report.run import VECTORS, RunData
 from refgba.report.words import percent, rounded
@@ -18,6 +21,7 @@ from refgba.report.words import percent, rounded
 SMALL = 200_000  # A table of up to this many neurons has every number as a float32.
 BITS = 12  # Of more neurons, floats keep this many bits of their fraction: a relative error of 2^-13.
 TOP = 1_000_000  # The table holds about this many top rows in all, and at least one per neuron.
+DIGITS = 10  # The number of any neuron has fewer.
 FIRST = 25  # The page shows this many neurons without its script.
 WHICH = {"": "all", "over": "over target", "alive": "that fired", "dead": "dead", "half": "on over half of the rows"}
 
@@ -121,3 +125,12 @@ def _float_words(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint32]:
     if bits < 23:
         words = (words + np.uint32(1 << (22 - bits))) & np.uint32(2**32 - (1 << (23 - bits)))
     return words
+
+
+def read_labels(path: Path) -> dict[int, str]:
+    """Names of neurons by their number, from a JSON object like {"17": "a name"}; InputError for anything else."""
+    labels = files.read_json(path, 2**28)
+    for number, label in labels.items():
+        if not (number.isascii() and number.isdigit() and len(number) < DIGITS and isinstance(label, str)):
+            raise InputError(f'{path}: names are to be like {{"17": "a name"}}, not {brief(number)!r}')
+    return {int(number): label for number, label in labels.items()}

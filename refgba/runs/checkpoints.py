@@ -21,17 +21,25 @@ import numpy as np
 
 from refgba import baselines, gba
 from refgba.adam import AdamW
-from refgba.backends.base import AnyConfig, HostState
+from refgba.backends.base import AnyConfig, AnyParams, HostState
 from refgba.bias import Buffer
 from refgba.config import BaselineConfig
 from refgba.data import files
 from refgba.errors import InputError
+from refgba.recipe import forming_steps
 from refgba.runs import folder
-from refgba.runs.folder import TRAINING, Damaged
+from refgba.runs.folder import TRAINING
+from refgba.runs.schema import Damaged, Table, number, optional, require, whole
 
 CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"step-(\d+)")
-EXTENDED = {"steps", "form"}  # settings that change when a run is extended
+EXTENDED = {"steps", "form"}  # These settings change when a run is extended.
+# The fields of state.json that only a checkpoint has, besides `updates`.
+FIELDS: Table = {
+    "rows": whole(0),
+    "last_rows": optional(whole(1)),
+    "seconds": number(0, 1e15),
+}
 
 
 def found(run: Path) -> list[Path]:
@@ -92,45 +100,65 @@ def load(path: Path, config: AnyConfig, fingerprint: str) -> tuple[HostState, fl
     """
     network = folder.read_network(path)
     saved, params = network.state, network.params
+    _require_same_run(network, config, fingerprint)
+    trained = list(baselines.trained(config)) if isinstance(config, BaselineConfig) else _of_gba(params)
+    require(path / folder.STATE, saved, {**FIELDS, "updates": dict.fromkeys(trained, whole(0, saved["step"]))})
+    rows, last_rows = saved["rows"], saved.get("last_rows")
+    arrays = _load_arrays(path / TRAINING, network, trained, {"": rows} | ({"last.": last_rows} if last_rows else {}))
+    optimiser = {name: AdamW(arrays[f"m.{name}"], arrays[f"v.{name}"], saved["updates"][name]) for name in trained}
+    buffer, last = _buffer(rows, arrays, ""), _buffer(last_rows, arrays, "last.") if last_rows else None
+    kind: Any = baselines.State if isinstance(config, BaselineConfig) else gba.State
+    own = arrays["idle" if isinstance(config, BaselineConfig) else "held"]
+    return kind(config, params, optimiser, buffer, last, own, saved["step"]), saved["seconds"]
+
+
+def _of_gba(params: AnyParams) -> list[str]:
+    """The parameters of GBA that the optimiser moves; the bias is adapted instead."""
+    return [name for name in params.arrays() if name != "b"]
+
+
+def _require_same_run(network: folder.Network, config: AnyConfig, fingerprint: str) -> None:
+    """InputError unless a checkpoint has these settings and data; Damaged where its name is not its step."""
+    path, step = network.path, network.state["step"]
     if type(network.config) is not type(config):
         raise InputError(f"{path}: a checkpoint of another run: its method is not the run's")
     for name, setting in asdict(network.config).items():
         right = getattr(config, name)
         if name not in EXTENDED and setting != right:
             raise InputError(f"{path}: a checkpoint of another run: its {name} is {setting}, the run's {right}")
-    data = saved.get("data")
-    if not isinstance(data, dict) or data.get("fingerprint") != fingerprint:
+    formed = [0 if isinstance(c, BaselineConfig) else forming_steps(c) for c in (network.config, config)]
+    if formed[0] != formed[1] or network.config.steps > config.steps:  # an extension only adds steps, after forming
+        raise InputError(f"{path}: a checkpoint of another run: its steps or form are not the run's, nor were before")
+    data = network.state.get("data")
+    if data is None or data["fingerprint"] != fingerprint:
         raise InputError(f"{path}: a checkpoint of another data set than the run's")
-    M, shapes = config.width, dict[str, tuple[tuple[int, ...], Any]]()
-    if isinstance(config, BaselineConfig):
-        names, shapes["idle"] = list(baselines.trained(config)), ((M,), np.int64)
-    else:
-        names, shapes["held"] = [name for name in params.arrays() if name != "b"], ((M,), np.bool_)
-    for name in names:
-        theta = params.arrays()[name]
+    if path.name != f"step-{step}":
+        raise Damaged(f"{path / folder.STATE}: damaged: its step is {step}")
+
+
+def _load_arrays(path: Path, network: folder.Network, trained: list[str], rows: dict[str, int]) -> dict[str, Any]:
+    """The arrays beside the parameters, checked.  rows: how many each buffer counted, by the prefix of its arrays."""
+    M = network.config.width
+    own = ("idle", np.int64) if isinstance(network.config, BaselineConfig) else ("held", np.bool_)
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {own[0]: ((M,), own[1])}
+    for name in trained:
+        theta = network.params.arrays()[name]
         shapes |= {f"m.{name}": (theta.shape, theta.dtype), f"v.{name}": (theta.shape, theta.dtype)}
-    for prefix in ("", "last.") if saved.get("last_rows") is not None else ("",):
+    for prefix in rows:
         shapes |= {prefix + "counts": ((M,), np.int64), prefix + "peaks": ((M,), np.float64)}
-    arrays = folder.load_arrays(path / TRAINING, list(shapes))
+    arrays = folder.load_arrays(path, list(shapes))
     for name, (shape, dtype) in shapes.items():
-        folder.check_array(path / TRAINING, name, arrays[name], shape, dtype)
-    updates, rows, last_rows = saved.get("updates"), saved.get("rows"), saved.get("last_rows")
-    if not (
-        isinstance(updates, dict)
-        and all(type(updates.get(name)) is int for name in names)
-        and type(rows) is int
-        and type(last_rows) in (int, type(None))
-        and isinstance(saved.get("seconds"), float)
-    ):
-        raise Damaged(f"{path / folder.STATE}: damaged: updates, rows, last_rows or seconds are not as written")
-    optimiser = {name: AdamW(arrays[f"m.{name}"], arrays[f"v.{name}"], updates[name]) for name in names}
-    last = None if last_rows is None else _buffer(M, last_rows, arrays, "last.")
-    kind: Any = baselines.State if isinstance(config, BaselineConfig) else gba.State
-    own = arrays["idle" if isinstance(config, BaselineConfig) else "held"]
-    return kind(config, params, optimiser, _buffer(M, rows, arrays, ""), last, own, saved["step"]), saved["seconds"]
+        folder.check_array(path, name, arrays[name], shape, dtype)
+        if name != own[0] and not name.startswith("m.") and arrays[name].min() < 0:
+            raise Damaged(f"{path}: {name} should not be negative")
+    for prefix, most in rows.items():
+        if arrays[prefix + "counts"].max() > most:
+            raise Damaged(f"{path}: {prefix}counts should not exceed the {most} rows counted")
+    return arrays
 
 
-def _buffer(M: int, rows: int, arrays: dict[str, Any], prefix: str) -> Buffer:
-    buffer = Buffer(M, rows)
-    buffer.counts, buffer.peaks = arrays[prefix + "counts"], arrays[prefix + "peaks"]
+def _buffer(rows: int, arrays: dict[str, Any], prefix: str) -> Buffer:
+    counts = arrays[prefix + "counts"]
+    buffer = Buffer(len(counts), rows)
+    buffer.counts, buffer.peaks = counts, arrays[prefix + "peaks"]
     return buffer

@@ -37,6 +37,7 @@ from refgba.data.activations import Activations
 from refgba.data.store import DTYPES, LARGEST, checksum
 from refgba.errors import InputError, brief
 from refgba.recipe import forming_steps
+from refgba.runs.schema import Damaged, Table, each, entries, has, number, one_of, optional, require, text, whole
 from refgba.sae import Params
 from refgba.types import Int64
 
@@ -44,8 +45,33 @@ CONFIG, ABOUT, DATA, METRICS, FINAL = "config.json", "about.json", "data.safeten
 PARAMS, TRAINING, STATE = "params.safetensors", "training.safetensors", "state.json"
 
 
-class Damaged(InputError):
-    """A folder or file of a run is not as it was written."""
+_COUNT = whole(1, LARGEST - 1)
+_ORIGIN: Table = {"fingerprint": text, "rows": _COUNT, "d": _COUNT, "dtype": one_of(*DTYPES)}
+ABOUT_FIELDS: Table = {
+    "backend": text,
+    "refgba": optional(text),
+    "recipe": optional(text),
+    "extended": optional(each(has({"at": whole(0), "steps": whole(1)}))),
+    "checkpoints": {"every": whole(0), "keep": whole(1)},
+    "data": {
+        **_ORIGIN,
+        "path": text,
+        "block": _COUNT,
+        "windows": _COUNT,
+        "dropped": optional(whole(0)),
+        "variance": number(1e-12, 1),  # of unit rows; `survey` refuses less
+        "shards": each(entries(text, whole(0)), fewest=1),
+    },
+}
+STATE_FIELDS: Table = {
+    "step": whole(0),
+    "config": lambda value: isinstance(value, dict),  # `config_from_json` checks it
+    "sha256": lambda value: isinstance(value, dict) and {PARAMS} <= set(value) <= {PARAMS, TRAINING},
+    "data": optional(has(_ORIGIN)),
+    "backend": optional(text),
+    "refgba": optional(text),
+    "seconds": optional(number(0, 1e15)),
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +85,11 @@ class Network:
     config: AnyConfig
     params: AnyParams
     state: dict[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        """How long training took, 0 where the state does not say."""
+        return float(self.state.get("seconds") or 0)
 
     def provenance(self) -> dict[str, Any]:
         """Where the network comes from, for those who export it."""
@@ -123,7 +154,7 @@ def read_config(path: Path) -> AnyConfig:
 def read_about(path: Path) -> dict[str, Any]:
     """The about.json of a run; InputError, naming the file, when it is not as it was written."""
     about = files.read_json(path / ABOUT, 2**28)  # it lists the shards of the data
-    _check_about(path / ABOUT, about)
+    require(path / ABOUT, about, ABOUT_FIELDS)
     return about
 
 
@@ -161,34 +192,6 @@ def read_record(path: Path) -> Record:
     if not (dropped.dtype == np.int64 and crc.dtype == np.uint32 and dropped.ndim == crc.ndim == 1):
         raise Damaged(f"{path / DATA}: damaged: dropped should be int64 and crc uint32 numbers")
     return Record(path, config, about, dropped, crc)
-
-
-def _check_about(path: Path, about: dict[str, Any]) -> None:
-    """Damaged, naming the field, unless about.json has what a run needs to go on."""
-    data, saving = about.get("data"), about.get("checkpoints")
-    if not (isinstance(data, dict) and isinstance(saving, dict)):
-        raise Damaged(f"{path}: damaged: data and checkpoints should be objects")
-    shards = data.get("shards")
-    for right, name in (
-        (isinstance(about.get("backend"), str), "backend"),
-        (isinstance(about.get("extended", []), list), "extended"),
-        (all(type(saving.get(name)) is int for name in ("every", "keep")), "checkpoints"),
-        (all(isinstance(data.get(name), str) for name in ("path", "fingerprint")), "data"),
-        (data.get("dtype") in DTYPES, "data.dtype"),
-        (
-            all(type(data.get(name)) is int and 0 < data[name] < LARGEST for name in ("rows", "d", "block", "windows")),
-            "data",
-        ),
-        (isinstance(data.get("variance"), float), "data.variance"),
-        (
-            isinstance(shards, list)
-            and all(isinstance(s, list) and [type(part) for part in s] == [str, int] for s in shards)
-            and shards,
-            "data.shards",
-        ),
-    ):
-        if not right:
-            raise Damaged(f"{path}: damaged: {name} is not as it was written")
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
@@ -252,20 +255,12 @@ def read_network(path: Path) -> Network:
     """Read the folder of a network and check all of it; Damaged, naming the file, when it is not as it was written."""
     try:
         state = files.read_json(path / STATE)
-        settings, sums, step = state.get("config"), state.get("sha256"), state.get("step")
-        if not (
-            isinstance(settings, dict)
-            and isinstance(sums, dict)
-            and {PARAMS} <= set(sums) <= {PARAMS, TRAINING}
-            and isinstance(step, int)
-            and step >= 0
-        ):
-            raise InputError(f"{path / STATE}: damaged: step, config or sha256 is not as it was written")
-        config = config_from_json(json.dumps(settings))
-        for name, right in sums.items():
+        require(path / STATE, state, STATE_FIELDS)
+        config = config_from_json(json.dumps(state["config"]))
+        for name, right in state["sha256"].items():
             if checksum(path / name) != right:
                 raise InputError(f"{path / name}: damaged: it does not match its checksum in {STATE}")
-        return Network(path, config, _load_params(path / PARAMS, config, step), state)
+        return Network(path, config, _load_params(path / PARAMS, config, state["step"]), state)
     except InputError as error:
         named = str(error) if str(path) in str(error) else f"{path / STATE}: {error}"
         raise Damaged(named) from None

@@ -7,15 +7,16 @@ after `Log.sync`.  A run that goes on first cuts the log at the step from which 
 from __future__ import annotations
 
 import json
-import math
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from refgba.config import LARGEST
 from refgba.data import files
 from refgba.errors import InputError
-from refgba.runs.folder import METRICS, Damaged
+from refgba.runs.folder import METRICS
+from refgba.runs.schema import Damaged, Table, number, optional, require, whole
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,16 @@ class Progress:
     seconds: float
 
 
-NUMBERS = [field.name for field in fields(Progress) if field.name != "step"]
+_LARGE = 1e300  # A loss that is finite may be as large before a run ends as diverged.
+LINE: Table = {
+    "step": whole(1, LARGEST),
+    "loss": optional(number(0, _LARGE)),
+    "l0": optional(number(0, LARGEST)),
+    "fvu": optional(number(0, _LARGE)),
+    "dead": optional(number(0, 1)),
+    "within": optional(number(0, 1)),
+    "seconds": optional(number(0, 1e15)),
+}
 
 
 class Log:
@@ -94,16 +104,11 @@ def read(run: Path) -> list[dict[str, Any]]:
     return [_parse(path, number, line) for number, line in enumerate(lines, 1)]
 
 
-def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _parse(path: Path, place: int, line: bytes) -> dict[str, Any]:
     """The numbers of a line of the log, counted from 1, as `read`."""
     try:
         logged = files.parse_json(line, path)
     except InputError as error:
-        raise Damaged(f"{path}: line {number}: {str(error).removeprefix(f'{path}: ')}") from None
-    if type(logged.get("step")) is not int:
-        raise Damaged(f"{path}: line {number}: damaged: it has no step")
-    for name in NUMBERS:
-        value = logged.get(name)
-        if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
-            raise Damaged(f"{path}: line {number}: damaged: {name} should be a finite number")
+        raise Damaged(f"{path}: line {place}: {str(error).removeprefix(f'{path}: ')}") from None
+    require(path, logged, LINE, f"line {place}: ")
     return {name: value for name, value in logged.items() if value is not None}
