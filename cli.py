@@ -26,7 +26,7 @@ from refgba.config import BaselineConfig, GBAConfig, Method, Settings, settings_
 from refgba.data import files, laws, pack, synthetic
 from refgba.data.activations import Activations, Check, open_activations, reopen, survey
 from refgba.data.store import DTYPES, open_store
-from refgba.errors import InputError, brief
+from refgba.errors import InputError
 from refgba.identifiability import identifiability
 from refgba.metrics import frr
 from refgba.oracle import traces
@@ -37,7 +37,9 @@ from refgba.runs.judging import arrays, evaluate_dictionary, load_truth, recover
 from refgba.runs.judging import evaluate as evaluate_network
 from refgba.runs.judging import result as measured
 from refgba.runs.judging import save as save_evaluation
-from refgba.runs.trainer import Progress, Saving, Stopped, TrainingError, extended, resume_run, signals, train_run
+from refgba.runs.log import Progress
+from refgba.runs.signals import Stopped, signals
+from refgba.runs.trainer import Saving, TrainingError, extended, resume_run, train_run
 from refgba.sae import unit_rows
 from refgba.streams import stream
 from refgba.types import Activation, Array, Dtype
@@ -361,7 +363,7 @@ def _trained(out: Path, data: Activations, engine: backends.Backend, as_json: bo
     sample = data.sample(SAMPLE, EVALUATE)
     with _counting("evaluating", min(len(data), SAMPLE)) as tick:
         evaluation = evaluate_network(network.params, network.config, engine, sample, tick)
-    seconds = network.state["seconds"]
+    seconds = network.seconds
     result = _result(evaluation, network.config, network.state["step"], seconds, out)
     if as_json:
         return click.echo(json.dumps(result))
@@ -474,7 +476,7 @@ def report_command(
     drop_zero_rows: bool, backend: str | None,
 ) -> None:  # fmt: skip
     """One HTML page about RUNS: how well they did, what to look at, curves, frequencies, and a table of all neurons."""
-    names = _labels(labels)
+    names = {} if labels is None else report.read_labels(labels)
     found = []
     for path in runs:
         run = report.load_run(path)
@@ -492,17 +494,6 @@ def report_command(
         found.append(run)
     files.write(out, report.report(found).encode())
     click.echo(f"Wrote {out}")
-
-
-def _labels(path: Path | None) -> dict[int, str]:
-    """Names of neurons by their number, from a JSON object."""
-    if path is None:
-        return {}
-    given = files.read_json(path, 2**28)
-    for number, name in given.items():
-        if not (number.isascii() and number.isdigit() and isinstance(name, str)):
-            raise InputError(f'{path}: names are to be like {{"17": "a name"}}, not {brief(number)!r}')
-    return {int(number): name for number, name in given.items()}
 
 
 @main.command()

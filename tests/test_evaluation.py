@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from refgba.config import GBAConfig
 from refgba.errors import InputError
 from refgba.metrics import per_group
 from refgba.runs.accumulate import Evaluation
-from refgba.runs.judging import evaluate, evaluate_dictionary, result, save
+from refgba.runs.judging import evaluate, evaluate_dictionary, load, result, save
 
 CONFIG = GBAConfig(width=12, groups=3, steps=1, batch=16, dtype="float32")
 NUMPY = backends.load("numpy")
@@ -143,3 +144,20 @@ def test_saving_replaces_what_was_there_and_leaves_it_when_it_fails(params, tmp_
     assert load_file(path)["frequency"].shape == (12,)
     with pytest.raises(FileNotFoundError):
         save(evaluate(params, CONFIG, NUMPY, [rows()]), tmp_path / "nowhere" / "x.safetensors", {})
+
+
+def test_a_file_of_an_earlier_version_is_read():
+    path = Path(__file__).parent / "before" / "evaluation.safetensors"
+    arrays, summary, about = load(path)
+    assert arrays["top_rows"].shape == (32, 3)
+    assert (summary["rows"], sorted(about)) == (600, ["data", "network"])
+    assert summary["l0"] == pytest.approx(arrays["frequency"].sum())
+
+
+def test_what_follows_from_a_file_is_what_was_measured_to_the_bit(params, tmp_path):
+    evaluation = evaluate(params, CONFIG, NUMPY, np.split(rows(97), [10, 55]))
+    save(evaluation, tmp_path / "x.safetensors", {})
+    _, summary, _ = load(tmp_path / "x.safetensors", CONFIG)
+    measured = result(evaluation, CONFIG)
+    assert set(measured) - set(summary) == {"fvu", "explained_variance", "loss"}
+    assert summary == {name: measured[name] for name in summary}

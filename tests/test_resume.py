@@ -26,7 +26,8 @@ from refgba.data import files
 from refgba.data.activations import open_activations, reopen, survey
 from refgba.errors import InputError
 from refgba.runs import checkpoints, folder, trainer
-from refgba.runs.trainer import Saving, Stopped, resume_run, train_run
+from refgba.runs.signals import Stopped
+from refgba.runs.trainer import Saving, resume_run, train_run
 
 HERE = Path(__file__).parent
 CONFIG = GBAConfig(

@@ -1,7 +1,7 @@
-"""The figures of a report: each takes named runs' numbers, and gives markup with its alternative text.
+"""The figures of a report: each takes the numbers of named runs and returns markup with its alternative text.
 
-Every function raises InputError where matplotlib is not installed.  Frequencies are shares of rows, and axes of them
-are logarithmic; neurons that never fired have no place there, and are drawn beside the others or counted in the note.
+Every function raises InputError where matplotlib is not installed.  Frequencies are shares of rows, on logarithmic
+axes.  Neurons that never fired have no place on such an axis: they are drawn beside the others or counted in the note.
 """
 
 from __future__ import annotations
@@ -13,32 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from refgba.report.page import GUIDE, SERIES, Html, drawing, figure, series
+from refgba.report.words import percent, rounded
 from refgba.types import Array, Float64
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POINTS = 1500  # neurons drawn one by one; of more, how many there are in each cell of a grid
-CELLS = (56, 36)  # of that grid
-LEVELS = 6  # of its shades
-SAME = 1.2  # ratio up to which frequencies are too near each other to be an axis
+POINTS = 1500  # Up to this many neurons are drawn one by one; more are counted in the cells of a grid.
+CELLS = (56, 36)  # The cells of that grid, across and up.
+LEVELS = 6  # The shades of its cells.
+SAME = 1.2  # Frequencies whose ratio is at most this are too near each other to be an axis.
+HIGHEST = 1e30  # No curve goes higher: matplotlib fails near the largest float.
 NEVER = "never"
-MARKERS = "osD^v<"  # of runs, with their colours
+MARKERS = "osD^v<"  # The marks of runs, which go with their colours.
 
 Named = Sequence[tuple[str, Any]]
-
-
-def percent(p: float) -> str:
-    """A share, to three digits at most: 12%, 0.061%, and 100% only for all."""
-    if 0.9995 <= p < 1:
-        return "over 99.9%"
-    return f"{100 * p:.3g}%" if p >= 1e-6 or p <= 0 else f"{100 * p:.1e}%"
-
-
-def rounded(x: float) -> str:
-    """A number to three digits."""
-    return f"{x:,.0f}" if 1000 <= abs(x) < 1e7 else f"{x:.3g}"
 
 
 # ---- curves ----------------------------------------------------------------------------------------------------------
@@ -48,11 +38,11 @@ def curve(runs: Named, title: str, shares: bool = False, mark: tuple[float, str]
     """Lines of (step, value) pairs of arrays by run.  mark: a step to point out, and why."""
     with drawing():
         fig, ax = _axes("step", "")
-        for i, (name, (step, value)) in enumerate(runs):
+        drawn = [np.minimum(value, HIGHEST) for _, (_, value) in runs]
+        for i, ((name, (step, _)), value) in enumerate(zip(runs, drawn, strict=True)):
             ax.plot(step, value, label=name, **series(i))
-        every = np.concatenate([value for _, (_, value) in runs])
-        low, high = every.min(), every.max()
-        if low > 0 and high > 20 * low:
+        low, high = (float(edge(np.concatenate(drawn))) for edge in (np.min, np.max))
+        if low > 1 / HIGHEST and high > 20 * low:
             ax.set_yscale("log")
             _plain(ax.yaxis, percent if shares else rounded)
         elif shares:
@@ -64,10 +54,10 @@ def curve(runs: Named, title: str, shares: bool = False, mark: tuple[float, str]
             ax.axvline(mark[0], color=GUIDE, linewidth=0.8, linestyle=(0, (4, 3)))
             ax.annotate(mark[1], (mark[0], 1), (0, 2), ("data", "axes fraction"), "offset points", ha="center")
         shown = percent if shares else rounded
-        said = "; ".join(
+        summary = "; ".join(
             f"{n} from {shown(v[0])} at step {s[0]} to {shown(v[-1])} at step {s[-1]}" for n, (s, v) in runs
         )
-        return figure(fig, f"Line chart of {title} against step: {said}.", title)
+        return figure(fig, f"Line chart of {title} against step: {summary}.", title)
 
 
 # ---- frequencies -----------------------------------------------------------------------------------------------------
@@ -103,11 +93,11 @@ def frequencies(runs: Named, target: Float64 | None) -> Html:
                 ax.axvline(p_k, ymin=0, color=GUIDE, linewidth=0.8, linestyle=(0, (2, 2)))
             note += " Dotted lines: the targets of the groups."
         ax.yaxis.set_major_formatter(lambda p, _: percent(p))
-        said = "; ".join(
+        summary = "; ".join(
             f"{name}: median {percent(float(np.median(p)))}, {percent(float(np.mean(p == 0)))} never"
             for name, p in runs
         )
-        return figure(fig, f"Histogram of activation frequencies. {said}.", title, note)
+        return figure(fig, f"Histogram of activation frequencies. {summary}.", title, note)
 
 
 def _name_never(ax: Axes, place: float) -> None:
@@ -144,19 +134,19 @@ def targets(runs: Named) -> Html:
         ax.set_ylim(low, high)
         _frequency_ticks(ax)
         _plain(ax.yaxis, percent)
-        said = "; ".join(
+        summary = "; ".join(
             f"{name}: median {percent(q[1][0])} at target {percent(t[0])}, {percent(q[1][-1])} at {percent(t[-1])}"
             for name, (t, q) in runs
         )
         note = "Marks: median of the group; bars: its quartiles. Dotted: at target; below it the target is kept."
-        return figure(fig, f"Activation frequency of each group against its target. {said}.", title, note)
+        return figure(fig, f"Activation frequency of each group against its target. {summary}.", title, note)
 
 
 def rows(runs: Named) -> Html:
     """Histograms of L0 by run: the (M + 1,) numbers of rows with 0, 1, .., M active neurons."""
-    title = "Active neurons a row (L0)"
+    title = "Active neurons per row (L0)"
     with drawing():
-        fig, ax = _axes("active neurons a row", "share of the rows")
+        fig, ax = _axes("active neurons per row", "share of the rows")
         last = max(int(np.flatnonzero(h)[-1]) if h.any() else 0 for _, h in runs)
         step = max(1, -(-(last + 1) // 60))
         edges = np.arange(0, last + 1 + step, step)
@@ -173,7 +163,7 @@ def rows(runs: Named) -> Html:
         ax.yaxis.set_major_formatter(lambda p, _: percent(p))
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         ax.xaxis.set_major_locator(_few())
-        return figure(fig, f"Histogram of the number of active neurons a row. {'; '.join(means)}.", title)
+        return figure(fig, f"Histogram of the number of active neurons per row. {'; '.join(means)}.", title)
 
 
 # ---- truth -----------------------------------------------------------------------------------------------------------
@@ -204,14 +194,14 @@ def recovered(runs: Named, thresholds: Sequence[float]) -> Html:
                 ax.xaxis.set_major_locator(_few())
         worst = min(float(cosine.min()) for _, (cosine, _) in runs)
         ax.set_ylim(min(0.6, np.floor(10 * worst) / 10), 1.02)
-        said = "; ".join(
+        summary = "; ".join(
             f"{name}: " + ", ".join(f"{percent(float(np.mean(c >= tau)))} at {tau} or more" for tau in thresholds)
             for name, (c, _) in runs
         )
         note = f"Dotted: cosine {' and '.join(map(str, thresholds))}."
         if every and not known:
             note += f" The features occur in {percent(low)} to {percent(high)} of the rows."
-        return figure(fig, f"{title}. {said}.", title, note)
+        return figure(fig, f"{title}. {summary}.", title, note)
 
 
 # ---- neurons ---------------------------------------------------------------------------------------------------------

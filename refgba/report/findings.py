@@ -1,37 +1,35 @@
-"""What to look at in a run, in sentences.  Each check says something only where the numbers do, and says which.
+"""What to look at in a run, in sentences.  A check speaks only where the numbers stand out, and names them.
 
-`findings` returns (sentence, topic) pairs; the topic is the part of the report that shows it.
+`findings` returns (sentence, topic) pairs; the topic is the title of the section that shows it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refgba.report.charts import percent, rounded
+from refgba.report.run import RunData
+from refgba.report.words import percent, rounded
 
-if TYPE_CHECKING:
-    from refgba.report import RunData
+# A check speaks from these values on.
+OVER = 0.1  # the share of a group's neurons that are over target
+DEAD = 0.005  # the share of all neurons that never fired
+CONCENTRATED = 2 / 3  # name two groups if they hold this share of the dead neurons
+EMPTY = 0.001  # the share of rows without an active neuron
+WORSE = 1.1  # FVU on the rows judged, over that at the end of training
+FALL = 0.005  # the relative change of the loss over the last tenth of the log
+LOGGED = 40  # lines in the log: fewer say nothing about its end
 
-OVER = 0.1  # share of a group over target from which it is named
-DEAD = 0.005  # share of all neurons
-MOST = 2 / 3  # of the dead ones, in two groups, from which these are named
-EMPTY = 0.001  # share of rows without an active neuron
-WORSE = 1.1  # FVU on the rows judged, against that at the end of training
-FALL = 0.005  # relative change of the loss over the last tenth
-LOGGED = 40  # lines of the log at least, to speak of its end
-
-Said = Iterator[tuple[str, str]]
+Sentences = Iterator[tuple[str, str]]
 
 
 def findings(run: RunData) -> list[tuple[str, str]]:
     """What stands out, most severe first; empty where nothing does."""
-    return [said for check in CHECKS for said in check(run)]
+    return [sentence for check in CHECKS for sentence in check(run)]
 
 
-def _unfinished(run: RunData) -> Said:
+def _unfinished(run: RunData) -> Sentences:
     if run.config is None or not run.metrics:
         return
     last, steps = run.metrics[-1]["step"], run.config.steps
@@ -41,7 +39,7 @@ def _unfinished(run: RunData) -> Said:
         yield f"No bias was adapted: adapt_every is {run.gba.adapt_every:,}, of {steps:,} steps.", "Training"
 
 
-def _over(run: RunData) -> Said:
+def _over(run: RunData) -> Sentences:
     config, p, N = run.gba, run.evaluation.get("frequency"), run.rows
     if config is None or p is None:
         return
@@ -68,7 +66,7 @@ def _groups(count: int) -> str:
     return "one more group" if count == 1 else f"{count} more groups"
 
 
-def _under(run: RunData) -> Said:
+def _under(run: RunData) -> Sentences:
     for k, g in enumerate(run.summary.get("groups", [])):
         if g["median"] < g["target"] / 2:
             yield (
@@ -79,7 +77,7 @@ def _under(run: RunData) -> Said:
             return
 
 
-def _dead(run: RunData) -> Said:
+def _dead(run: RunData) -> Sentences:
     p = run.evaluation.get("frequency")
     if p is None or np.mean(p == 0) < DEAD:
         return
@@ -90,7 +88,7 @@ def _dead(run: RunData) -> Said:
         most = np.sort(np.argsort(-count, kind="stable")[:2])
         if count.max() == dead.sum():
             where = f", all of them in group {int(count.argmax()) + 1}"
-        elif count[most].sum() >= MOST * dead.sum() and run.gba.groups > 3:
+        elif count[most].sum() >= CONCENTRATED * dead.sum() and run.gba.groups > 3:
             where = f", {count[most].sum():,} of them in groups {most[0] + 1} and {most[1] + 1}"
     yield (
         f"{dead.sum():,} of {len(p):,} neurons ({percent(float(dead.mean()))}) fired on none of the {run.rows:,} rows"
@@ -99,7 +97,7 @@ def _dead(run: RunData) -> Said:
     )
 
 
-def _rows(run: RunData) -> Said:
+def _rows(run: RunData) -> Sentences:
     h, p = run.evaluation.get("l0_histogram"), run.evaluation.get("frequency")
     if h is not None and h.sum() and h[0] / h.sum() >= EMPTY:
         yield (
@@ -113,12 +111,12 @@ def _rows(run: RunData) -> Said:
         yield f"{many} on more than half of the rows (neuron {m} on {percent(float(p[m]))}).", "Frequencies"
 
 
-def _loss(run: RunData) -> Said:
+def _loss(run: RunData) -> Sentences:
     loss = np.array([line["loss"] for line in run.metrics if "loss" in line])
-    if len(loss) < LOGGED:
-        return
     n = len(loss) // 10
     last, before = loss[-n:], loss[-2 * n : -n]
+    if len(loss) < LOGGED or not before.all():
+        return
     change = float(last.mean() / before.mean() - 1)
     noise = float(np.sqrt((last.var(ddof=1) + before.var(ddof=1)) / n) / before.mean())
     if abs(change) <= max(FALL, 2 * noise):
@@ -131,7 +129,7 @@ def _loss(run: RunData) -> Said:
     )
 
 
-def _gap(run: RunData) -> Said:
+def _gap(run: RunData) -> Sentences:
     fvu = [line["fvu"] for line in run.metrics[-max(1, len(run.metrics) // 20) :] if "fvu" in line]
     here = run.summary.get("fvu")
     if fvu and here is not None and here > WORSE * np.mean(fvu):
@@ -142,7 +140,7 @@ def _gap(run: RunData) -> Said:
         )
 
 
-def _parameters(run: RunData) -> Said:
+def _parameters(run: RunData) -> Sentences:
     vectors = run.vectors()
     a, b = vectors.get("a"), vectors.get("b")
     if a is not None and (a <= 0).any():
@@ -156,30 +154,30 @@ def _parameters(run: RunData) -> Said:
         yield f"{int((b <= -1).sum()):,} neurons are at the lowest bias, -1: it cannot be lowered further.", "Neurons"
 
 
-def _truth(run: RunData) -> Said:
+def _truth(run: RunData) -> Sentences:
     if run.truth is None:
         return
     cosine, frequency = run.truth.cosine, run.truth.frequency
     missed = cosine < 0.9
     if not missed.any():
         return
-    said = (
+    sentence = (
         f"{int(missed.sum()):,} of {len(cosine):,} true features have no neuron at cosine 0.9 or more, "
         f"{int((cosine < 0.8).sum()):,} none at 0.8"
     )
     if frequency is not None and not missed.all():
         lost, found = float(np.median(frequency[missed])), float(np.median(frequency[~missed]))
         if lost < 0.67 * found or found < 0.67 * lost:
-            said += (
+            sentence += (
                 f"; those missed at 0.9 occur in {percent(lost)} of the rows (median), the others in {percent(found)}"
             )
-    yield said + ".", "Recovery"
+    yield sentence + ".", "Recovery"
 
 
 def _and(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-CHECKS: tuple[Callable[[Any], Said], ...] = (
+CHECKS: tuple[Callable[[RunData], Sentences], ...] = (
     _unfinished, _truth, _over, _under, _dead, _rows, _loss, _gap, _parameters,
 )  # fmt: skip

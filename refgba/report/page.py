@@ -2,12 +2,12 @@
 
     page("A title", "what it says", [Section("Loss", figure(fig, "loss against step")), Section("Runs", table(...))])
 
-Text becomes markup in one place, `markup`: a `str` is escaped wherever it is put, only `Html` is taken as it is.  The
-page's own policy forbids it to load anything, and to run any script but the one it was made with.
+Text becomes markup in one place, `markup`, which escapes every `str` but `Html`.  The page's own policy forbids it to
+load anything, and to run any script but the one it was made with.
 
-Figures are matplotlib's, which is imported when one is drawn: extra `report`.  They become inline SVG that follows the
-page's colours: black is the text's, white the background's, and the colours of `SERIES` or of matplotlib's own cycle
-are the page's.
+matplotlib draws the figures, and is imported when one is drawn.  They become inline SVG in the page's colours: black
+becomes that of the text, white that of the background, and the colours of `SERIES` and of matplotlib's own cycle become
+the page's.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MISSING = "reports are drawn with matplotlib, which is not installed: pip install 'refgba[report]'"
-SERIES = ("#1f5fbf", "#c2410c", "#0f7b4f", "#8b3fb5", "#8a6100", "#b3205f")  # the light scheme's --s1 to --s6
-GUIDE = "#808080"  # lines that help to read: --muted
-DASHES = ("", "6 3", "2 2", "8 2 2 2")  # with the colour, so that none is told by its colour alone
-SIZE = (4.2, 2.7)  # inches of a figure: its text is as large as the page's at the width of a telephone
+SERIES = ("#1f5fbf", "#c2410c", "#0f7b4f", "#8b3fb5", "#8a6100", "#b3205f")  # --s1 to --s6 of the light scheme
+GUIDE = "#808080"  # --muted, for lines that help to read a figure
+DASHES = ("", "6 3", "2 2", "8 2 2 2")  # No line differs from another by its colour alone.
+SIZE = (4.2, 2.7)  # Inches of a figure, whose text is then as large as the page's at the width of a telephone.
 
 _VOID = {"br", "hr", "img", "input", "link", "meta"}
 _TAB10 = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#bcbd22", "#d62728")
@@ -75,13 +75,13 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
 
     class_ is class and aria_label aria-label; None or False leaves an attribute out, True gives it no value.
     """
-    said = ""
+    text = ""
     for name, value in attributes.items():
         if value is None or value is False:
             continue
         name = name.rstrip("_").replace("_", "-")
-        said += f" {name}" if value is True else f' {name}="{markup(value)}"'
-    return Html(f"<{tag}{said}>" if tag in _VOID else f"<{tag}{said}>{join(*children)}</{tag}>")
+        text += f" {name}" if value is True else f' {name}="{markup(value)}"'
+    return Html(f"<{tag}{text}>" if tag in _VOID else f"<{tag}{text}>{join(*children)}</{tag}>")
 
 
 def data_script(name: str, text: str) -> Html:
@@ -129,9 +129,9 @@ def table(columns: Sequence[object], rows: Sequence[Sequence[object]], caption: 
     numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
     top = [element("th", c, scope="col", class_="n" if numeric[i] else None) for i, c in enumerate(columns)]
     body = [element("tr", *(cell(i, value) for i, value in enumerate(row))) for row in rows]
-    said = element("caption", caption) if caption else ""
+    head = element("caption", caption) if caption else ""
     return scroller(
-        element("table", said, element("thead", element("tr", *top)), element("tbody", *body)), caption or "table"
+        element("table", head, element("thead", element("tr", *top)), element("tbody", *body)), caption or "table"
     )
 
 
@@ -150,7 +150,7 @@ def grid(*items: object) -> Html:
 
 
 def legend(names: Sequence[str]) -> Html:
-    """Which line is whose, for figures that draw series i with `series(i)`."""
+    """The names of the lines, for figures that draw line i with `series(i)`."""
     items = []
     for i, name in enumerate(names):
         colour, dash = i % len(SERIES) + 1, _dash(i)
@@ -213,11 +213,11 @@ def _section(section: Section, anchor: str) -> Html:
 
 
 def _anchors(sections: Sequence[Section]) -> list[str]:
-    found: list[str] = []
+    anchors: list[str] = []
     for section in sections:
-        same = sum(section.anchor == other.anchor for other in sections[: len(found)])
-        found.append(section.anchor + (f"-{same + 1}" if same else ""))
-    return found
+        same = sum(section.anchor == other.anchor for other in sections[: len(anchors)])
+        anchors.append(section.anchor + (f"-{same + 1}" if same else ""))
+    return anchors
 
 
 def resource(name: str) -> str:
@@ -280,12 +280,12 @@ def figure(fig: Figure, alt: str, title: str = "", note: str = "") -> Html:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "refgba"}):
         fig.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     drawn = _inline(out.getvalue(), alt)
-    head, said = element("figcaption", title) if title else "", element("p", note, class_="note") if note else ""
+    head, foot = element("figcaption", title) if title else "", element("p", note, class_="note") if note else ""
     inches = fig.get_figwidth()
     if inches <= SIZE[0]:
-        return element("figure", head, drawn, said, class_="chart")
+        return element("figure", head, drawn, foot, class_="chart")
     return element(
-        "figure", head, scroller(drawn, title or alt), said, class_="chart wide", style=f"--inches: {inches:g}"
+        "figure", head, scroller(drawn, title or alt), foot, class_="chart wide", style=f"--inches: {inches:g}"
     )
 
 

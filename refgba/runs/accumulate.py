@@ -1,6 +1,6 @@
 """A network judged over data of any length in one pass: the formulas of `refgba.metrics` as running sums.
 
-`Evaluation` takes rows in chunks of any size and holds O(M + d) numbers, and the highest rows of each neuron if asked.
+`Evaluation` takes rows in chunks of any size and holds O(M + d) numbers; on request also the highest rows per neuron.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from refgba.types import Array, Float64, Int64
 
 QUANTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}  # names and percents
 
-_CACHED = 2**17  # entries of a block that is passed over several times: 1 MB in float64 stays in the cache of a core
-_FEWEST = 32  # but no fewer rows than this, over which the work for each block of (M,) arrays is spread
+_CACHED = 2**17  # Entries per block: it is passed over several times, and 1 MB in float64 stays in a core's cache.
+_FEWEST = 32  # Rows per block at least, which share the cost of its (M,) arrays.
 
 
 class _Moments:
@@ -52,8 +52,8 @@ class _Moments:
 class _Top:
     """The k rows of a stream on which each column is highest, among those on which it is positive.
 
-    An entry that exceeds the k-th highest of its column so far waits, and once as many wait as are kept all of them are
-    sorted in.  Such entries soon become rare, the n-th row having one in a column with probability k / n.
+    An entry that exceeds the k-th highest of its column so far waits; once as many wait as are kept, all of them are
+    sorted in.  Such entries soon become rare: the n-th row has one in a given column with probability k / n.
     """
 
     def __init__(self, columns: int, k: int) -> None:
@@ -99,8 +99,8 @@ class _Top:
 class Evaluation:
     """Reconstruction and sparsity of a network over data of any length, seen once, in chunks of any size.
 
-    Two rows, at a squared distance of 1/2 from their mean; the second is reconstructed by half, and no neuron fires on
-    it, nor does the second neuron ever:
+    Two rows, at a squared distance of 1/2 from their mean.  The second is half reconstructed, and no neuron fires on
+    it; the second neuron never fires:
 
     >>> import numpy as np
     >>> from refgba.runs.accumulate import Evaluation
@@ -110,8 +110,8 @@ class Evaluation:
     >>> evaluation.fvu, evaluation.loss, evaluation.l0, evaluation.dead
     (0.25, 0.0625, 0.5, 0.5)
 
-    Accumulates in float64 whatever comes in, so that the split into chunks matters only by rounding, and not at all for
-    what is counted or compared.  What it reports is defined at each property, with f the reconstruction x_hat, y_m the
+    Accumulates in float64 whatever comes in: the split into chunks changes sums by rounding only, and counts and
+    comparisons not at all.  Each property defines what it reports, with f the reconstruction x_hat, y_m the
     pre-activations, and a neuron active where y_m > 0.  Every property raises InputError while no row has been seen.
     """
 
@@ -194,7 +194,7 @@ class Evaluation:
 
     @property
     def l0(self) -> float:
-        """Mean number of active neurons a row,  sum_m p_m."""
+        """Mean number of active neurons per row,  sum_m p_m."""
         return float(self._active.sum() / self.rows)
 
     @property
@@ -205,13 +205,8 @@ class Evaluation:
 
     @property
     def l0_quantiles(self) -> dict[str, int]:
-        """Quantiles of the number of active neurons a row, by the names of QUANTILES; exact, none is interpolated.
-
-        The quantile q is the smallest number that occurs such that at least the share q of rows have no more.
-        """
-        up_to = np.cumsum(self.l0_histogram)
-        rank = {name: max(1, -(-percent * self.rows // 100)) for name, percent in QUANTILES.items()}
-        return {name: int(np.searchsorted(up_to, n)) for name, n in rank.items()}
+        """The `quantiles` of the number of active neurons per row."""
+        return quantiles(self.l0_histogram)
 
     @property
     def activation_fraction(self) -> float:
@@ -277,6 +272,17 @@ class Evaluation:
     def _require_rows(self) -> None:
         if self._x.rows == 0:
             raise InputError("nothing to evaluate: no row of data was given")
+
+
+def quantiles(histogram: Int64) -> dict[str, int]:
+    """Quantiles of a count, by the names of QUANTILES, from the numbers of rows on which it was 0, 1, 2, ..
+
+    All are exact, none is interpolated: the quantile q is the smallest count that occurs such that at least the share q
+    of the rows have no more.
+    """
+    up_to = np.cumsum(histogram)
+    rank = {name: max(1, -(-percent * int(up_to[-1]) // 100)) for name, percent in QUANTILES.items()}
+    return {name: int(np.searchsorted(up_to, n)) for name, n in rank.items()}
 
 
 def _blocks(rows: int, columns: int) -> Iterator[slice]:

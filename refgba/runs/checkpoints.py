@@ -1,4 +1,4 @@
-"""Checkpoints of a run: everything its next step depends on, so that a run that goes on is the same to the bit.
+"""Checkpoints of a run: everything that its next step depends on, so that a run that goes on is the same to the bit.
 
     checkpoints/step-N/
         params.safetensors      the parameters
@@ -21,17 +21,25 @@ import numpy as np
 
 from refgba import baselines, gba
 from refgba.adam import AdamW
-from refgba.backends.base import AnyConfig, HostState
+from refgba.backends.base import AnyConfig, AnyParams, HostState
 from refgba.bias import Buffer
 from refgba.config import BaselineConfig
 from refgba.data import files
 from refgba.errors import InputError
+from refgba.recipe import forming_steps
 from refgba.runs import folder
-from refgba.runs.folder import TRAINING, Damaged
+from refgba.runs.folder import TRAINING
+from refgba.runs.schema import Damaged, Table, number, optional, require, whole
 
 CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"step-(\d+)")
-EXTENDED = {"steps", "form"}  # settings that change when a run is extended
+EXTENDED = {"steps", "form"}  # These settings change when a run is extended.
+# The fields of state.json that only a checkpoint has, besides `updates`.
+FIELDS: Table = {
+    "rows": whole(0),
+    "last_rows": optional(whole(1)),
+    "seconds": number(0, 1e15),
+}
 
 
 def found(run: Path) -> list[Path]:
@@ -43,7 +51,8 @@ def found(run: Path) -> list[Path]:
 def save(run: Path, state: HostState, about: dict[str, Any], keep: int) -> None:
     """Write the checkpoint of a state, and remove all but the newest `keep`.
 
-    about: `data`, `backend` and `seconds`, for state.json.  OSError when it cannot be written; the others stay.
+    about: `data`, `backend` and `seconds`, for state.json.  OSError when it cannot be written; no other is then
+    removed.
     """
     arrays: dict[str, Any] = {"counts": state.buffer.counts, "peaks": state.buffer.peaks}
     arrays |= {"held": state.held} if isinstance(state, gba.State) else {"idle": state.idle}
@@ -51,7 +60,7 @@ def save(run: Path, state: HostState, about: dict[str, Any], keep: int) -> None:
         arrays |= {"last.counts": state.last.counts, "last.peaks": state.last.peaks}
     for name, adam in state.optimiser.items():
         arrays |= {f"m.{name}": adam.m, f"v.{name}": adam.v}
-    told = {
+    counters = {
         "step": state.t,
         "updates": {name: adam.t for name, adam in state.optimiser.items()},
         "rows": state.buffer.rows,
@@ -59,7 +68,7 @@ def save(run: Path, state: HostState, about: dict[str, Any], keep: int) -> None:
     }
     place = run / CHECKPOINTS
     place.mkdir(exist_ok=True)
-    folder.write_network(place / f"step-{state.t}", state.params, state.config, told | about, {TRAINING: arrays})
+    folder.write_network(place / f"step-{state.t}", state.params, state.config, counters | about, {TRAINING: arrays})
     for old in found(run)[keep:]:
         files.remove_folder(old)
 
@@ -69,7 +78,8 @@ def newest(
 ) -> tuple[HostState, float] | None:
     """The newest undamaged checkpoint of a run and its seconds so far; None where the run has none yet.
 
-    `say` is told of each that is damaged.  InputError when all are, or when one is of other settings or other data.
+    Calls `say` with a remark on each damaged one.  InputError when all are damaged, or when one belongs to other
+    settings or other data.
     """
     paths = found(run)
     for path in paths:
@@ -83,51 +93,72 @@ def newest(
 
 
 def load(path: Path, config: AnyConfig, fingerprint: str) -> tuple[HostState, float]:
-    """The state of a checkpoint, under the settings of its run, and the seconds it took.
+    """The state of a checkpoint, under the settings of its run, and the seconds that the run took up to it.
 
-    Damaged, naming the file; InputError when it is of a run with other settings or on other data.
+    Damaged, naming the file, when it is not as it was written; InputError when it belongs to a run with other settings
+    or on other data.
     """
     network = folder.read_network(path)
-    told, params = network.state, network.params
+    saved, params = network.state, network.params
+    _require_same_run(network, config, fingerprint)
+    trained = list(baselines.trained(config)) if isinstance(config, BaselineConfig) else _of_gba(params)
+    require(path / folder.STATE, saved, {**FIELDS, "updates": dict.fromkeys(trained, whole(0, saved["step"]))})
+    rows, last_rows = saved["rows"], saved.get("last_rows")
+    arrays = _load_arrays(path / TRAINING, network, trained, {"": rows} | ({"last.": last_rows} if last_rows else {}))
+    optimiser = {name: AdamW(arrays[f"m.{name}"], arrays[f"v.{name}"], saved["updates"][name]) for name in trained}
+    buffer, last = _buffer(rows, arrays, ""), _buffer(last_rows, arrays, "last.") if last_rows else None
+    kind: Any = baselines.State if isinstance(config, BaselineConfig) else gba.State
+    own = arrays["idle" if isinstance(config, BaselineConfig) else "held"]
+    return kind(config, params, optimiser, buffer, last, own, saved["step"]), saved["seconds"]
+
+
+def _of_gba(params: AnyParams) -> list[str]:
+    """The parameters of GBA that the optimiser moves; the bias is adapted instead."""
+    return [name for name in params.arrays() if name != "b"]
+
+
+def _require_same_run(network: folder.Network, config: AnyConfig, fingerprint: str) -> None:
+    """InputError unless a checkpoint has these settings and data; Damaged where its name is not its step."""
+    path, step = network.path, network.state["step"]
     if type(network.config) is not type(config):
         raise InputError(f"{path}: a checkpoint of another run: its method is not the run's")
     for name, setting in asdict(network.config).items():
         right = getattr(config, name)
         if name not in EXTENDED and setting != right:
             raise InputError(f"{path}: a checkpoint of another run: its {name} is {setting}, the run's {right}")
-    data = told.get("data")
-    if not isinstance(data, dict) or data.get("fingerprint") != fingerprint:
+    formed = [0 if isinstance(c, BaselineConfig) else forming_steps(c) for c in (network.config, config)]
+    if formed[0] != formed[1] or network.config.steps > config.steps:  # an extension only adds steps, after forming
+        raise InputError(f"{path}: a checkpoint of another run: its steps or form are not the run's, nor were before")
+    data = network.state.get("data")
+    if data is None or data["fingerprint"] != fingerprint:
         raise InputError(f"{path}: a checkpoint of another data set than the run's")
-    M, shapes = config.width, dict[str, tuple[tuple[int, ...], Any]]()
-    if isinstance(config, BaselineConfig):
-        names, shapes["idle"] = list(baselines.trained(config)), ((M,), np.int64)
-    else:
-        names, shapes["held"] = [name for name in params.arrays() if name != "b"], ((M,), np.bool_)
-    for name in names:
-        theta = params.arrays()[name]
+    if path.name != f"step-{step}":
+        raise Damaged(f"{path / folder.STATE}: damaged: its step is {step}")
+
+
+def _load_arrays(path: Path, network: folder.Network, trained: list[str], rows: dict[str, int]) -> dict[str, Any]:
+    """The arrays beside the parameters, checked.  rows: how many each buffer counted, by the prefix of its arrays."""
+    M = network.config.width
+    own = ("idle", np.int64) if isinstance(network.config, BaselineConfig) else ("held", np.bool_)
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {own[0]: ((M,), own[1])}
+    for name in trained:
+        theta = network.params.arrays()[name]
         shapes |= {f"m.{name}": (theta.shape, theta.dtype), f"v.{name}": (theta.shape, theta.dtype)}
-    for prefix in ("", "last.") if told.get("last_rows") is not None else ("",):
+    for prefix in rows:
         shapes |= {prefix + "counts": ((M,), np.int64), prefix + "peaks": ((M,), np.float64)}
-    arrays = folder.load_arrays(path / TRAINING, list(shapes))
+    arrays = folder.load_arrays(path, list(shapes))
     for name, (shape, dtype) in shapes.items():
-        folder.check_array(path / TRAINING, name, arrays[name], shape, dtype)
-    updates, rows, last_rows = told.get("updates"), told.get("rows"), told.get("last_rows")
-    if not (
-        isinstance(updates, dict)
-        and all(type(updates.get(name)) is int for name in names)
-        and type(rows) is int
-        and type(last_rows) in (int, type(None))
-        and isinstance(told.get("seconds"), float)
-    ):
-        raise Damaged(f"{path / folder.STATE}: damaged: updates, rows, last_rows or seconds are not as written")
-    optimiser = {name: AdamW(arrays[f"m.{name}"], arrays[f"v.{name}"], updates[name]) for name in names}
-    last = None if last_rows is None else _buffer(M, last_rows, arrays, "last.")
-    kind: Any = baselines.State if isinstance(config, BaselineConfig) else gba.State
-    own = arrays["idle" if isinstance(config, BaselineConfig) else "held"]
-    return kind(config, params, optimiser, _buffer(M, rows, arrays, ""), last, own, told["step"]), told["seconds"]
+        folder.check_array(path, name, arrays[name], shape, dtype)
+        if name != own[0] and not name.startswith("m.") and arrays[name].min() < 0:
+            raise Damaged(f"{path}: {name} should not be negative")
+    for prefix, most in rows.items():
+        if arrays[prefix + "counts"].max() > most:
+            raise Damaged(f"{path}: {prefix}counts should not exceed the {most} rows counted")
+    return arrays
 
 
-def _buffer(M: int, rows: int, arrays: dict[str, Any], prefix: str) -> Buffer:
-    buffer = Buffer(M, rows)
-    buffer.counts, buffer.peaks = arrays[prefix + "counts"], arrays[prefix + "peaks"]
+def _buffer(rows: int, arrays: dict[str, Any], prefix: str) -> Buffer:
+    counts = arrays[prefix + "counts"]
+    buffer = Buffer(len(counts), rows)
+    buffer.counts, buffer.peaks = counts, arrays[prefix + "peaks"]
     return buffer

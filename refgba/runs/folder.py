@@ -3,14 +3,14 @@
     config.json         the settings: `--config` of another run reads it
     about.json          the backend, the version, the recipe and the data
     data.safetensors    checksums of the data, block by block, and the rows left out
-    metrics.jsonl       one JSON object a line, as training went
-    checkpoints/step-N/ all of the state after step N (`checkpoints`)
+    metrics.jsonl       how training went, one JSON object per line (`log`)
+    checkpoints/step-N/ the whole state after step N (`checkpoints`)
     final/              the result
 
 `final/` and each checkpoint are folders of a network: params.safetensors, the arrays of `refgba.sae.Params` by name,
 and state.json, which says what they belong to, with a checksum of every file.  Each appears whole or not at all
-(`files`), and can be read without the run around it.  `config.json` is written last: where it is, there is a run.
-Nothing is ever pickled.
+(`refgba.data.files`), and can be read without the run around it.  A folder is a run once it has config.json, which is
+written last.  Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from refgba.data.activations import Activations
 from refgba.data.store import DTYPES, LARGEST, checksum
 from refgba.errors import InputError, brief
 from refgba.recipe import forming_steps
+from refgba.runs.schema import Damaged, Table, each, entries, has, number, one_of, optional, require, text, whole
 from refgba.sae import Params
 from refgba.types import Int64
 
@@ -44,15 +45,40 @@ CONFIG, ABOUT, DATA, METRICS, FINAL = "config.json", "about.json", "data.safeten
 PARAMS, TRAINING, STATE = "params.safetensors", "training.safetensors", "state.json"
 
 
-class Damaged(InputError):
-    """A folder or file of a run is not as it was written."""
+_COUNT = whole(1, LARGEST - 1)
+_ORIGIN: Table = {"fingerprint": text, "rows": _COUNT, "d": _COUNT, "dtype": one_of(*DTYPES)}
+ABOUT_FIELDS: Table = {
+    "backend": text,
+    "refgba": optional(text),
+    "recipe": optional(text),
+    "extended": optional(each(has({"at": whole(0), "steps": whole(1)}))),
+    "checkpoints": {"every": whole(0), "keep": whole(1)},
+    "data": {
+        **_ORIGIN,
+        "path": text,
+        "block": _COUNT,
+        "windows": _COUNT,
+        "dropped": optional(whole(0)),
+        "variance": number(1e-12, 1),  # of unit rows; `survey` refuses less
+        "shards": each(entries(text, whole(0)), fewest=1),
+    },
+}
+STATE_FIELDS: Table = {
+    "step": whole(0),
+    "config": lambda value: isinstance(value, dict),  # `config_from_json` checks it
+    "sha256": lambda value: isinstance(value, dict) and {PARAMS} <= set(value) <= {PARAMS, TRAINING},
+    "data": optional(has(_ORIGIN)),
+    "backend": optional(text),
+    "refgba": optional(text),
+    "seconds": optional(number(0, 1e15)),
+}
 
 
 @dataclass(frozen=True)
 class Network:
     """The folder of a network, read back.
 
-    state: what state.json says: `step`, the `data` it was trained on, the version, and more in a checkpoint.
+    state: the contents of state.json: `step`, the `data` of its training, the version, and more in a checkpoint.
     """
 
     path: Path
@@ -60,15 +86,20 @@ class Network:
     params: AnyParams
     state: dict[str, Any]
 
+    @property
+    def seconds(self) -> float:
+        """How long training took, 0 where the state does not say."""
+        return float(self.state.get("seconds") or 0)
+
     def provenance(self) -> dict[str, Any]:
-        """Where the network comes from, for an export."""
+        """Where the network comes from, for those who export it."""
         origin = {name: self.state.get(name) for name in ("step", "data", "refgba", "backend")}
         return origin | {"config": asdict(self.config)}
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a run was begun with, read back: config.json, about.json and data.safetensors."""
+    """What a run began with, read back: config.json, about.json and data.safetensors."""
 
     path: Path
     config: AnyConfig
@@ -81,7 +112,7 @@ class Record:
 
 
 def refuse_existing(path: Path) -> None:
-    """InputError if a run cannot be written to `path`: there is one, finished or not, or the path is not a folder."""
+    """InputError if `path` cannot take a new run: it holds one, finished or not, or is not a folder."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: exists and is not a folder")
     if (path / FINAL).exists():
@@ -95,7 +126,7 @@ def refuse_existing(path: Path) -> None:
 
 
 def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activations) -> None:
-    """Make the folder of a new run on surveyed data; InputError, and nothing of it left, if that fails."""
+    """Make the folder of a new run on surveyed data.  InputError if that fails; then nothing of it is left."""
     refuse_existing(path)
     assert data.crc is not None
     arrays: dict[str, npt.NDArray[Any]] = {"dropped": data.dropped, "crc": data.crc}
@@ -110,6 +141,23 @@ def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activat
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def read_config(path: Path) -> AnyConfig:
+    """The settings in the config.json of a run; InputError, naming the file, when it is not as it was written."""
+    try:
+        return config_from_json((path / CONFIG).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path / CONFIG}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:  # an InputError, or no text
+        raise InputError(f"{path / CONFIG}: {error}") from None
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The about.json of a run; InputError, naming the file, when it is not as it was written."""
+    about = files.read_json(path / ABOUT, 2**28)  # it lists the shards of the data
+    require(path / ABOUT, about, ABOUT_FIELDS)
+    return about
+
+
 def write_config(path: Path, config: Settings) -> None:
     """Make or replace the config.json of a run."""
     files.write(path / CONFIG, config.to_json().encode() + b"\n")
@@ -122,7 +170,7 @@ def write_about(path: Path, about: Mapping[str, Any]) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keeps other processes from training in the folder of a run; InputError when one does."""
+    """Keep other processes from training in the folder of a run; InputError when one already does."""
     handle = os.open(path, os.O_RDONLY)
     try:
         try:
@@ -135,67 +183,15 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def read_record(path: Path) -> Record:
-    """Read what a run was begun with; InputError, naming the file, when there is no run or its record is damaged."""
+    """Read what a run began with; InputError, naming the file, when there is no run or its record is damaged."""
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: not a run, it has no {CONFIG}")
-    config = _config(path / CONFIG)
-    about = files.read_json(path / ABOUT, 2**28)  # it lists the shards of the data
-    _check_about(path / ABOUT, about)
+    config, about = read_config(path), read_about(path)
     arrays = load_arrays(path / DATA, ("dropped", "crc"))
     dropped, crc = arrays["dropped"], arrays["crc"]
     if not (dropped.dtype == np.int64 and crc.dtype == np.uint32 and dropped.ndim == crc.ndim == 1):
         raise Damaged(f"{path / DATA}: damaged: dropped should be int64 and crc uint32 numbers")
     return Record(path, config, about, dropped, crc)
-
-
-def _check_about(path: Path, about: dict[str, Any]) -> None:
-    """Damaged, naming the field, unless about.json has what a run needs to go on."""
-    data, saving = about.get("data"), about.get("checkpoints")
-    if not (isinstance(data, dict) and isinstance(saving, dict)):
-        raise Damaged(f"{path}: damaged: data and checkpoints should be objects")
-    shards = data.get("shards")
-    for right, name in (
-        (isinstance(about.get("backend"), str), "backend"),
-        (isinstance(about.get("extended", []), list), "extended"),
-        (all(type(saving.get(name)) is int for name in ("every", "keep")), "checkpoints"),
-        (all(isinstance(data.get(name), str) for name in ("path", "fingerprint")), "data"),
-        (data.get("dtype") in DTYPES, "data.dtype"),
-        (
-            all(type(data.get(name)) is int and 0 < data[name] < LARGEST for name in ("rows", "d", "block", "windows")),
-            "data",
-        ),
-        (isinstance(data.get("variance"), float), "data.variance"),
-        (
-            isinstance(shards, list)
-            and all(isinstance(s, list) and [type(part) for part in s] == [str, int] for s in shards)
-            and shards,
-            "data.shards",
-        ),
-    ):
-        if not right:
-            raise Damaged(f"{path}: damaged: {name} is not as it was written")
-
-
-def metrics_upto(path: Path, step: int) -> None:
-    """Cut the metrics.jsonl of a run after its lines up to `step`: later steps are done again, and log again.
-
-    InputError, naming the file, for a line that is no record of a step.
-    """
-    log = path / METRICS
-    if not log.exists():
-        return
-    end = 0
-    with log.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            logged = files.parse_json(line, log).get("step")
-            if type(logged) is not int:
-                raise Damaged(f"{log}: damaged: the line at byte {end} has no step")
-            if logged > step:
-                break
-            end += len(line)
-    os.truncate(log, end)
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
@@ -210,7 +206,7 @@ def write_network(
 ) -> None:
     """Make or replace the folder of a network; `more` has the arrays of other .safetensors files, by file name.
 
-    OSError when it cannot be written; then what was there before still is.
+    OSError when it cannot be written; what was there before then stays.
     """
     contents = {PARAMS: params.arrays()} | dict(more or {})
     with files.new_folder(path) as partial:
@@ -228,8 +224,8 @@ def write_network(
 def open_network(path: Path) -> Network:
     """Read the result of a run, or a checkpoint; InputError, naming the file, when there is none or it is damaged.
 
-    `path`: the folder of a run that has finished, or one in its checkpoints/.  Here a run's last folder, written by
-    hand:
+    `path`: the folder of a run that has finished, or one in its checkpoints/.  The example writes the last folder of a
+    run by hand:
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -259,20 +255,12 @@ def read_network(path: Path) -> Network:
     """Read the folder of a network and check all of it; Damaged, naming the file, when it is not as it was written."""
     try:
         state = files.read_json(path / STATE)
-        settings, sums, step = state.get("config"), state.get("sha256"), state.get("step")
-        if not (
-            isinstance(settings, dict)
-            and isinstance(sums, dict)
-            and {PARAMS} <= set(sums) <= {PARAMS, TRAINING}
-            and isinstance(step, int)
-            and step >= 0
-        ):
-            raise InputError(f"{path / STATE}: damaged: step, config or sha256 is not as it was written")
-        config = config_from_json(json.dumps(settings))
-        for name, right in sums.items():
+        require(path / STATE, state, STATE_FIELDS)
+        config = config_from_json(json.dumps(state["config"]))
+        for name, right in state["sha256"].items():
             if checksum(path / name) != right:
                 raise InputError(f"{path / name}: damaged: it does not match its checksum in {STATE}")
-        return Network(path, config, _load_params(path / PARAMS, config, step), state)
+        return Network(path, config, _load_params(path / PARAMS, config, state["step"]), state)
     except InputError as error:
         named = str(error) if str(path) in str(error) else f"{path / STATE}: {error}"
         raise Damaged(named) from None
@@ -307,16 +295,7 @@ def load_arrays(path: Path, names: Iterator[str] | list[str] | tuple[str, ...]) 
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two for dtypes NumPy has not
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: dtypes unknown to NumPy
         readable = os.access(path, os.R_OK)
         what = "damaged or not a run's" if readable else "cannot be read"
         raise Damaged(f"{path}: {what} ({brief(error)})") from None
-
-
-def _config(path: Path) -> AnyConfig:
-    try:
-        return config_from_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:  # an InputError, or no text
-        raise InputError(f"{path}: {error}") from None

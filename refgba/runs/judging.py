@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import safe_open
 from safetensors.numpy import save as to_safetensors
 
 from refgba.backends.base import AnyConfig, AnyParams, Backend
 from refgba.config import GBAConfig, Settings
 from refgba.data import files
 from refgba.data.store import load_matrix
-from refgba.errors import InputError
+from refgba.errors import InputError, brief
 from refgba.identifiability import partners
 from refgba.metrics import frr, matched_recovery, per_group
-from refgba.runs.accumulate import Evaluation
+from refgba.runs.accumulate import Evaluation, quantiles
 from refgba.sae import unit_rows
 from refgba.types import Array, Int64
 
-THRESHOLDS = (0.8, 0.9)
+THRESHOLDS = (0.8, 0.9)  # The cosines from which the paper calls a feature recovered.
 
-ARRAYS = ("frequency", "peak", "mean", "std", "z_score", "l0_histogram")  # what `save` writes, beside the top rows
+# The arrays of every evaluation, and those of one that kept top rows.
+ARRAYS = ("frequency", "peak", "mean", "std", "z_score", "l0_histogram")
+TOP = ("top_rows", "top_values")
 
 Tick: TypeAlias = Callable[[int], object]
 
 
 class Dictionary(Protocol):
-    """Any sparse autoencoder on the host: M neurons, d dimensions, L rows at a time."""
+    """Any sparse autoencoder on the host: M neurons, which most call latents, d dimensions, L rows at a time."""
 
     @property
     def W_enc(self) -> Array:
@@ -56,9 +59,8 @@ def evaluate(
 ) -> Evaluation:
     """Everything that `Evaluation` measures, on the rows of `chunks` (rows, d), each scaled to unit norm.
 
-    `tick` is called with the number of rows of each chunk done.  For each neuron its `top` highest rows are kept, which
-    are counted from 0 in the order of the chunks.  Raises InputError for a row of zeros, values that are not finite, or
-    top < 0.
+    Calls `tick` with the number of rows of each chunk done.  Keeps the `top` highest rows of each neuron, counted from
+    0 in the order of the chunks.  Raises InputError for a row of zeros, values that are not finite, or top < 0.
     """
     state = backend.init(params, config)
 
@@ -92,31 +94,50 @@ def _evaluate(
     return evaluation
 
 
+# ---- the result of an evaluation, and its file -----------------------------------------------------------------------
+
+
 def result(evaluation: Evaluation, config: Settings | None) -> dict[str, Any]:
-    """What `--json` promises: the summary, `l0_distribution`, and `groups` where the config is of GBA.
+    """The object that `--json` promises: `Evaluation.summary`, `l0_distribution` and, where there are any, `groups`.
 
     Raises InputError as `Evaluation.summary`, or if the config is that of a network with other neurons.
     """
-    found = evaluation.summary() | {"l0_distribution": evaluation.l0_quantiles}
-    if not isinstance(config, GBAConfig):
-        return found
-    return found | {"groups": [asdict(g) for g in per_group(evaluation.frequency, config.group(), config.target())]}
+    counted = {"frequency": evaluation.frequency, "l0_histogram": evaluation.l0_histogram}
+    return evaluation.summary() | summarise(counted, config)
+
+
+def summarise(arrays: Mapping[str, npt.NDArray[Any]], config: Settings | None) -> dict[str, Any]:
+    """The part of `result` that `frequency` and `l0_histogram` determine: not FVU, explained variance and loss."""
+    p, h = arrays["frequency"], arrays["l0_histogram"]
+    N = int(h.sum())
+    l0 = float(np.rint(p * N).sum() / N)  # from whole counts, to the bit as `Evaluation` has it
+    summary: dict[str, Any] = {
+        "l0": l0,
+        "activation_fraction": l0 / len(p),
+        "dead": float(np.mean(p == 0)),
+        "rows": N,
+        "l0_distribution": quantiles(h),
+    }
+    if isinstance(config, GBAConfig):
+        summary["groups"] = [asdict(g) for g in per_group(p, config.group(), config.target())]
+    return summary
 
 
 def arrays(evaluation: Evaluation, row: Callable[[Int64], Int64] | None = None) -> dict[str, npt.NDArray[Any]]:
-    """What is known of each neuron, by name.
+    """The measurements of each neuron, by name.
 
     `frequency`, `peak`, `mean`, `std` and `z_score`, each (M,) float64; `l0_histogram` (M + 1,) int64; and if top rows
-    were kept `top_rows` (M, top) int64, -1 where there is none, and `top_values` (M, top) float64.  `row` makes numbers
-    of rows in the data of those in the evaluation, where some were left out.  InputError if no row was seen.
+    were kept `top_rows` (M, top) int64, -1 where there is none, and `top_values` (M, top) float64.  Where rows of the
+    data were left out, `row` turns numbers of rows in the evaluation into those in the data.  InputError if no row was
+    seen.
     """
-    names = (*ARRAYS, "top_rows", "top_values") if evaluation.top else ARRAYS
+    names = (*ARRAYS, *TOP) if evaluation.top else ARRAYS
     # safetensors writes an array's memory as it lies, whatever its strides say: a transpose would be scrambled.
-    found = {name: np.ascontiguousarray(getattr(evaluation, name)) for name in names}
+    measured = {name: np.ascontiguousarray(getattr(evaluation, name)) for name in names}
     if row is not None and evaluation.top:
-        top = found["top_rows"]
-        found["top_rows"] = np.where(top < 0, top, row(top))
-    return found
+        top = measured["top_rows"]
+        measured["top_rows"] = np.where(top < 0, top, row(top))
+    return measured
 
 
 def save(
@@ -128,6 +149,53 @@ def save(
     if no row was seen.
     """
     files.write(path, to_safetensors(arrays(evaluation, row), metadata=about))
+
+
+def load(
+    path: Path, config: Settings | None = None
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any], dict[str, str]]:
+    """Read what `save` wrote: the arrays by name, what `summarise` makes of them, and the metadata.
+
+    InputError, naming the file, for one that is damaged or of another network than that of the config.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = [*ARRAYS, *(name for name in TOP if name in set(file.keys()))]
+            measured, about = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except Exception as error:  # a SafetensorError, or any error of NumPy about a dtype that it does not know
+        raise InputError(f"{path}: not a file of `refgba evaluate -o`, or damaged ({brief(error)})") from None
+    check_arrays(str(path), measured, config)
+    return measured, summarise(measured, config), about
+
+
+def check_arrays(name: str, arrays: Mapping[str, npt.NDArray[Any]], config: Settings | None) -> None:
+    """InputError, which begins with `name`, unless these arrays could be what the function `arrays` returns.
+
+    All of ARRAYS have to be there, with finite values, and to fit each other and the config.
+    """
+    missing = [array for array in ARRAYS if array not in arrays]
+    if missing:
+        raise InputError(f"{name}: the evaluation has no {missing[0]}")
+    M = arrays["frequency"].size
+    shapes: dict[str, tuple[int, ...]] = {**dict.fromkeys(ARRAYS, (M,)), "l0_histogram": (M + 1,)}
+    if "top_rows" in arrays:
+        shapes["top_rows"] = (M, arrays["top_rows"].shape[-1] if arrays["top_rows"].ndim else 0)
+    for array, shape in shapes.items():
+        if arrays[array].shape != shape or not M:
+            raise InputError(f"{name}: {array} has shape {arrays[array].shape}, it should be {shape}")
+        if not np.isfinite(arrays[array]).all():
+            raise InputError(f"{name}: {array} holds values that are not finite")
+    if arrays["l0_histogram"].min() < 0 or not 0 < arrays["l0_histogram"].sum() < 2**32:
+        raise InputError(f"{name}: l0_histogram should count at least one row")
+    if arrays["frequency"].min() < 0 or arrays["frequency"].max() > 1:
+        raise InputError(f"{name}: frequency should lie in [0, 1]")
+    if config is not None and config.width != M:
+        raise InputError(f"{name}: the evaluation has {M} neurons, the run {config.width}: it is of another network")
+
+
+# ---- against the truth -----------------------------------------------------------------------------------------------
 
 
 def load_truth(path: Path, d: int) -> Array:

@@ -1,19 +1,17 @@
 """Train on activations with any backend, in a run folder that survives: `train_run` begins, `resume_run` goes on.
 
-Both are Algorithm 1's loop (`refgba.gba.train`) with a log and checkpoints: they yield a `Progress` now and then, for a
-progress bar or a caller's own use, and write the same to `metrics.jsonl`.  A run that was killed, or stopped, and goes
-on is the same to the bit as one that was not, on the CPU backends.
+Both run Algorithm 1's loop (`refgba.gba.train`) with a log and checkpoints.  They yield a `Progress` now and then, for
+a progress bar or the caller's own use, and log the same.  On the CPU backends a run that was killed or stopped and goes
+on is the same to the bit as one that never paused.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,42 +26,26 @@ from refgba.data import feed, files
 from refgba.data.activations import Activations, Survey
 from refgba.data.prefetch import prefetched
 from refgba.errors import InputError
-from refgba.runs import checkpoints, folder
+from refgba.runs import checkpoints, folder, log
 from refgba.runs.folder import Record
+from refgba.runs.log import Log, Progress
+from refgba.runs.signals import Stopped
 
 REMEDY = "training diverged, the run has no result: try a lower lr, and other settings nearer their defaults"
-LOGS = 200  # lines of metrics.jsonl in a run, about
-CHECKPOINTS = 10  # in a run, unless it is asked for others
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How training stands after a step.
-
-    loss, l0 and fvu are of its batch.  dead (never fired) and within (at or under target) are shares of the neurons,
-    over the rows between the last two adaptations; within is None where neurons have no targets.  seconds counts from
-    the beginning of the run, pauses left out.
-    """
-
-    step: int
-    loss: float
-    l0: float
-    fvu: float
-    dead: float
-    within: float | None
-    seconds: float
+LOGS = 200  # A run logs about this many lines.
+CHECKPOINTS = 10  # A run writes this many checkpoints unless `checkpoint-every` says otherwise.
 
 
 @dataclass(frozen=True)
 class Saving:
-    """When a run writes checkpoints: each `every` steps (0: never), and always at its end; the newest `keep` stay."""
+    """When a run writes checkpoints: every `every` steps (0: never), and always at its end; the newest `keep` stay."""
 
     every: int
     keep: int = 2
 
     @classmethod
     def of(cls, config: Settings, every: int | None = None, keep: int | None = None) -> Saving:
-        """What is asked for, or CHECKPOINTS of them in a run; InputError for what cannot be."""
+        """The values given, by default CHECKPOINTS per run and the newest two kept; InputError for impossible ones."""
         saving = cls(-(-config.steps // CHECKPOINTS) if every is None else every, cls.keep if keep is None else keep)
         if saving.every < 0:
             raise InputError(f"checkpoint-every must not be negative, not {saving.every}")
@@ -74,36 +56,6 @@ class Saving:
 
 class TrainingError(RuntimeError):
     """Training cannot go on: it diverged, or its folder cannot be written.  The message is one line."""
-
-
-class Stopped(Exception):
-    """Training was asked to stop by a signal, and has written a checkpoint.  The message is one line."""
-
-    def __init__(self, message: str, number: int) -> None:
-        """The message, and the number of the signal."""
-        super().__init__(message)
-        self.number = number
-
-
-@contextmanager
-def signals() -> Iterator[Callable[[], int]]:
-    """While it lasts, SIGINT and SIGTERM only ask to stop: yields what tells the signal that came, 0 if none did.
-
-    A second one acts as it always does.
-    """
-    came = 0
-
-    def handler(number: int, _frame: Any) -> None:
-        nonlocal came
-        came = number
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: came
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def train_run(
@@ -119,9 +71,9 @@ def train_run(
     """Train and write the run folder `out`, which must not hold a run yet; yields about `LOGS` times and at the end.
 
     data and survey come from `refgba.data.activations.survey`; names, such as {"backend": "numpy"}, go to about.json.
-    stop is asked after each step; where it is not 0 a checkpoint is written and Stopped raised.  Raises InputError
-    before anything is written when `out` cannot take the run, and later when the data are no longer what they were;
-    TrainingError when the loss is no longer finite, or the folder cannot be written.
+    stop is called after each step; once it returns the number of a signal, not 0, training writes a checkpoint and
+    raises Stopped.  Raises InputError before anything is written when `out` cannot take the run, and later when the
+    data are no longer what they were; TrainingError when the loss is no longer finite, or the folder cannot be written.
     """
     saving = saving or Saving.of(config)
     about = names | {
@@ -146,33 +98,33 @@ def resume_run(
 ) -> Iterator[Progress]:
     """Go on with the run of a `folder.read_record` from its newest checkpoint, or from its beginning; as `train_run`.
 
-    data comes from `refgba.data.activations.reopen`.  config has the run's settings, or those of `extended`.
-    say is told of damaged checkpoints, and of what an extension means.  Yields nothing where all steps are done.
+    data comes from `refgba.data.activations.reopen`.  config has the run's settings, or those of `extended`.  Calls say
+    with remarks on damaged checkpoints and on what an extension means.  Yields nothing where all steps are done.
     """
     path = record.path
     with folder.locked(path):
         files.sweep(path)
         files.sweep(path / checkpoints.CHECKPOINTS)
-        found = checkpoints.newest(path, record.config, data.fingerprint, say)
-        done = found[0].t if found else 0
+        checkpoint = checkpoints.newest(path, record.config, data.fingerprint, say)
+        done = checkpoint[0].t if checkpoint else 0
         about = record.about
         if config != record.config:
             say(_extension(config, done))
             about = about | {"extended": [*about.get("extended", []), {"at": done, "steps": config.steps}]}
             folder.write_about(path, about)
             folder.write_config(path, config)
-        if found:
-            found[0].config = config  # both are of the run's method
-            state = backend.restore(found[0])
+        if checkpoint:
+            checkpoint[0].config = config  # both are of the run's method
+            state = backend.restore(checkpoint[0])
         else:
             state = begin(backend, config, data.d)
-        folder.metrics_upto(path, done)
-        seconds = found[1] if found else 0.0
+        log.cut(path, done)
+        seconds = checkpoint[1] if checkpoint else 0.0
         yield from _Training(path, config, about, data, backend, saving, stop, done, seconds).run(state)
 
 
 def extended(config: AnyConfig, steps: int) -> AnyConfig:
-    """The settings of a run that goes on to more steps than it began with; InputError where they are not more."""
+    """The settings of a run that goes on to more steps than it began with; InputError unless they are more."""
     if steps <= config.steps:
         raise InputError(f"steps can only be more than the run's {config.steps}, not {steps}")
     return replace(config, steps=steps) if isinstance(config, BaselineConfig) else recipe.extended(config, steps)
@@ -202,9 +154,9 @@ class _Training:
     backend: Backend
     saving: Saving
     stop: Callable[[], int]
-    saved: int = 0  # step of the newest checkpoint
-    seconds: float = 0.0  # that the run took before this process
-    began: float = 0.0  # when it would have begun without pauses
+    saved: int = 0  # The step of the newest checkpoint.
+    seconds: float = 0.0  # The time that the run took before this process.
+    began: float = 0.0  # When the run would have begun without its pauses, on the clock of time.perf_counter.
 
     def run(self, state: Any) -> Iterator[Progress]:
         """Algorithm 1 from the state's step to the end."""
@@ -212,19 +164,15 @@ class _Training:
         self.began = time.perf_counter() - self.seconds
         rows = (self.backend.put(state, x) for x in feed.minibatches(self.data, self.config, state.t))
         try:
-            with (
-                (self.path / folder.METRICS).open("a", encoding="utf-8") as log,
-                closing(prefetched(rows)) as batches,
-            ):
+            with closing(Log(self.path)) as lines, closing(prefetched(rows)) as batches:
                 for metrics in gba.train(state, batches, self.backend.step, self.backend.adapt):
                     due = self.saving.every and state.t % self.saving.every == 0
                     if state.t % every == 0 or state.t == self.config.steps:
                         progress = self._progress(state, metrics)
-                        log.write(json.dumps(asdict(progress), allow_nan=False) + "\n")
-                        log.flush()
+                        lines.append(progress)
                         yield progress
                     if due or state.t == self.config.steps or self.stop():
-                        os.fsync(log.fileno())
+                        lines.sync()
                         self._save(state)
                     if self.stop() and state.t < self.config.steps:
                         raise self._stopped(state.t)
@@ -256,7 +204,7 @@ class _Training:
         )
 
     def _origin(self) -> dict[str, Any]:
-        """What a network's state.json says of where it comes from."""
+        """Where a network comes from, for its state.json."""
         data = self.about["data"]
         return {
             "backend": self.about.get("backend"),
@@ -269,15 +217,15 @@ class _Training:
         if state.t == self.saved:
             return
         host = self.backend.export(state)
-        for parameter, array in host.params.arrays().items():  # a loss is looked at now and then, and is one step old
+        for parameter, array in host.params.arrays().items():  # `_progress` sees few losses, of one step ago
             if not np.isfinite(array).all():
                 raise TrainingError(f"step {state.t}: {parameter} is not finite; {REMEDY}")
         checkpoints.save(self.path, host, self._origin(), self.saving.keep)
         self.saved = state.t
 
     def _finish(self, state: Any) -> None:
-        told = {"step": state.t} | self._origin()
-        folder.write_network(self.path / folder.FINAL, self.backend.params(state), self.config, told)
+        origin = {"step": state.t} | self._origin()
+        folder.write_network(self.path / folder.FINAL, self.backend.params(state), self.config, origin)
 
     def _resumable(self) -> str:
         since = f"from its checkpoint at step {self.saved}" if self.saved else "from its beginning"

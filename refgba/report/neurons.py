@@ -1,0 +1,136 @@
+"""The table of neurons: all of them for the page's script, report.js, to sort and filter, and the first in HTML."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refgba.data import files
+from refgba.errors import InputError, brief
+from refgba.report.page import Html, Section, data_script, element, join, json_text, table
+from refgba.report.run import VECTORS, RunData
+from refgba.report.words import percent, rounded
+
+SMALL = 200_000  # A table of up to this many neurons has every number as a float32.
+BITS = 12  # Of more neurons, floats keep this many bits of their fraction: a relative error of 2^-13.
+TOP = 1_000_000  # The table holds about this many top rows in all, and at least one per neuron.
+DIGITS = 10  # The number of any neuron has fewer.
+FIRST = 25  # The page shows this many neurons without its script.
+WHICH = {"": "all", "over": "over target", "alive": "that fired", "dead": "dead", "half": "on over half of the rows"}
+
+
+def neuron_table(runs: Sequence[RunData]) -> Section | None:
+    """The section with the table, None where no run was judged."""
+    judged = [run for run in runs if run.evaluation]
+    if not judged:
+        return None
+    choice = [element("option", run.name, value=f"neurons-{i}") for i, run in enumerate(judged)]
+    which = [element("option", text, value=value) for value, text in (WHICH | {"labelled": "labelled"}).items()]
+    find = "find (label or number)"
+    controls = element(
+        "div",
+        element("label", "run", element("select", *choice, name="run")) if len(judged) > 1 else "",
+        element("label", find, element("input", type="search", name="find", autocomplete="off", spellcheck="false")),
+        element("label", "group", element("select", name="group")),
+        element("label", "show", element("select", *which, name="which")),
+        class_="controls",
+        hidden=True,
+    )
+    pages = {"begin": "First", "back": "Previous", "on": "Next", "end": "Last"}
+    pager = element(
+        "div",
+        *(element("button", text, type="button", name=name) for name, text in pages.items()),
+        class_="pager",
+        hidden=True,
+    )
+    status = element(
+        "p", f"The first {FIRST} neurons; sorting and filtering need JavaScript.", class_="status", role="status"
+    )
+    body = element("div", controls, status, _first_rows(judged[0]), pager, class_="neurons", id="neurons")
+    lead = "Sort by the heading of a column.  “over”: fires more often than its group's target."
+    packed = (block for i, run in enumerate(judged) for block in data_blocks(run, f"neurons-{i}"))
+    return Section("Table of neurons", join(body, *packed), lead)
+
+
+def _first_rows(run: RunData) -> Html:
+    """The first neurons, for browsers that run no script."""
+    e, config = run.evaluation, run.gba
+    group, target = (config.group(), config.target()) if config is not None else (None, None)
+    top = e.get("top_rows")
+    lines = []
+    for m in range(min(FIRST, len(e["frequency"]))):
+        line: dict[str, object] = {"neuron": m}
+        if run.labels:
+            line["label"] = run.labels.get(m, "")
+        if group is not None and target is not None:
+            line |= {"group": int(group[m]) + 1, "target": percent(target[group[m]])}
+        line["frequency"] = percent(e["frequency"][m])
+        line |= {name: rounded(e[key][m]) for name, key in _STATISTICS.items()}
+        line |= {VECTORS[name]: rounded(vector[m]) for name, vector in run.vectors().items()}
+        if top is not None and top.shape[1]:
+            line["top rows"] = ", ".join(str(row) for row in top[m] if row >= 0)
+        lines.append(line)
+    return table(list(lines[0]), [list(line.values()) for line in lines], "Neurons")
+
+
+_STATISTICS = {"peak": "peak", "mean": "mean", "std": "std", "Z-score": "z_score"}
+
+
+def data_blocks(run: RunData, name: str) -> list[Html]:
+    """All neurons of a run for the page's script: a block that describes the columns, and a block of their numbers.
+
+    A column is four planes of bytes, the lowest first, so that planes which hold little compress well; then all is
+    deflated and written in base64.  Counts of rows are exact.  Of more than SMALL neurons, floats keep BITS bits of
+    their fraction; top rows are kept up to TOP in all.  The Z-score follows from peak, mean and standard deviation.
+    """
+    e, M = run.evaluation, len(run.evaluation["frequency"])
+    floats = {key: e[key] for key in ("peak", "mean", "std")}
+    floats |= run.vectors()
+    columns: list[dict[str, Any]] = [{"name": "count", "kind": "whole"}]
+    words = [np.rint(e["frequency"] * run.rows).astype(np.uint32)]
+    for key, values in floats.items():
+        columns.append({"name": key, "kind": "float"})
+        words.append(_float_words(values, 23 if M <= SMALL else BITS))
+    top = e.get("top_rows")
+    kept = 0 if top is None else min(top.shape[1], max(1, TOP // M))
+    if top is not None and kept:
+        columns.append({"name": "top", "kind": "whole", "width": kept})
+        words.append(np.where(top[:, :kept] < 0, 2**32 - 1, top[:, :kept]).astype(np.uint32).ravel())
+    about = {
+        "neurons": M,
+        "rows": run.rows,
+        "targets": [] if run.gba is None else run.gba.target().tolist(),
+        "columns": columns,
+        "top": kept,
+        "labels": [[m, str(label)] for m, label in sorted(run.labels.items()) if 0 <= m < M],
+    }
+    deflate = zlib.compressobj(6, wbits=-15)
+    planes = b"".join(deflate.compress(word.astype("<u4").view(np.uint8).reshape(-1, 4).T.tobytes()) for word in words)
+    return [
+        data_script(f"{name}-about", json_text(json.dumps(about))),
+        data_script(name, base64.b64encode(planes + deflate.flush()).decode()),
+    ]
+
+
+def _float_words(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint32]:
+    """float32 values as words, rounded to so many bits of their fraction."""
+    words: npt.NDArray[np.uint32] = np.clip(values, -3e38, 3e38).astype(np.float32).view(np.uint32)
+    if bits < 23:
+        words = (words + np.uint32(1 << (22 - bits))) & np.uint32(2**32 - (1 << (23 - bits)))
+    return words
+
+
+def read_labels(path: Path) -> dict[int, str]:
+    """Names of neurons by their number, from a JSON object like {"17": "a name"}; InputError for anything else."""
+    labels = files.read_json(path, 2**28)
+    for number, label in labels.items():
+        if not (number.isascii() and number.isdigit() and len(number) < DIGITS and isinstance(label, str)):
+            raise InputError(f'{path}: names are to be like {{"17": "a name"}}, not {brief(number)!r}')
+    return {int(number): label for number, label in labels.items()}
