@@ -532,7 +532,7 @@ def reproduce(
     earlier = experiments.stored(out, but=chosen)
     if not (chosen or earlier):
         raise InputError(f"{out} holds no results: name an experiment ({', '.join(experiments.NAMES)}), or `all`")
-    experiments.make_folder(out)  # before anything is computed
+    experiments.outcome.make_folder(out)  # before anything is computed
     outcomes = {}
     for name in chosen:
         outcome = experiments.run(name, scale, backend, lambda line: click.echo(line, err=True), rows)

@@ -8,10 +8,24 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("refgba", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("refgba")
+
+
+@pytest.fixture(scope="session")
+def outcomes():
+    """What each experiment ends in at the size of `experiments_micro`, run once."""
+    pytest.importorskip("matplotlib")
+    from experiments_micro import shrink
+
+    from refgba import experiments
+
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        return {name: experiments.run(name, "quick", "numpy", list) for name in experiments.NAMES}
 
 
 @dataclass
