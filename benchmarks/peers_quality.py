@@ -30,7 +30,7 @@ import torch
 
 from refgba.config import BaselineConfig, Method
 from refgba.data import feed
-from refgba.experiments.common import Real, evaluated, opened
+from refgba.experiments.training import Real, evaluated, opened
 from refgba.runs.judging import evaluate_dictionary
 from refgba.sae import unit_rows
 from refgba.types import Array

@@ -62,7 +62,7 @@ def module(name: str) -> str | None:
 
 def floor(name: str) -> int:
     """How far down the house a module is."""
-    room = (name.split(".") + [""])[1]
+    room = [*name.split("."), ""][1]
     return FLOORS.index(room) if room in FLOORS else REFERENCE
 
 
@@ -91,7 +91,7 @@ def test_arrows_run_one_way(name):
         here, there = floor(name), floor(other)
         assert there >= here or other == "refgba", f"{name} imports {other}, which is above it"
         if here != there:
-            rooms = {name.split(".")[1], (other.split(".") + [""])[1]}
+            rooms = {name.split(".")[1], [*other.split("."), ""][1]}
             assert rooms != SIDE_BY_SIDE, f"{name} imports {other}"
 
 
