@@ -1,9 +1,9 @@
 """How far rounding may move each quantity of a step (ours): the tolerances of `oracle`.
 
 An entry may be off by the tolerance times its size, the sum of the absolute values of all the terms it is a sum of,
-the terms of its terms included.  So a sum that cancels may be as wrong as its terms, and a neuron that is never active
-has to have a gradient of exactly 0.  What AdamW divides by may be near 0, and there a tiny gradient decides the whole
-step: the bound on the gradient is followed through the division.  Shapes and names are those of `stepwise`.
+the terms of its terms included.  So a sum whose terms cancel may be as wrong as they are, and a neuron that is never
+active must have a gradient of exactly 0.  AdamW may divide by something near 0, where a tiny gradient decides the whole
+step, so the bound on the gradient is followed through that division.  Shapes and names are those of `stepwise`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from refgba.oracle.stepwise import QUANTITIES, THETA, Step
+from refgba.oracle.stepwise import QUANTITIES, THETA, Step, in_groups
 from refgba.types import Mask
 
 TINY = 1e-37  # below about this float32 has no full precision
@@ -28,7 +28,7 @@ class Sizes:
         self.known: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
-        """Broadcasts against the quantity; 0 where it has to be equal."""
+        """The size of a quantity, broadcasting against it; 0 where the quantity must be equal."""
         if name not in self.known:
             self.known[name] = SIZES[name](self.step, self)
         return self.known[name]
@@ -75,7 +75,7 @@ def _of_theta(theta: str) -> dict[str, Size]:
 
 
 def _unit(theta: str) -> Size:
-    """Of rows at unit norm: the norm is off as well."""
+    """The size of rows at unit norm, where the norm is off as well."""
 
     def size(e: Step, k: Sizes) -> Any:
         moved, off = e[f"moved.{theta}"], k[f"moved.{theta}"]
@@ -115,7 +115,7 @@ def _sizes() -> dict[str, Size]:
         "peaks": lambda e, k: np.maximum(e.was("left.peaks"), k["y"].max(axis=0)),
         "target": lambda e, _: e["target"],
         "p": lambda e, _: e["p"],
-        "T": lambda e, k: np.bincount(e["group"], k["peaks"], len(e["target"])) / np.maximum(e["positive"], 1),
+        "T": lambda e, k: in_groups(e, k["peaks"]) / np.maximum(in_groups(e, e["peaks"] > 0), 1),
         "b": lambda e, k: abs(e.was("b")) + e.adapts * _moves(e, k),
         "left.peaks": lambda e, k: (not e.adapts) * k["peaks"],
     }

@@ -1,8 +1,8 @@
 """Traces of the oracle on disk, and backends written down as candidates.
 
-A trace, and what is compared with it, is a folder of two files: arrays.safetensors, arrays named "STEP/QUANTITY", and
-index.json, which says how the steps start and, of a trace, its settings.  oracle.md describes them.  Nothing in a
-folder is believed before it is checked, and nothing is ever pickled.
+A trace is a folder of two files, and so is a candidate: arrays.safetensors, arrays named "STEP/QUANTITY", and
+index.json, which says how the steps start and, for a trace, its settings.  format.md describes them.  Everything in a
+folder is checked before it is used, and nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ from refgba.bias import Buffer
 from refgba.config import GBAConfig
 from refgba.data import files
 from refgba.errors import InputError, brief
-from refgba.oracle import Report, Starts, Trace, checked_trace, compare, record, state_arrays
+from refgba.oracle.comparison import compare
+from refgba.oracle.place import Starts
+from refgba.oracle.recording import Trace, record, state_arrays
+from refgba.oracle.report import Report
 from refgba.oracle.stepwise import QUANTITIES, Value
+from refgba.oracle.validation import checked_trace
 from refgba.sae import Params, unit_rows
 from refgba.types import Array, Dtype
 
@@ -34,8 +38,8 @@ INDEX, ARRAYS = "index.json", "arrays.safetensors"
 FORMAT, VERSION = "refgba-trace", 1
 STARTS: tuple[Starts, ...] = ("trace", "own")
 
-# Settings of a trace that is not told others: small, and with biases that move so far at a time that in a dozen steps
-# they reach -1 and 0, and neurons above, at and far below their targets, held and free.
+# The settings of a trace unless others are chosen: small, and with adaptations so large that a dozen steps show biases
+# at -1 and at 0, and neurons above, at and far below their targets, held and free.
 SMALL: dict[str, Any] = {
     "width": 12, "groups": 3, "steps": 12, "batch": 12, "adapt_every": 3, "lr": 0.02, "weight_decay": 0.1, "hold": 0.6,
     "a_init": 0.3, "b_init": -0.2, "gamma_minus": 1.2, "gamma_plus": 1.8, "seed": 11,
@@ -43,7 +47,7 @@ SMALL: dict[str, Any] = {
 
 
 def example(config: GBAConfig, d: int, steps: int | None = None) -> Trace:
-    """A trace of the first `steps` steps, or all, on synthetic rows of d dimensions: 2 or 3 of 2 d features in each."""
+    """A trace of the first `steps` steps, or all, on synthetic rows of d dimensions, each of 2 or 3 of 2 d features."""
     law = model.Uniform(2 * d, (2, 3))
     steps = config.steps if steps is None else steps
     return record(config, model.SyntheticModel(law, d, seed=config.seed).draw(0, steps * config.batch).X)
@@ -57,7 +61,7 @@ def write_trace(trace: Trace, out: Path) -> None:
 
 
 def write_candidate(arrays: Mapping[str, Value], starts: Starts, out: Path) -> None:
-    """Write what is to be compared with a trace, as `write_trace`."""
+    """Write arrays to compare with a trace to the new folder `out`, as `write_trace` does."""
     _write(arrays, starts, out, {})
 
 
@@ -126,7 +130,7 @@ def _arrays(path: Path) -> dict[str, Value]:
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two for dtypes NumPy has not
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: no such dtype in NumPy
         raise InputError(f"{path}: cannot be read as safetensors of NumPy's dtypes ({brief(error)})") from None
 
 
@@ -138,19 +142,19 @@ def _named(path: Path, error: InputError) -> InputError:
 
 
 def dump(trace: Trace, backend: Backend, dtype: Dtype, starts: Starts = "trace") -> dict[str, Value]:
-    """What a backend makes of a trace's rows in some dtype, for `oracle.compare`: all that its contract shows.
+    """What a backend makes of a trace's rows in a dtype, for `oracle.compare`: all quantities that its contract shows.
 
-    That is not the two paths of the gradient of W, W before it is renormalised, or Algorithm 2's decisions.
+    The contract hides the two paths of the gradient of W, W before it is renormalised, and Algorithm 2's decisions.
     """
     config = replace(trace.config, dtype=dtype)
-    dumped: dict[str, Value] = {}
+    arrays: dict[str, Value] = {}
     state = backend.restore(_host(config, trace, 1))
     for t in range(1, trace.steps + 1):
         if starts == "trace":
             state = backend.restore(_host(config, trace, t))
         for name, value in _step(backend, state, trace.at(t)["rows"]).items():
-            dumped[f"{t}/{name}"] = np.array(value)
-    return dumped
+            arrays[f"{t}/{name}"] = np.array(value)
+    return arrays
 
 
 def _host(config: GBAConfig, trace: Trace, t: int) -> gba.State:
@@ -172,14 +176,14 @@ def _as(config: GBAConfig, value: Value) -> Array:
 
 
 def _step(backend: Backend, state: Any, rows: Value) -> dict[str, Any]:
-    """One step of a backend, and what it shows of it."""
+    """The quantities that a backend shows of one step."""
     config, t = state.config, state.t + 1
     x = unit_rows(rows.astype(config.master))
     on_device = backend.put(state, x)
     y, s = backend.encode(state, on_device)
     seen: dict[str, Any] = {"x": x, "y": backend.get(y), "s": backend.get(s)}
     seen |= {"on": seen["y"] > 0, "f": backend.get(backend.decode(state, s))}
-    if not (config.untied and recipe.fit_begins(config, t)):  # there the decoder only begins in the step
+    if not (config.untied and recipe.fit_begins(config, t)):  # there the decoder begins within the step
         seen |= {f"d{name}": g for name, g in backend.gradients(state, on_device).arrays().items()}
     metrics = backend.step(state, on_device)
     after = _exported(backend, state)
