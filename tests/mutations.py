@@ -301,7 +301,7 @@ MUTANTS = [
     ),
     Mutant(
         "adapted a step early", {"if t % c.adapt_every == 0:": "if (t + 1) % c.adapt_every == 0:"},
-        "group", "biases are adapted at this step, but only after steps that adapt_every = 3 divides",
+        "p", "biases are adapted at this step, but only after steps that adapt_every = 3 divides",
     ),
     Mutant(
         "stale bias in the forward pass",

@@ -180,7 +180,7 @@ def test_a_gate_that_rounding_flips_is_told_and_not_failed():
     report = compare(edge, candidate)
     assert report.agrees, str(report)
     assert report.flips == [(8, row, m)]
-    assert "1 gates flipped" in str(report)
+    assert "1 gate flipped" in str(report)
     without = {name: value for name, value in candidate.items() if name not in ("8/on", "8/y")}
     assert compare(edge, {"8/counts": without["8/counts"]}, tolerance=1e-5).agrees
     assert compare(edge, without).deviation.name == "s"

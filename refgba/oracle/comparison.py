@@ -13,9 +13,9 @@ from refgba.oracle.place import Beginning, Place, Starts, Steps
 from refgba.oracle.recording import Trace
 from refgba.oracle.report import Deviation, Report
 from refgba.oracle.stepwise import QUANTITIES, Value, needs
-from refgba.oracle.validation import by_step, checked_candidate
+from refgba.oracle.validation import by_step, checked_candidate, missing
 
-TOLERANCE = {"float64": 1e-10, "float32": 1e-5}  # by the least precise dtype of a dump
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 1e-2}  # by the least precise dtype of a dump
 
 
 def compare(
@@ -26,7 +26,7 @@ def compare(
     candidate: arrays, or what NumPy takes for them, named as in the trace, any part of them.  starts: "trace" when
     every step began with the trace's state before it, `Trace.before`; "own" when the implementation ran on by itself.
     tolerance: relative to the size of each quantity (`rounding`); TOLERANCE by the dtype when it is None.  Raises
-    InputError for an empty candidate, unknown names, wrong shapes or dtypes, and NaN.
+    InputError for a candidate of nothing that a port computes, unknown names, wrong shapes or dtypes, and NaN.
 
     A port whose gradients of W are right at the first step, and twice too large at the second:
 
@@ -43,12 +43,17 @@ def compare(
     """
     arrays = checked_candidate(trace, candidate)
     if tolerance is None:
-        dtypes = {str(value.dtype) for value in arrays.values() if value.dtype.kind == "f"}
-        tolerance = max((TOLERANCE[dtype] for dtype in dtypes), default=TOLERANCE["float64"])
+        dtypes = {str(np.asarray(value).dtype) for value in candidate.values()}
+        tolerance = max(TOLERANCE.get(dtype, 0) for dtype in dtypes) or TOLERANCE["float64"]
     if not 0 < tolerance < 1:
         raise InputError(f"the tolerance should be between 0 and 1, not {tolerance}")
     steps = by_step(arrays)
     agree, flips, nearest = 0, list[tuple[int, int, int]](), (0.0, 0, "")
+
+    def report(deviation: Deviation | None) -> Report:
+        lacks = missing(trace, steps)
+        return Report(agree, sorted(steps), tolerance, flips, nearest, trace.steps, lacks, deviation)
+
     with np.errstate(all="ignore"):  # mistakes divide by zero
         for t in sorted(steps):
             place = Place(trace, steps, t, starts, tolerance) if t else Beginning(trace, steps, tolerance)
@@ -57,9 +62,9 @@ def compare(
                 share = place.share(name)
                 if share > 1:
                     first = _deviation(place, name, trace, steps, starts)
-                    return Report(agree, sorted(steps), tolerance, flips, nearest, first)
+                    return report(first)
                 agree, nearest = agree + 1, max(nearest, (share, t, name))
-    return Report(agree, sorted(steps), tolerance, flips, nearest, None)
+    return report(None)
 
 
 def _deviation(place: Place | Beginning, name: str, trace: Trace, candidate: Steps, starts: Starts) -> Deviation:

@@ -15,7 +15,7 @@ from refgba.errors import InputError
 from refgba.oracle.mistakes import MISTAKES
 from refgba.oracle.recording import Trace, state_of
 from refgba.oracle.rounding import TINY, Sizes
-from refgba.oracle.stepwise import ORDER, QUANTITIES, STATE, Step, Value, names
+from refgba.oracle.stepwise import CONSTANT, ORDER, QUANTITIES, STATE, Step, Value, names
 
 Starts: TypeAlias = Literal["trace", "own"]
 Steps: TypeAlias = Mapping[int, dict[str, Value]]  # a candidate's arrays by step and name
@@ -42,15 +42,15 @@ class Beginning:
 class Place:
     """What a candidate holds of one step t = 1.., and what was expected.
 
-    ordered: the names of its quantities in the order of the algorithm.  flipped: (step, row, neuron) of the gates that
-    rounding may have flipped.  other: the state that the step would start from if `starts` were the other one, None
-    where the candidate does not hold all of it.
+    ordered: the names of its quantities in the order of the algorithm.  there: the names that the step has.  flipped:
+    (step, row, neuron) of the gates that rounding may have flipped.  other: the state that the step would start from if
+    `starts` were the other one, None where the candidate does not hold all of it.
     """
 
     def __init__(self, trace: Trace, candidate: Steps, t: int, starts: Starts, tolerance: float) -> None:
         """From a candidate that has step t; tolerance is relative to the size of each quantity (`rounding`)."""
         self.trace, self.t, self.tolerance = trace, t, tolerance
-        self.values, self.there = candidate[t], names(trace.config, t)
+        self.values, self.there = candidate[t], {*names(trace.config, t), *CONSTANT}
         self.ordered = [name for name in QUANTITIES if name in self.values]
         before, own = trace.before(t), state_of(candidate.get(t - 1, {}))
         own = {name: value.astype(before[name].dtype) for name, value in own.items() if name in before}

@@ -54,7 +54,7 @@ class Deviation:
         off = f"off by {abs(self.got - self.expected):.3g}, where {self.allowed:.3g} is allowed"
         others = f"; so are {self.off} of {self.entries} entries" if self.entries > 1 else ""
         return [
-            f"  {self.name}{where} should be {show(self.expected)!r}, is {show(self.got)!r}",
+            f"  {self.name}{where} should be {show(self.expected + 0.0)!r}, is {show(self.got + 0.0)!r}",  # no -0.0
             f"  {off if kind == 'f' else 'it has to be equal'}{others}",
         ]
 
@@ -63,9 +63,11 @@ class Deviation:
 class Report:
     """What a comparison found.
 
-    compared: how many quantities agree.  steps: those they are of.  flips: (step, row, neuron) of gates that differ
-    where y is within its tolerance of 0, which is no deviation.  nearest: of the quantities that agree, the one nearest
-    to its bound: the share of the bound that it is off by, its step and name.
+    compared: how many quantities agree.  steps: those that the candidate holds.  recorded: how many the trace has.
+    flips: (step, row, neuron) of gates that differ where y is within its tolerance of 0, which is no deviation.
+    nearest: of the quantities that agree, the one nearest to its bound: the share of the bound that it is off by, its
+    step and name.  missing: the quantities that the candidate lacks at its steps, "dW at step 6" where it has them at
+    others.
     """
 
     compared: int
@@ -73,6 +75,8 @@ class Report:
     tolerance: float
     flips: list[tuple[int, int, int]]
     nearest: tuple[float, int, str]
+    recorded: int
+    missing: list[str]
     deviation: Deviation | None
 
     @property
@@ -84,10 +88,21 @@ class Report:
         """In a few lines, for a person."""
         share, t, name = self.nearest
         lines = [str(self.deviation)] if self.deviation else []
-        of = "before it" if self.deviation else f"of {len(self.steps)} steps"
-        agree = f"{self.compared} quantities {of} agree to {self.tolerance:g} of their size"
+        steps = len([t for t in self.steps if t])
+        part = f"{steps} of " if steps < self.recorded else ""
+        of = "before it" if self.deviation else f"of {part}{_counted(self.recorded, 'step')}"
+        agrees = "agrees" if self.compared == 1 else "agree"
+        agree = f"{_counted(self.compared, 'quantity')} {of} {agrees} to {self.tolerance:g} of their size"
         lines.append(agree + (f"; the nearest to its bound is {name} at step {t}, {share:.2g} of it" if share else ""))
         if self.flips:
             shown = ", ".join(f"step {t} [{row}, {m}]" for t, row, m in self.flips[:5])
-            lines.append(f"{len(self.flips)} gates flipped where y is within rounding of 0: {shown}")
+            lines.append(f"{_counted(len(self.flips), 'gate')} flipped where y is within rounding of 0: {shown}")
+        if self.missing and not self.deviation:
+            lines.append(f"not in the dump, so not checked: {', '.join(self.missing)}")
         return "\n".join(lines)
+
+
+def _counted(n: int, noun: str) -> str:
+    """A number of things: "1 step", "2 quantities"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{n} {noun if n == 1 else plural}"

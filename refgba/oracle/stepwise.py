@@ -129,7 +129,7 @@ def _quantities() -> dict[str, Quantity]:
         "p": Quantity("M", "Algorithm 2", lambda e: e["counts"] / e["seen"]),
         "T": Quantity("K", "Algorithm 2", lambda e: mean_peaks(e, e["peaks"])),
         "lowered": Quantity("M", "Algorithm 2, p_m > p_k", lambda e: bias.too_often(e["p"], e["p_k"]), "b"),
-        "raised": Quantity("M", "Algorithm 2, p_m < eps", _raised, "b"),
+        "raised": Quantity("M", "Algorithm 2, p_m < max(eps, floor p_k)", _raised, "b"),
         "b": Quantity("M", "Algorithm 2", lambda e: adapted(e) if e.adapts else e.was("b")),
         "left.seen": Quantity("", "line 6, empty the buffers", lambda e: e["seen"] * (not e.adapts), "i"),
         "left.counts": Quantity("M", "line 6, empty the buffers", lambda e: e["counts"] * (not e.adapts), "i"),
@@ -232,7 +232,8 @@ FIRST_USE = {"z": "y", "gradients": "dW.detector", "trained": "updates.W", "p_k"
 ORDER = {name: place for place, name in enumerate(QUANTITIES)}
 ORDER |= {helper: ORDER[name] for helper, name in FIRST_USE.items()}
 FORMULAS = {name: quantity.formula for name, quantity in QUANTITIES.items()} | HELPERS
-ADAPTATION = ("group", "target", "p", "T", "lowered", "raised")  # only at steps that line 6 follows
+CONSTANT = ("group", "target")  # the same at every step
+ADAPTATION = (*CONSTANT, "p", "T", "lowered", "raised")  # in a trace only at steps that line 6 follows
 STATE = (
     *THETA, "b", "held", *(f"{part}.{theta}" for theta in THETA for part in ("updates", "m", "v")),
     "left.seen", "left.counts", "left.peaks",

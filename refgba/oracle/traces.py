@@ -23,9 +23,9 @@ from refgba.adam import AdamW
 from refgba.backends.base import Backend
 from refgba.bias import Buffer
 from refgba.config import GBAConfig
-from refgba.data import files
+from refgba.data import files, store
 from refgba.errors import InputError, brief
-from refgba.oracle.comparison import compare
+from refgba.oracle.comparison import TOLERANCE, compare
 from refgba.oracle.place import Starts
 from refgba.oracle.recording import Trace, record, state_arrays
 from refgba.oracle.report import Report
@@ -93,7 +93,7 @@ def read_trace(path: Path) -> Trace:
     except InputError as error:
         raise InputError(f"{path / INDEX}: {error}") from None
     try:
-        return checked_trace(config, _arrays(path / ARRAYS))
+        return checked_trace(config, _arrays(path / ARRAYS)[0])
     except InputError as error:
         raise _named(path / ARRAYS, error) from None
 
@@ -101,13 +101,16 @@ def read_trace(path: Path) -> Trace:
 def read_candidate(path: Path) -> tuple[dict[str, Value], Starts]:
     """Arrays to compare with a trace, and how their steps start; InputError, naming the file, if it cannot be read."""
     starts = _index(path)["starts"]
-    return _arrays(path / ARRAYS), starts
+    return _arrays(path / ARRAYS)[0], starts
 
 
 def check(trace: Path, candidate: Path, tolerance: float | None = None) -> Report:
     """`oracle.compare` on files; InputError, naming the file, where they cannot be compared."""
-    arrays, starts = read_candidate(candidate)
+    starts = _index(candidate)["starts"]
+    arrays, narrow = _arrays(candidate / ARRAYS)
     recorded = read_trace(trace)
+    if tolerance is None and narrow:
+        tolerance = TOLERANCE["bfloat16"]
     try:
         return compare(recorded, arrays, starts, tolerance)
     except InputError as error:
@@ -126,12 +129,33 @@ def _index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _arrays(path: Path) -> dict[str, Value]:
+def _arrays(path: Path) -> tuple[dict[str, Value], bool]:
+    """The arrays of a file, those in bfloat16 as float32, and whether there are such."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+            names = list(file.keys())
+            narrow = [name for name in names if file.get_slice(name).get_dtype() == "BF16"]
+            arrays = {name: file.get_tensor(name) for name in names if name not in narrow}
+        return arrays | _widened(path, narrow), bool(narrow)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
     except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: no such dtype in NumPy
         raise InputError(f"{path}: cannot be read as safetensors of NumPy's dtypes ({brief(error)})") from None
+
+
+def _widened(path: Path, names: list[str]) -> dict[str, Value]:
+    """Arrays in bfloat16, which NumPy lacks, as float32 of the same values."""
+    if not names:
+        return {}
+    data = path.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])  # safe_open has checked it
+    arrays = {}
+    for name in names:
+        start, end = header[name]["data_offsets"]
+        bits = np.frombuffer(data[begin + start : begin + end], "<u2")
+        arrays[name] = store.values(bits.astype(np.uint16)).reshape(header[name]["shape"])
+    return arrays
 
 
 def _named(path: Path, error: InputError) -> InputError:

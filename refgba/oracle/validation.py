@@ -14,7 +14,7 @@ from refgba.oracle.recording import Trace
 from refgba.oracle.stepwise import QUANTITIES, Value, names
 
 FLOATS = ("float32", "float64")  # of a candidate
-KINDS = {"f": "float32 or float64", "i": "whole numbers", "b": "bool"}  # of a candidate
+KINDS = {"f": "bfloat16, float32 or float64", "i": "whole numbers", "b": "bool"}  # of a candidate
 DTYPES = {"f": "float64", "i": "int64", "b": "bool"}  # of a trace
 
 
@@ -42,13 +42,15 @@ def checked_candidate(trace: Trace, candidate: Mapping[str, Value]) -> dict[str,
     """The arrays of a candidate, all of them known by name and sound; InputError names the first that is not."""
     if not candidate:
         raise InputError("nothing to compare: the dump holds no arrays")
-    arrays = {name: np.asarray(value) for name, value in candidate.items()}
+    arrays = {name: _wide(np.asarray(value)) for name, value in candidate.items()}
     sizes = {"L": trace.config.batch, "d": trace.d, "M": trace.config.width, "K": trace.config.groups}
     for name, value in arrays.items():
         quantity = _quantity(name, trace)
         shape = tuple(sizes[letter] for letter in QUANTITIES[quantity].shape)
         arrays[name] = value.reshape(shape) if value.shape == (1,) and not shape else value
         _check(name, arrays[name], shape, QUANTITIES[quantity].kind)
+    if all(name.endswith("/rows") or name.startswith("0/") for name in arrays):
+        raise InputError("nothing to compare: the dump holds only what the trace gives a port, not what it computes")
     return arrays
 
 
@@ -59,6 +61,31 @@ def by_step(arrays: Mapping[str, Value]) -> dict[int, dict[str, Value]]:
         t, _, quantity = name.partition("/")
         steps[int(t)][quantity] = value
     return dict(steps)
+
+
+def missing(trace: Trace, steps: Mapping[int, Mapping[str, Value]]) -> list[str]:
+    """The quantities that a candidate lacks at its steps, "dW at step 6" where it has them at others.
+
+    Rows do not count: the trace gives them to the port.
+    """
+    lacks: dict[str, list[int]] = defaultdict(list)
+    has: set[str] = set()
+    for t in sorted(steps.keys() - {0}):
+        has |= steps[t].keys()
+        for name in names(trace.config, t):
+            if name not in steps[t] and name != "rows":
+                lacks[name].append(t)
+    ordered = sorted(lacks, key=list(QUANTITIES).index)
+    return [name + (_at_steps(lacks[name]) if name in has else "") for name in ordered]
+
+
+def _wide(value: Value) -> Value:
+    """An array, as float32 if it is in the bfloat16 that ml_dtypes adds to NumPy."""
+    return value.astype(np.float32) if str(value.dtype) == "bfloat16" else value
+
+
+def _at_steps(steps: list[int]) -> str:
+    return f" at step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}"
 
 
 def _quantity(name: str, trace: Trace) -> str:
