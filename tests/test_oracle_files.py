@@ -309,3 +309,40 @@ def test_arrays_in_bfloat16_are_understood(cli, tmp_path):
     told = cli("check", SHIPPED / "default", "candidate")
     assert (told.exit_code, f"{report.compared} quantities" in told.stdout) == (0, True), told.output
     assert "agree to 0.01" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"config": {"form": 0.0, "dtype": "float32"}}, "made for another trace: form is 0.0, not 0.4"),
+        ({"config": {"colour": 1}}, "colour is 1, not None"),
+        ({"config": [], "d": 5}, '"config" should be the trace\'s, an object of settings'),
+        ({"d": 4}, "made for another trace: d is 4, not 5"),
+    ],
+)
+def test_a_candidate_that_says_it_is_of_another_trace_is_refused(changes, complaint, cli, tmp_path):
+    shutil.copytree(SHIPPED / "default", tmp_path / "candidate")
+    set_index(tmp_path / "candidate/index.json", config={"dtype": "float32"}, d=None)
+    assert cli("check", SHIPPED / "default", "candidate").exit_code == 0
+    set_index(tmp_path / "candidate/index.json", **changes)
+    refused = cli("check", SHIPPED / "default", "candidate")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert complaint in refused.stderr
+
+
+def test_a_dump_is_tied_to_its_trace(cli):
+    assert cli("dump", SHIPPED / "default", "--backend", "numpy", "-o", "candidate").exit_code == 0
+    assert cli("check", SHIPPED / "default", "candidate").exit_code == 0
+    refused = cli("check", SHIPPED / "paper", "candidate")
+    assert refused.exit_code == 2
+    assert "index.json: made for another trace: " in refused.stderr
+
+
+def test_rows_of_another_trace_are_named():
+    other = traces.example(config_of("default", seed=5), 5).arrays
+    for shown in (("rows", "x"), ("x", "y")):
+        found = compare(recorded(), {name: other[name] for name in other if name.split("/")[1] in shown}).deviation
+        assert (found.name, found.causes) == (
+            shown[0],
+            ["the rows are not the trace's: is this the dump of another trace?"],
+        )

@@ -8,6 +8,7 @@ from refgba.oracle.place import Place, Starts, Steps, first_place, share_of
 from refgba.oracle.recording import Trace
 from refgba.oracle.stepwise import ADAPTATION, ORDER
 
+OTHER_ROWS = "the rows are not the trace's: is this the dump of another trace?"
 BEGINNING = "the port does not begin with the trace's state"
 OTHER_STATE: dict[Starts, str] = {
     "trace": "the step starts from the port's own state, not from the trace's",
@@ -20,9 +21,13 @@ def causes(place: Place, name: str, trace: Trace, candidate: Steps, starts: Star
 
     Of several, those that fit most of the rest: of this step, and of the steps after it.
     """
+    if name == "rows":
+        return [OTHER_ROWS]
     upto = place.ordered[: place.ordered.index(name) + 1]
     other = [OTHER_STATE[starts]] if place.other is not None else []
     likely = [text for text in (*MISTAKES, *other) if explains(place, text, name, upto)]
+    if name == "x" and not likely and place.off(name).any(axis=1).all():
+        return [OTHER_ROWS]
     if len(likely) < 2:
         return likely
     later = (Place(trace, candidate, t, starts, place.tolerance) for t in candidate if t > place.t)

@@ -86,6 +86,10 @@ class Place:
         """The largest error, in shares of what is allowed; infinite where there should be nothing."""
         return share_of(self.values[name], self.step[name], self.allowed(name)) if name in self.there else np.inf
 
+    def off(self, name: str) -> Any:
+        """Which entries of a quantity are off by more than is allowed."""
+        return abs(self.values[name].astype(np.float64) - self.step[name]) > self.allowed(name)
+
     # ---- with a known mistake ----------------------------------------------------------------------------------------
 
     def mistaken(self, text: str) -> Step:

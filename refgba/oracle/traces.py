@@ -56,13 +56,19 @@ def example(config: GBAConfig, d: int, steps: int | None = None) -> Trace:
 def write_trace(trace: Trace, out: Path) -> None:
     """Write a trace to the new folder `out`, whole or not at all; InputError when it exists or cannot be written."""
     quantities = {name: {"shape": list(q.shape), "line": q.line} for name, q in QUANTITIES.items()}
-    about = {"steps": trace.steps, "d": trace.d, "config": asdict(trace.config), "quantities": quantities}
-    _write(trace.arrays, "own", out, about)
+    _write(trace.arrays, "own", out, {"steps": trace.steps, **_settings(trace), "quantities": quantities})
 
 
-def write_candidate(arrays: Mapping[str, Value], starts: Starts, out: Path) -> None:
-    """Write arrays to compare with a trace to the new folder `out`, as `write_trace` does."""
-    _write(arrays, starts, out, {})
+def write_candidate(arrays: Mapping[str, Value], starts: Starts, out: Path, trace: Trace | None = None) -> None:
+    """Write arrays to compare with a trace to the new folder `out`, as `write_trace` does.
+
+    With the `trace` that they are for, its settings are written too, and `check` refuses to compare with another.
+    """
+    _write(arrays, starts, out, _settings(trace) if trace else {})
+
+
+def _settings(trace: Trace) -> dict[str, Any]:
+    return {"d": trace.d, "config": asdict(trace.config)}
 
 
 def refuse_existing(out: Path) -> None:
@@ -105,10 +111,15 @@ def read_candidate(path: Path) -> tuple[dict[str, Value], Starts]:
 
 
 def check(trace: Path, candidate: Path, tolerance: float | None = None) -> Report:
-    """`oracle.compare` on files; InputError, naming the file, where they cannot be compared."""
-    starts = _index(candidate)["starts"]
+    """`oracle.compare` on files; InputError, naming the file, where they cannot be compared.
+
+    A candidate may repeat settings of its trace ("config", "d"), and then it is compared with no other.
+    """
+    index = _index(candidate)
+    starts = index["starts"]
     arrays, narrow = _arrays(candidate / ARRAYS)
     recorded = read_trace(trace)
+    _refuse_other_settings(index, recorded, candidate / INDEX)
     if tolerance is None and narrow:
         tolerance = TOLERANCE["bfloat16"]
     try:
@@ -127,6 +138,19 @@ def _index(path: Path) -> dict[str, Any]:
             f"{brief(index.get('starts'))!r}"
         )
     return index
+
+
+def _refuse_other_settings(index: Mapping[str, Any], trace: Trace, path: Path) -> None:
+    """InputError where a candidate repeats the settings of another trace; the arithmetic (dtype) is its own."""
+    config = index.get("config", {})
+    if not isinstance(config, dict):
+        raise InputError(f'{path}: "config" should be the trace\'s, an object of settings')
+    settings = _settings(trace)
+    pairs = [("d", index.get("d", trace.d), trace.d)]
+    pairs += [(name, value, settings["config"].get(name)) for name, value in config.items() if name != "dtype"]
+    others = [f"{name} is {brief(value)}, not {right}" for name, value, right in pairs if value != right]
+    if others:
+        raise InputError(f"{path}: made for another trace: {'; '.join(others[:5])}")
 
 
 def _arrays(path: Path) -> tuple[dict[str, Value], bool]:
