@@ -183,7 +183,8 @@ def test_a_gate_that_rounding_flips_is_told_and_not_failed():
     assert "1 gate flipped" in str(report)
     without = {name: value for name, value in candidate.items() if name not in ("8/on", "8/y")}
     assert compare(edge, {"8/counts": without["8/counts"]}, tolerance=1e-5).agrees
-    assert compare(edge, without).deviation.name == "s"
+    assert compare(edge, without).agrees  # nothing tells which gates flipped
+    assert compare(edge, without | {"8/s": without["8/s"] + np.float32(0.1)}).deviation.name == "s"
     far = candidate["8/on"].copy()
     far[row, m + 1] ^= True
     found = compare(edge, candidate | {"8/on": far}).deviation
@@ -201,5 +202,5 @@ def test_size_bounds_what_rounding_does():
             for name in names(exact.config, t):
                 error = abs(np.asarray(rounded[name], np.float64) - np.asarray(exact[name], np.float64))
                 assert (error <= 0.1 * sizes.allowed(name)).all(), (kind, t, name)
-    assert set(sizes.known) <= {*QUANTITIES, "x - b_pre", "r", "v . r", "moved.a", "moved.b_pre"}
+    assert set(sizes.known) <= {*QUANTITIES, "x - b_pre", "a V", "r", "v . r", "moved.a", "moved.b_pre"}
     assert set(QUANTITIES) <= set(FORMULAS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from refgba.config import GBAConfig
 from refgba.oracle.mistakes import MISTAKES
-from refgba.oracle.place import Place, Starts, Steps, first_place, share_of
+from refgba.oracle.place import Place, Starts, Steps, first_place, places, share_of
 from refgba.oracle.recording import Trace
 from refgba.oracle.stepwise import ADAPTATION, ORDER
 
@@ -30,9 +30,8 @@ def causes(place: Place, name: str, trace: Trace, candidate: Steps, starts: Star
         return [OTHER_ROWS]
     if len(likely) < 2:
         return likely
-    later = (Place(trace, candidate, t, starts, place.tolerance) for t in candidate if t > place.t)
-    places = [place, *later]
-    fits = {text: sum(sum(at.fits(text, at.ordered)) for at in places) for text in likely}
+    steps = [place, *places(trace, candidate, starts, place.tolerance, place)]
+    fits = {text: sum(sum(step.fits(text, step.ordered)) for step in steps) for text in likely}
     return [text for text in likely if fits[text] == max(fits.values())]
 
 

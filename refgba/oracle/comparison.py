@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from refgba.errors import InputError
 from refgba.oracle.causes import BEGINNING, causes, why_nothing
-from refgba.oracle.place import Beginning, Place, Starts, Steps
+from refgba.oracle.place import Beginning, Place, Starts, Steps, places
 from refgba.oracle.recording import Trace
 from refgba.oracle.report import Deviation, Report
-from refgba.oracle.stepwise import QUANTITIES, Value, needs
+from refgba.oracle.stepwise import QUANTITIES, STATE, Value, needs
 from refgba.oracle.validation import by_step, checked_candidate, missing
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 1e-2}  # by the least precise dtype of a dump
@@ -52,19 +52,25 @@ def compare(
 
     def report(deviation: Deviation | None) -> Report:
         lacks = missing(trace, steps)
-        return Report(agree, sorted(steps), tolerance, flips, nearest, trace.steps, lacks, deviation)
+        recomputed = [name for name in lacks if name.split(" ")[0] in STATE and starts == "own" and max(steps) > 1]
+        return Report(agree, sorted(steps), tolerance, flips, nearest, trace.steps, lacks, recomputed, deviation)
 
     with np.errstate(all="ignore"):  # mistakes divide by zero
-        for t in sorted(steps):
-            place = Place(trace, steps, t, starts, tolerance) if t else Beginning(trace, steps, tolerance)
+        for place in _in_order(trace, steps, starts, tolerance):
             flips += place.flipped
             for name in place.ordered:
                 share = place.share(name)
                 if share > 1:
                     first = _deviation(place, name, trace, steps, starts)
                     return report(first)
-                agree, nearest = agree + 1, max(nearest, (share, t, name))
+                agree, nearest = agree + 1, max(nearest, (share, place.t, name))
     return report(None)
+
+
+def _in_order(trace: Trace, candidate: Steps, starts: Starts, tolerance: float) -> Iterator[Beginning | Place]:
+    if 0 in candidate:
+        yield Beginning(trace, candidate, tolerance)
+    yield from places(trace, candidate, starts, tolerance)
 
 
 def _deviation(place: Place | Beginning, name: str, trace: Trace, candidate: Steps, starts: Starts) -> Deviation:

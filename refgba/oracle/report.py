@@ -67,7 +67,7 @@ class Report:
     flips: (step, row, neuron) of gates that differ where y is within its tolerance of 0, which is no deviation.
     nearest: of the quantities that agree, the one nearest to its bound: the share of the bound that it is off by, its
     step and name.  missing: the quantities that the candidate lacks at its steps, "dW at step 6" where it has them at
-    others.
+    others.  recomputed: of these, the port's own state that its next step was expected from; bounds are wider for it.
     """
 
     compared: int
@@ -77,6 +77,7 @@ class Report:
     nearest: tuple[float, int, str]
     recorded: int
     missing: list[str]
+    recomputed: list[str]
     deviation: Deviation | None
 
     @property
@@ -97,6 +98,10 @@ class Report:
         if self.flips:
             shown = ", ".join(f"step {t} [{row}, {m}]" for t, row, m in self.flips[:5])
             lines.append(f"{_counted(len(self.flips), 'gate')} flipped where y is within rounding of 0: {shown}")
+        if self.recomputed:
+            lines.append(
+                f"recomputed, with wider bounds, as the dump lacks the port's own {', '.join(self.recomputed)}"
+            )
         if self.missing and not self.deviation:
             lines.append(f"not in the dump, so not checked: {', '.join(self.missing)}")
         return "\n".join(lines)

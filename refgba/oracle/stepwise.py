@@ -208,6 +208,11 @@ def mean_peaks(e: Step, peaks: Any) -> Any:
     return bias.mean_positive_peaks(peaks, e["group"], len(e["target"]))
 
 
+def least(e: Step) -> Any:
+    """The frequency below which a neuron is raised, (M,)."""
+    return np.maximum(e.config.eps, e.config.floor * e["p_k"])
+
+
 def _raised(e: Step) -> Any:
     return ~e["lowered"] & bias.never(e["p"], e["p_k"], e.config.eps, e.config.floor)
 

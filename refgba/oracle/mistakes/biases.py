@@ -9,7 +9,7 @@ import numpy as np
 
 from refgba import bias
 from refgba.oracle.mistakes.formulas import BUFFER, K, Known, L, M, algorithm, same, scaled, to_bias
-from refgba.oracle.stepwise import Step, in_groups, mean_peaks
+from refgba.oracle.stepwise import Step, in_groups, least, mean_peaks
 
 
 def by_group(e: Step, of: Callable[[Any], Any]) -> Any:
@@ -74,7 +74,7 @@ MISTAKES: Known = {
     "a neuron is raised whenever it is below its target": {"raised": lambda e: ~e["lowered"] & (e["p"] < e["p_k"])},
     "a neuron is raised whenever it is not lowered": {"raised": lambda e: ~e["lowered"]},
     "a neuron is raised at p_m <= the least frequency, not below": {
-        "raised": lambda e: ~e["lowered"] & (e["p"] <= np.maximum(e.config.eps, e.config.floor * e["p_k"]))
+        "raised": lambda e: ~e["lowered"] & (e["p"] <= least(e))
     },
     "no neuron is raised": {"raised": lambda e: np.zeros(M(e), bool)},
     "the bias is not clipped at -1": {"b": lambda e: clipped(e, -np.inf, 0)},
