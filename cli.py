@@ -425,8 +425,9 @@ def oracle_check(ctx: click.Context, trace: Path, candidate: Path, tolerance: fl
 def oracle_dump(trace: Path, out: Path, backend: str, dtype: Dtype, starts: oracle.Starts) -> None:
     """Write down what one of our own backends makes of TRACE, for `refgba oracle check`."""
     traces.refuse_existing(out)
-    arrays = traces.dump(traces.read_trace(trace), backends.load(backend, dtype), dtype, starts)
-    traces.write_candidate(arrays, starts, out)
+    recorded = traces.read_trace(trace)
+    arrays = traces.dump(recorded, backends.load(backend, dtype), dtype, starts)
+    traces.write_candidate(arrays, starts, out, recorded)
     click.echo(f"Wrote {out}: {len(arrays)} arrays of {backend} in {dtype}")
 
 

@@ -51,7 +51,7 @@ SHOWN = [
     "refgba.metrics.frr",
     "refgba.runs.accumulate.Evaluation",
     "refgba.baselines.network.largest",
-    "refgba.oracle.compare",
+    "refgba.oracle.comparison.compare",
     "refgba.data.activations.open_activations",
     "refgba.runs.folder.open_network",
     "refgba.backends.load",

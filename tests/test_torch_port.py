@@ -60,10 +60,10 @@ def trace_of(name, seed):
 def tensors(values, dtype):
     """Arrays as tensors, floats in this dtype, but peaks in float64."""
     torch = library("torch")
-    found = {name: torch.as_tensor(np.array(value)) for name, value in values.items()}
+    as_given = {name: torch.as_tensor(np.array(value)) for name, value in values.items()}
     return {
         name: value.to(getattr(torch, dtype)) if value.is_floating_point() and "peaks" not in name else value
-        for name, value in found.items()
+        for name, value in as_given.items()
     }
 
 
@@ -74,12 +74,12 @@ def dumped(port, trace, starts, dtype="float64"):
     before = [tensors(trace.before(t), dtype) for t in steps]
     if starts == "own":
         W = before[0]["W"]
-        found = [port.start(trace.config, W), *port.train(trace.config, W, rows)]
+        computed = [port.start(trace.config, W), *port.train(trace.config, W, rows)]
         numbers = range(trace.steps + 1)
     else:
-        found = [port.step(trace.config, t, *given) for t, *given in zip(steps, rows, before, strict=True)]
+        computed = [port.step(trace.config, t, x, was) for t, x, was in zip(steps, rows, before, strict=True)]
         numbers = steps
-    return {f"{t}/{name}": value for t, got in zip(numbers, found, strict=True) for name, value in got.items()}
+    return {f"{t}/{name}": value for t, got in zip(numbers, computed, strict=True) for name, value in got.items()}
 
 
 def judged(port, trace, starts, dtype="float64"):
@@ -157,11 +157,11 @@ def test_it_passes_as_files_that_nothing_of_ours_wrote(port, kind, tmp_path):
     library("safetensors.torch").save_file(apart, candidate / "arrays.safetensors")
     index = {"format": "refgba-trace", "version": 1, "starts": "own"}
     (candidate / "index.json").write_text(json.dumps(index), encoding="utf-8")
-    told = cli("check", trace, candidate)
-    assert told.exit_code == 0, told.output
+    checked = cli("check", trace, candidate)
+    assert checked.exit_code == 0, checked.output
 
 
-MISTAKES = {  # the quantity that is spoilt first: what to replace in the port, with what, and the cause to be told
+MISTAKES = {  # by the quantity that goes wrong first: text of the port, what replaces it, the cause the oracle names
     "dW": (
         "detector + reconstructor}",
         "detector}",

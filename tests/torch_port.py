@@ -125,10 +125,10 @@ def empty_buffers(M: int) -> Values:
 def end_of_forming(config: GBAConfig, state: Values) -> Values:
     """Which neurons are held for good and, if untied, the decoder that begins as a copy of W, moments and all."""
     cosine = (state["W"] @ state["W"].T).fill_diagonal_(-torch.inf)
-    found = {"held": (cosine >= config.hold).any(dim=1) & (config.hold < 1)}
+    then = {"held": (cosine >= config.hold).any(dim=1) & (config.hold < 1)}
     if config.untied:
-        found |= {f"{of}W_dec": state[f"{of}W"] for of in ("", "m.", "v.", "updates.")}
-    return found
+        then |= {f"{of}W_dec": state[f"{of}W"] for of in ("", "m.", "v.", "updates.")}
+    return then
 
 
 def learning_rate(config: GBAConfig, t: int) -> float:
