@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, cast
 
-from refgba import baselines, gba
+from refgba import baselines as reference  # `refgba.backends.baselines` takes the plain name once it is imported
+from refgba import gba
 from refgba.backends.base import AnyConfig, Backend
 from refgba.config import BaselineConfig
 from refgba.errors import InputError
@@ -68,7 +69,7 @@ def load_for(name: str, config: AnyConfig) -> Backend:
 def begin(backend: Backend, config: AnyConfig, d: int) -> Any:
     """The state of a run on data of d dimensions before its first step, whatever its method."""
     if isinstance(config, BaselineConfig):
-        return backend.init(baselines.random_params(config, d), config)
+        return backend.init(reference.random_params(config, d), config)
     return backend.init(gba.random_params(config, d), config)
 
 
