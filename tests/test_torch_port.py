@@ -1,6 +1,6 @@
-"""A port of GBA written from tutorial.md alone agrees with the reference, in every quantity of every step.
+"""A port of GBA written from texts alone agrees with the reference, in every quantity of every step.
 
-tests/torch_port.py is that port, refgba.oracle the judge.
+tests/torch_port.py is that port, tutorial.md and refgba/oracle/format.md are the texts, refgba.oracle is the judge.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from refgba.oracle import compare, traces
 
 pytestmark = pytest.mark.interop
 TESTS = Path(__file__).parent
-PORT, COMMITTED, TUTORIAL = TESTS / "torch_port.py", TESTS / "traces", TESTS.parent / "tutorial.md"
+PORT, COMMITTED, PAGE = TESTS / "torch_port.py", TESTS / "traces", TESTS.parent / "refgba/oracle/format.md"
 
 D, SEEDS = 6, (0, 1, 2)
 SMALL = {"width": 14, "groups": 4, "steps": 14, "batch": 8, "lr": 0.03, "weight_decay": 0.1}  # groups of 3 and of 4
@@ -97,7 +97,7 @@ def assert_agrees(port, trace, starts, dtype):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_port_from_the_tutorial_agrees_in_every_quantity(port, name, seed, dtype, starts):
+def test_a_port_from_the_texts_agrees_in_every_quantity(port, name, seed, dtype, starts):
     assert_agrees(port, trace_of(name, seed), starts, dtype)
 
 
@@ -125,7 +125,7 @@ def test_the_traces_reach_every_rule_of_the_method():
     assert all(seen.values()), seen
 
 
-def test_it_solves_the_exercise_made_for_ports(port):
+def test_it_gives_the_numbers_of_the_run_made_for_ports(port):
     torch = library("torch")
     M, d, L = 12, 6, 8
     config = GBAConfig(
@@ -140,7 +140,7 @@ def test_it_solves_the_exercise_made_for_ports(port):
     losses = " ".join(f"{steps[t - 1]['loss']:.5f}" for t in (1, F + 1, 20))
     sums = ", ".join(f"{name} {end[name].sum():.5f}" for name in ("b", "a", "b_pre"))
     lines = f"F {F}, held {end['held'].sum()}, losses {losses}\n{sums}, W {(end['W'] * i).sum():.5f}\n"
-    assert lines in TUTORIAL.read_text(encoding="utf-8")
+    assert lines in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", ["paper", "default"])
