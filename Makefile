@@ -8,24 +8,34 @@ SAMPLE := refgba/experiments/data/minilm-l3-mlp
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: pyproject.toml tests/constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt
+
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; make PYTHON=... names one")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e '.[dev]'
+
+# What the demo needs, some 400 MB: the program itself and numba.
+$(VENV)/ready-demo: pyproject.toml tests/constraints.txt | $(BIN)/python
+	$(PIP) -e '.[cpu]'
+	touch $@
+
+# What the tests need besides, some 1.2 GB.
+$(VENV)/ready: $(VENV)/ready-demo
+	$(PIP) -e '.[dev]'
 	touch $@
 
 # The libraries of others that exports are checked with, some 2 GB.  torchvision only comes along, nothing needs it, and
 # one that does not fit the torch at hand breaks their imports.
 $(VENV)/ready-all: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e '.[dev,interop]'
+	$(PIP) -e '.[dev,interop]'
 	$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision
 	touch $@
 
 $(VENV)/ready-docs: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e '.[dev,docs]'
+	$(PIP) -e '.[dev,docs]'
 	touch $@
 
-demo: setup
+demo: $(VENV)/ready-demo
 	$(BIN)/refgba demo
 
 tutorial: setup
