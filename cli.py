@@ -579,7 +579,7 @@ def import_command(source: Path, out: Path) -> None:
     `evaluate` reads SAELens folders as they are, too; this writes them as plain NumPy arrays.
     """
     dictionary = interop.read(source)
-    interop.write_npz(dictionary, {"imported": source.resolve().name}, out)
+    interop.npz.write(dictionary, {"imported": source.resolve().name}, out)
     M, d = dictionary.W_enc.shape
     click.echo(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {INPUTS[dictionary.input]}")
 

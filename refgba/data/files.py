@@ -1,9 +1,9 @@
-"""Files and folders that appear whole or not at all: written under a temporary name, flushed to disk, renamed.
+"""Files and folders written so that they appear whole or not at all, and JSON objects read from untrusted files.
 
-Temporary names begin with `PARTIAL`.  A process that is killed may leave one behind; nothing reads it, and `sweep`
-removes it.  Every failure to write is an OSError that leaves what was there before as it was.
-
-And JSON objects, read from files that may hold anything.
+What is written first gets a temporary name, is flushed to disk, and is then renamed.  Temporary names begin with
+`PARTIAL`.  A process that is killed may leave one behind; nothing reads it, and `sweep` removes it.  Every failure to
+write is an OSError that leaves what was there before as it was; `write_new_folder` alone, which writes where a user
+says, makes an InputError of it.
 """
 
 from __future__ import annotations
@@ -44,6 +44,31 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     with new_folder(path) as partial:
         for name, data in files.items():
             (partial / name).write_bytes(data)
+
+
+def refuse_full_folder(path: Path) -> None:
+    """InputError unless `path` is free for a new folder: nothing is there, or a folder that is empty."""
+    try:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: exists and is not a folder")
+        if path.exists() and any(path.iterdir()):
+            raise InputError(f"{path}: is not empty; choose another folder or remove it")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def write_new_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Make the folder `path`, and those it is in, with these files in it.
+
+    InputError as `refuse_full_folder`, and when it cannot be written.
+    """
+    refuse_full_folder(path)
+    try:
+        folder = Path(os.path.realpath(path))  # so that "." has a name and a folder it is in
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_folder(folder, files)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 @contextmanager
@@ -91,20 +116,28 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
-    """The JSON object in a file of at most that many bytes; InputError, naming the file, for anything else."""
-    if not os.path.isfile(path):  # a pipe or a device would be read without end
+def regular_size(path: Path) -> int:
+    """Bytes of a file; InputError, naming it, if there is none: a pipe or a device would be read without end."""
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
     try:
-        if path.stat().st_size > most:
-            raise InputError(f"{path}: larger than {most:,} bytes")
+        return path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
+    """The JSON object in a file of at most `most` bytes; InputError, naming the file, for anything else."""
+    if regular_size(path) > most:
+        raise InputError(f"{path}: larger than {most:,} bytes")
+    try:
         return parse_json(path.read_bytes(), path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def parse_json(data: bytes, path: Path) -> dict[str, Any]:
-    """The JSON object in bytes of a file; InputError, naming the file, for anything else."""
+    """The JSON object in `data`, bytes of the file `path`; InputError, naming the file, for anything else."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
