@@ -23,9 +23,11 @@ from refgba import __version__, backends, experiments, model, oracle, report, th
 from refgba import formats as interop
 from refgba.backends.base import AnyConfig
 from refgba.config import BaselineConfig, GBAConfig, Method, Settings, settings_from_json
-from refgba.data import files, laws, pack, synthetic
-from refgba.data.activations import Activations, Check, open_activations, reopen, survey
+from refgba.data import files, inspection, laws, pack, synthetic
+from refgba.data.activations import Activations, open_activations, reopen
 from refgba.data.store import DTYPES, open_store
+from refgba.data.survey import Check, survey
+from refgba.data.writer import ShardFormat
 from refgba.errors import InputError, brief
 from refgba.identifiability import identifiability
 from refgba.metrics import frr
@@ -598,7 +600,7 @@ def data_group() -> None:
 @_json
 def data_info(store: Path, as_json: bool) -> None:
     """What is in STORE, by its headers."""
-    found = pack.info(open_store(store))
+    found = inspection.info(open_store(store))
     if as_json:
         return click.echo(json.dumps(found))
     fewest, most = found["rows_per_shard"]
@@ -620,7 +622,7 @@ def data_verify(store: Path, drop_zero_rows: bool, as_json: bool) -> None:
     """Read all of STORE: checksums, shapes, and whether every row is finite and has a direction."""
     opened = open_store(store)
     with _counting("checking", len(opened)) as tick:
-        found = pack.verify(opened, drop_zero_rows=drop_zero_rows, tick=tick)
+        found = inspection.verify(opened, drop_zero_rows=drop_zero_rows, tick=tick)
     if as_json:
         return click.echo(json.dumps(found))
     dropped = f", {found['dropped']} rows of zeros besides" if found["dropped"] else ""
@@ -643,7 +645,7 @@ def data_verify(store: Path, drop_zero_rows: bool, as_json: bool) -> None:
 @_json
 def data_pack(
     sources: tuple[Path, ...], out: Path, dtype: str | None, rows_per_shard: int | None,
-    format: pack.Format, as_json: bool, **about: Any,
+    format: ShardFormat, as_json: bool, **about: Any,
 ) -> None:  # fmt: skip
     """Merge SOURCES, files or stores, into a new store; split and convert it on the way."""
     given = {name: value for name, value in about.items() if value is not None}
@@ -652,7 +654,7 @@ def data_pack(
             list(sources), out, dtype=dtype, rows_per_shard=rows_per_shard, format=format, about=given, tick=tick
         )
     if as_json:
-        return click.echo(json.dumps(pack.info(store)))
+        return click.echo(json.dumps(inspection.info(store)))
     click.echo(f"Wrote {out}: {len(store)} rows of d = {store.d} in {store.dtype}, {len(store.shards)} shards")
     return None
 

@@ -28,9 +28,10 @@ import numpy as np
 from refgba import gba, recipe
 from refgba.backends import load
 from refgba.data import feed
-from refgba.data.activations import open_activations, survey
-from refgba.data.pack import Writer
+from refgba.data.activations import open_activations
 from refgba.data.prefetch import prefetched
+from refgba.data.survey import survey
+from refgba.data.writer import Writer
 from refgba.types import Array
 
 SEGMENT = 20  # steps

@@ -20,8 +20,9 @@ from refgba import backends
 from refgba.cli import main
 from refgba.config import GBAConfig
 from refgba.data import activations, files, pack
-from refgba.data.activations import open_activations, reopen, survey
+from refgba.data.activations import open_activations, reopen
 from refgba.data.store import open_store
+from refgba.data.survey import survey
 from refgba.errors import InputError
 from refgba.runs import checkpoints, folder
 from refgba.runs.trainer import Saving, TrainingError, resume_run, train_run

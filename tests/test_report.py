@@ -17,7 +17,8 @@ import pytest
 
 from refgba import backends, sae
 from refgba.config import GBAConfig, Settings
-from refgba.data.activations import open_activations, survey
+from refgba.data.activations import open_activations
+from refgba.data.survey import survey
 from refgba.errors import InputError
 from refgba.report import RunData, Truth, load_evaluation, load_run, pack, page, report, summarise
 from refgba.report.findings import findings

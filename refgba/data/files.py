@@ -19,7 +19,7 @@ from typing import Any
 
 from refgba.errors import InputError, brief
 
-LARGEST_JSON = 2**24  # bytes, unless a reader expects more
+LARGEST_JSON = 2**24  # bytes of a JSON file, unless its reader expects more
 PARTIAL = ".partial-"
 
 
@@ -73,7 +73,7 @@ def write_new_folder(path: Path, files: Mapping[str, bytes]) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Make or replace the folder `path` by what the body puts into the one it is given, unless it raises."""
+    """Make or replace the folder `path`: the body fills a folder that takes its place, unless the body raises."""
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
     try:
         partial.chmod(0o755)  # mkdtemp makes it private

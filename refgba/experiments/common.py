@@ -26,7 +26,8 @@ from refgba import __version__, backends, gba, theory
 from refgba.backends.base import AnyConfig, AnyParams
 from refgba.config import GBAConfig
 from refgba.data import feed, files
-from refgba.data.activations import Activations, Check, open_activations, survey
+from refgba.data.activations import Activations, open_activations
+from refgba.data.survey import Check, survey
 from refgba.errors import InputError
 from refgba.metrics import mcs
 from refgba.model import Rows, SyntheticModel, features
