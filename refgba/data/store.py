@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from refgba.data.files import parse_json, read_json
+from refgba.data.files import parse_json, read_json, regular_size
 from refgba.errors import InputError
 from refgba.types import Array, Int64
 
@@ -83,12 +83,13 @@ class Shard:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal; InputError when it cannot be read."""
+    """SHA-256 of a regular file, in hexadecimal; InputError when it cannot be read."""
+    regular_size(path)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError) as error:  # a ValueError for a name that no file can have
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def stored(dtype: str) -> np.dtype[Any]:
