@@ -161,6 +161,30 @@ def test_a_row_has_a_place_in_its_file_and_in_the_store(tmp_path):
     assert opened.place(99) == f"{tmp_path}/s/00002.npy: row 19 (row 99 of {tmp_path}/s)"
 
 
+@pytest.mark.parametrize("name", ["activations", "hidden"])
+def test_a_matrix_beside_very_many_tensors_is_opened(tmp_path, name):
+    others = {f"a.tensor.with.a.long.name.{k:06d}": np.zeros(1, np.float32) for k in range(20_000)}
+    path = safetensors(tmp_path / "x.safetensors", rows(), name, **others)
+    if name == "activations":
+        np.testing.assert_array_equal(everything(open_store(path)), rows())
+    else:
+        one_line(lambda: open_store(path), path, "holds 20001 tensors, and none named 'activations'")
+
+
+def test_a_header_beyond_the_formats_limit_is_told_as_that(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with path.open("wb") as file:
+        file.write((10**8 + 1).to_bytes(8, "little"))
+        file.truncate(2**30)
+    one_line(lambda: open_store(path), path, "its header has 100,000,001 bytes, the .safetensors format allows 100,00")
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (12,)])
+def test_bfloat16_that_numpy_saved_is_told_with_how_to_save_it(tmp_path, shape):
+    path = npy(tmp_path / "x.npy", np.ones(shape, BFLOAT16))
+    one_line(lambda: open_store(path), path, "dtype is |V2: bfloat16, it seems", "safetensors.numpy.save_file")
+
+
 # ---- meta.json -------------------------------------------------------------------------------------------------------
 
 

@@ -35,7 +35,8 @@ from refgba.types import Array, Int64
 META, FORMAT, TENSOR = "meta.json", "refgba-activations", "activations"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 SAFETENSORS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-LONGEST_HEADER = 2**20  # bytes of a shard's header: a matrix needs a few hundred
+LONGEST_NPY_HEADER = 2**20  # bytes: a matrix needs about a hundred
+LONGEST_SAFETENSORS_HEADER = 10**8  # bytes, the format's own limit: a file may hold many tensors beside the matrix
 LONGEST_META = 2**28  # bytes of meta.json: a million shards need a tenth of it
 LARGEST = 2**62  # of any number in a header; Python does not even print what is much larger
 
@@ -206,7 +207,7 @@ def _npy(path: Path, file: BinaryIO, size: int) -> tuple[tuple[int, ...], str, i
     if version not in ((1, 0), (2, 0)):
         raise InputError(f"{path}: version {version} of the .npy format; matrices are of version 1 or 2")
     length = int.from_bytes(start[8:10] if version == (1, 0) else start[8:12], "little")
-    if length > min(size, LONGEST_HEADER):  # NumPy would allocate that much
+    if length > min(size, LONGEST_NPY_HEADER):  # NumPy would allocate that much
         raise InputError(f"{path}: truncated or damaged (a header of {length} bytes)")
     file.seek(8)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -217,6 +218,11 @@ def _npy(path: Path, file: BinaryIO, size: int) -> tuple[tuple[int, ...], str, i
         raise InputError(f"{path}: truncated or damaged ({reason or type(error).__name__})") from None
     if dtype.hasobject:
         raise InputError(f"{path}: dtype is object; activations are {', '.join(DTYPES)}")
+    if dtype.str in ("|V2", "<V2", ">V2"):
+        raise InputError(
+            f"{path}: dtype is {dtype}: bfloat16, it seems, of which NumPy saves only that it has 2 bytes; save "
+            "x.astype('float32'), or x with safetensors.numpy.save_file"
+        )
     if dtype.kind != "f" or dtype.name not in DTYPES:
         raise InputError(f"{path}: dtype is {dtype}; activations are {', '.join(DTYPES)}")
     if fortran and len(shape) == 2:
@@ -233,8 +239,12 @@ def _safetensors(path: Path, file: BinaryIO, size: int) -> tuple[tuple[int, ...]
     """
     start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-    if length > min(size - 8, LONGEST_HEADER):
+    if length > size - 8:
         raise InputError(f"{path}: not a .safetensors file, or truncated or damaged (its header does not fit)")
+    if length > LONGEST_SAFETENSORS_HEADER:
+        raise InputError(
+            f"{path}: its header has {length:,} bytes, the .safetensors format allows {LONGEST_SAFETENSORS_HEADER:,}"
+        )
     header = parse_json(file.read(length), path)
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     if len(tensors) != 1 and TENSOR not in tensors:
