@@ -616,13 +616,16 @@ def data_info(store: Path, as_json: bool) -> None:
 
 @data_group.command("verify")
 @click.argument("store", type=Path)
+@click.option(
+    "--dtype", type=click.Choice(["float64", "float32"]), default="float64", help="arithmetic to train in: as `train`"
+)
 @click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
 @_json
-def data_verify(store: Path, drop_zero_rows: bool, as_json: bool) -> None:
+def data_verify(store: Path, dtype: str, drop_zero_rows: bool, as_json: bool) -> None:
     """Read all of STORE: checksums, shapes, and whether every row is finite and has a direction."""
     opened = open_store(store)
     with _counting("checking", len(opened)) as tick:
-        found = inspection.verify(opened, drop_zero_rows=drop_zero_rows, tick=tick)
+        found = inspection.verify(opened, dtype, drop_zero_rows, tick)
     if as_json:
         return click.echo(json.dumps(found))
     dropped = f", {found['dropped']} rows of zeros besides" if found["dropped"] else ""

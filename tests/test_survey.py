@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from store_files import (
     change,
     flip,
@@ -19,6 +20,7 @@ from store_files import (
     written,
 )
 
+from refgba.cli import main
 from refgba.data.activations import open_activations
 from refgba.data.inspection import info, verify
 from refgba.data.store import DTYPES, open_store
@@ -96,5 +98,21 @@ def test_verify_counts_what_it_checked(tmp_path):
     assert told == {"rows": 98, "dropped": 2, "shards": 3, "checksums": 2, "no_checksum": 1}
     assert sum(ticks) == 100
     large = npy(tmp_path / "x.npy", rows().astype(np.float64) * 1e25)
-    one_line(lambda: verify(open_store(large)), large, "row 0", "too large or small for float32")
-    verify(open_store(large), "float64")
+    one_line(lambda: verify(open_store(large), "float32"), large, "row 0", "too large or small for float32")
+    verify(open_store(large))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("stored", "size"), [("float64", 1e-25), ("float32", 1e-22), ("float64", 1e25), ("float32", 1)]
+)
+def test_verify_takes_what_train_takes_and_refuses_what_it_refuses(tmp_path, stored, size, dtype):
+    path = npy(tmp_path / "x.npy", (rows(64).astype(np.float64) * size).astype(stored))
+    short = ["--steps", "1", "--width", "8", "--groups", "2", "--batch", "8"]
+    verified, trained = (
+        CliRunner().invoke(main, [*arguments, "--dtype", dtype])
+        for arguments in (["data", "verify", str(path)], ["train", str(path), "-o", str(tmp_path / "run"), *short])
+    )
+    assert verified.exit_code == trained.exit_code == (0 if dtype == "float64" or size == 1 else 2), verified.output
+    if verified.exit_code:
+        assert verified.stderr.splitlines()[-1] == trained.stderr.splitlines()[-1]

@@ -36,7 +36,7 @@ def info(store: Store) -> dict[str, Any]:
 
 
 def verify(
-    store: Store, dtype: str = "float32", drop_zero_rows: bool = False, tick: Callable[[int], object] = id
+    store: Store, dtype: str = "float64", drop_zero_rows: bool = False, tick: Callable[[int], object] = id
 ) -> dict[str, Any]:
     """Read all of a store once, as training in the arithmetic `dtype` does before it begins; the result, for JSON.
 
