@@ -16,8 +16,9 @@ import click
 
 from refgba import __version__, backends, experiments, formats, model, oracle, report, theory
 from refgba.config import GBAConfig
-from refgba.data import files, pack, synthetic
+from refgba.data import files, inspection, pack, synthetic
 from refgba.data.store import DTYPES, open_store
+from refgba.data.writer import ShardFormat
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
 from refgba.oracle import traces
@@ -216,7 +217,7 @@ def import_command(source: Path, out: Path) -> None:
     `evaluate` reads SAELens folders as they are, too; this writes them as plain NumPy arrays.
     """
     dictionary = formats.read(source)
-    formats.write_npz(dictionary, {"imported": source.resolve().name}, out)
+    formats.npz.write(dictionary, {"imported": source.resolve().name}, out)
     M, d = dictionary.W_enc.shape
     click.echo(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {INPUTS[dictionary.input]}")
 
@@ -235,7 +236,7 @@ def data_group() -> None:
 @json_option
 def data_info(store: Path, as_json: bool) -> None:
     """What is in STORE, by its headers."""
-    facts = pack.info(open_store(store))
+    facts = inspection.info(open_store(store))
     if as_json:
         return click.echo(json.dumps(facts))
     return console.show_store(store, facts)
@@ -243,13 +244,16 @@ def data_info(store: Path, as_json: bool) -> None:
 
 @data_group.command("verify")
 @click.argument("store", type=Path)
+@click.option(
+    "--dtype", type=click.Choice(["float64", "float32"]), default="float64", help="arithmetic to train in: as `train`"
+)
 @click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
 @json_option
-def data_verify(store: Path, drop_zero_rows: bool, as_json: bool) -> None:
+def data_verify(store: Path, dtype: str, drop_zero_rows: bool, as_json: bool) -> None:
     """Read all of STORE: checksums, shapes, and whether every row is finite and has a direction."""
     opened = open_store(store)
     with console.counting("checking", len(opened)) as tick:
-        facts = pack.verify(opened, drop_zero_rows=drop_zero_rows, tick=tick)
+        facts = inspection.verify(opened, dtype, drop_zero_rows, tick)
     if as_json:
         return click.echo(json.dumps(facts))
     dropped = f", {facts['dropped']} rows of zeros besides" if facts["dropped"] else ""
@@ -272,7 +276,7 @@ def data_verify(store: Path, drop_zero_rows: bool, as_json: bool) -> None:
 @json_option
 def data_pack(
     sources: tuple[Path, ...], out: Path, dtype: str | None, rows_per_shard: int | None,
-    format: pack.Format, as_json: bool, **about: Any,
+    format: ShardFormat, as_json: bool, **about: Any,
 ) -> None:  # fmt: skip
     """Merge SOURCES, files or stores, into a new store; split and convert it on the way."""
     with console.counting("packing", sum(len(open_store(source)) for source in sources)) as tick:
@@ -280,7 +284,7 @@ def data_pack(
             list(sources), out, dtype=dtype, rows_per_shard=rows_per_shard, format=format, about=about, tick=tick
         )
     if as_json:
-        return click.echo(json.dumps(pack.info(store)))
+        return click.echo(json.dumps(inspection.info(store)))
     click.echo(f"Wrote {out}: {len(store)} rows of d = {store.d} in {store.dtype}, {len(store.shards)} shards")
     return None
 

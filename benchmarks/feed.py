@@ -1,4 +1,4 @@
-"""Feed training from a store larger than one wants in memory: rows a second, memory, and whether training waits.
+"""Feed training from a store larger than one wants in memory: rows per second, memory, and whether training waits.
 
     python benchmarks/feed.py --gb 20
 
@@ -28,13 +28,14 @@ import numpy as np
 from refgba import gba, recipe
 from refgba.backends import load
 from refgba.data import feed
-from refgba.data.activations import open_activations, survey
-from refgba.data.pack import Writer
+from refgba.data.activations import open_activations
 from refgba.data.prefetch import prefetched
+from refgba.data.survey import survey
+from refgba.data.writer import Writer
 from refgba.types import Array
 
-SEGMENT = 20  # steps
-ROWS = 65536  # held in memory
+SEGMENT = 20  # steps in a turn
+ROWS = 65536  # how many are held in memory
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
@@ -69,8 +70,8 @@ def main(
     click.echo(
         f"{gb:g} GB, {result['rows']} rows of d {d} in float16; M {width}, L {batch}, {backend}, {dtype}, "
         f"windows of {len(data.counts) // data.windows} MiB\n"
-        f"survey            {result['survey_gb_s']:8.2f} GB a second\n"
-        f"feeding alone     {result['warm_rows_s']:8.0f} rows a second, warm; {result['cold_rows_s']:.0f} cold\n"
+        f"survey            {result['survey_gb_s']:8.2f} GB per second\n"
+        f"feeding alone     {result['warm_rows_s']:8.0f} rows per second, warm; {result['cold_rows_s']:.0f} cold\n"
         f"step, warm store  {result['warm_ms']:8.2f} ms, {result['warm_memory_ms']:.2f} on rows in memory: "
         f"{result['warm_ratio'] - 1:+.1%}\n"
         f"step, cold store  {result['cold_ms']:8.2f} ms, {result['cold_memory_ms']:.2f} on rows in memory: "
@@ -82,12 +83,12 @@ def main(
 
 
 def _resident() -> float:
-    """GB."""
+    """The memory that the process holds, in GB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e9
 
 
 def _drop(data: Any) -> None:
-    """Take the shards out of the page cache."""
+    """Drop the shards from the page cache."""
     for shard in data.store.shards:
         handle = os.open(shard.path, os.O_RDONLY)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -95,8 +96,8 @@ def _drop(data: Any) -> None:
 
 
 def _alone(data: Any, config: Any) -> dict[str, float]:
-    """Rows a second of nothing but feeding, over three windows."""
-    steps, found = 3 * len(data) // data.windows // config.batch, {}
+    """Rows per second of nothing but feeding, over three windows."""
+    steps, speeds = 3 * len(data) // data.windows // config.batch, {}
     for name in ("warm", "cold"):
         if name == "cold":
             _drop(data)
@@ -104,14 +105,14 @@ def _alone(data: Any, config: Any) -> dict[str, float]:
         begin = time.perf_counter()
         for _ in range(steps):
             next(rows)
-        found[f"{name}_rows_s"] = steps * config.batch / (time.perf_counter() - begin)
+        speeds[f"{name}_rows_s"] = steps * config.batch / (time.perf_counter() - begin)
         rows.close()
-    return found
+    return speeds
 
 
 def _training(engine: Any, data: Any, X: Array, config: Any, rounds: int) -> dict[str, float]:
     """Steps on rows in memory and on the store, in turns."""
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     params = gba.random_params(config, data.d)
     # Gates as after adaptation, 2% of them open, and nothing learned: which rows come is all that differs.
     params.b[:] = -2.05 / np.sqrt(data.d)
@@ -122,13 +123,13 @@ def _training(engine: Any, data: Any, X: Array, config: Any, rounds: int) -> dic
 
     memory = steps(gba.minibatches(X, config))
     float(next(memory).loss)
-    found["model_gb"] = peak = _resident()
+    result["model_gb"] = peak = _resident()
     for name in ("warm", "cold"):
         store, times = steps(feed.minibatches(data, config)), ([], [])
         float(next(store).loss)
         with click.progressbar(range(rounds), label=name, file=sys.stderr) as bar:
             for _ in bar:
-                for run, told in zip((memory, store), times, strict=True):
+                for run, series in zip((memory, store), times, strict=True):
                     if name == "cold":
                         _drop(data)
                     begin = time.perf_counter()
@@ -136,11 +137,11 @@ def _training(engine: Any, data: Any, X: Array, config: Any, rounds: int) -> dic
                         metrics = next(run)
                         peak = max(peak, _resident())
                     float(metrics.loss)
-                    told.append((time.perf_counter() - begin) / SEGMENT * 1e3)
-        found[f"{name}_memory_ms"], found[f"{name}_ms"] = map(statistics.median, times)
-        found[f"{name}_ratio"] = statistics.median(b / a for a, b in zip(*times, strict=True))
+                    series.append((time.perf_counter() - begin) / SEGMENT * 1e3)
+        result[f"{name}_memory_ms"], result[f"{name}_ms"] = map(statistics.median, times)
+        result[f"{name}_ratio"] = statistics.median(b / a for a, b in zip(*times, strict=True))
         store.close()
-    return found | {"extra_gb": peak - found["model_gb"]}
+    return result | {"extra_gb": peak - result["model_gb"]}
 
 
 if __name__ == "__main__":

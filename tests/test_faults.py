@@ -20,8 +20,9 @@ from refgba import backends
 from refgba.cli import main
 from refgba.config import GBAConfig
 from refgba.data import activations, files, pack
-from refgba.data.activations import open_activations, reopen, survey
+from refgba.data.activations import open_activations, reopen
 from refgba.data.store import open_store
+from refgba.data.survey import survey
 from refgba.errors import InputError
 from refgba.runs import checkpoints, folder
 from refgba.runs.trainer import Saving, TrainingError, resume_run, train_run
@@ -192,7 +193,7 @@ def test_what_is_wrong_with_data_before_training_is_named_by_shard_and_row(cli, 
     (store / "meta.json").write_text(json.dumps(meta))
     said = the_error(cli("train", store, "-o", "r"), 2)
     assert f"{shards[7].name}: row 50 (row 750 of store) holds a NaN" in said.replace(str(store.parent) + "/", "")
-    assert said.replace("float64", "float32") == the_error(cli("data", "verify", store), 2)
+    assert said == the_error(cli("data", "verify", store), 2)
     for damaged in (whole[3][:-1], whole[3][:50], b""):
         shards[3].write_bytes(damaged)
         assert shards[3].name in the_error(cli("train", store, "-o", "r"), 2)

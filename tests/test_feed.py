@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from refgba import gba
 from refgba.config import GBAConfig
-from refgba.data import feed
-from refgba.data.activations import open_activations, survey
+from refgba.data import feed, unit_rows
+from refgba.data.activations import open_activations
 from refgba.data.prefetch import THREADS
+from refgba.data.survey import survey
 
 
 def numbered(N):
@@ -74,7 +75,7 @@ def test_in_one_window_the_minibatches_are_the_references(opened, dtype):
 @pytest.mark.parametrize(("dtype", "stored"), [("float64", ">f4"), ("float32", "<f2")])
 @pytest.mark.parametrize("d", [3, 3000, 70_000])  # in a piece there are many rows, a few, not one
 def test_rows_are_scaled_as_the_reference_scales_them_whatever_the_pieces(tmp_path, monkeypatch, dtype, stored, d):
-    monkeypatch.setattr(feed, "PIECE", 2**17)
+    monkeypatch.setattr(unit_rows, "PIECE", 2**17)
     X = np.random.default_rng(0).standard_normal((23, d)).astype(stored)
     np.save(tmp_path / "x.npy", X)
     data, _ = survey(replace(open_activations(tmp_path / "x.npy"), block=4))

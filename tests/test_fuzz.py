@@ -22,9 +22,11 @@ from safetensors.numpy import save
 
 from refgba import backends
 from refgba.config import GBAConfig, settings_from_json
-from refgba.data.activations import open_activations, reopen, survey
-from refgba.data.pack import Writer, info, verify
+from refgba.data.activations import open_activations, reopen
+from refgba.data.inspection import info, verify
 from refgba.data.store import open_store
+from refgba.data.survey import survey
+from refgba.data.writer import Writer
 from refgba.errors import InputError
 from refgba.runs import checkpoints, folder
 from refgba.runs.trainer import Saving, train_run

@@ -15,7 +15,8 @@ import pytest
 from refgba import backends
 from refgba.config import GBAConfig
 from refgba.data import files
-from refgba.data.activations import open_activations, reopen, survey
+from refgba.data.activations import open_activations, reopen
+from refgba.data.survey import survey
 from refgba.errors import InputError
 from refgba.report import RunData, load_run, read_labels, report
 from refgba.runs import folder, log

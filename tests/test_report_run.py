@@ -11,7 +11,8 @@ from reports import CONFIG, Page
 
 from refgba import backends
 from refgba.config import Settings
-from refgba.data.activations import open_activations, survey
+from refgba.data.activations import open_activations
+from refgba.data.survey import survey
 from refgba.errors import InputError
 from refgba.report import load_run, report
 from refgba.runs.judging import evaluate, load, result, save

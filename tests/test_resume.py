@@ -23,7 +23,8 @@ from refgba import backends, gba, recipe
 from refgba.cli import main
 from refgba.config import BaselineConfig, GBAConfig, Method
 from refgba.data import files
-from refgba.data.activations import open_activations, reopen, survey
+from refgba.data.activations import open_activations, reopen
+from refgba.data.survey import survey
 from refgba.errors import InputError
 from refgba.runs import checkpoints, folder, trainer
 from refgba.runs.signals import Stopped

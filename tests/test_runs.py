@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from refgba import backends, gba
 from refgba.config import GBAConfig
-from refgba.data.activations import open_activations, survey
+from refgba.data.activations import open_activations
+from refgba.data.survey import survey
 from refgba.errors import InputError
 from refgba.runs import folder, trainer
 from refgba.runs.judging import evaluate, recovery

@@ -1,8 +1,8 @@
-"""Activations to train on or to evaluate: the rows of a store, block by block, checked.
+"""Activations to train on or to evaluate: the rows of a store that count, block by block.
 
-A block is a run of rows of one shard, about a MiB: the unit that is read, checked and shuffled (`feed`).  `survey`
-reads every row once.  It finds bad rows, what training needs to know, and a checksum of each block, against which a
-block is held whenever it is read again: a run never trains on rows other than those it began with.
+A block is a run of rows of one shard, about a MiB: the unit that is read, checked and shuffled (`feed`).  After a
+`survey`, which checks every row once, each block has a checksum, which is compared whenever the block is read again: a
+run never trains on rows other than those it began with.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -22,21 +21,22 @@ import numpy as np
 import numpy.typing as npt
 
 from refgba.data.prefetch import in_order
-from refgba.data.store import Raw, Shard, Store, open_store, stored, values
+from refgba.data.store import Raw, Store, open_store, stored, values
 from refgba.errors import InputError
 from refgba.streams import stream
-from refgba.types import Array, Float64, Int64, Mask
+from refgba.types import Array, Int64
 
-BLOCK = 2**20  # bytes, about
-WINDOW = 2**28  # bytes of rows that `feed` shuffles among themselves, about
+BLOCK = 2**20  # about how many bytes of rows are in a block
+WINDOW = 2**28  # about how many bytes of rows `feed` shuffles among themselves
 
 
 @dataclass(frozen=True)
 class Activations:
     """The rows of a store that count.
 
-    block: rows in a block, at most.  windows: parts of an epoch, each shuffled as one (`feed`).  dropped: sorted rows
-    of the store left out.  crc: (blocks,) CRC-32 of the stored rows of each block, None before a survey.
+    block: the most rows in a block.  windows: parts of an epoch, each shuffled as one (`feed`).  dropped: the sorted
+    numbers of those rows of the store that are left out.  crc: (blocks,) CRC-32 of the stored rows of each block, None
+    before a survey.
     """
 
     store: Store
@@ -67,7 +67,7 @@ class Activations:
         return np.diff(self.begins - np.searchsorted(self.dropped, self.begins))
 
     def stored(self, k: int, into: Raw | None = None) -> Raw:
-        """Block k as it is stored, with all its rows, or written to `into`.
+        """Block k as it is stored, with all its rows; written to `into` if that is given.
 
         InputError when it is not what the survey saw.
         """
@@ -82,28 +82,29 @@ class Activations:
             )
         return raw
 
-    def read(self, blocks: Int64, room: Raw | None = None) -> Raw:
+    def read(self, blocks: Int64, into: Raw | None = None) -> Raw:
         """The rows that count of these blocks, as they are stored, (Σ counts[blocks], d).
 
-        room: an array of more rows, the first of which they become; where there is none it is made.
+        into: an array of at least as many rows, the first of which they become; None makes one.  InputError as
+        `stored`.
         """
         ends = np.cumsum(self.counts[blocks])
-        rows = np.empty((int(ends[-1]), self.d), stored(self.store.dtype)) if room is None else room[: ends[-1]]
+        rows = np.empty((int(ends[-1]), self.d), stored(self.store.dtype)) if into is None else into[: ends[-1]]
 
         def place(i: int) -> None:
             k, n = int(blocks[i]), int(self.counts[blocks[i]])
-            into = rows[ends[i] - n : ends[i]]
+            part = rows[ends[i] - n : ends[i]]
             if n == self.begins[k + 1] - self.begins[k]:
-                self.stored(k, into)
+                self.stored(k, part)
             else:
                 here = slice(*np.searchsorted(self.dropped, self.begins[k : k + 2]))
-                into[:] = np.delete(self.stored(k), self.dropped[here] - self.begins[k], axis=0)
+                part[:] = np.delete(self.stored(k), self.dropped[here] - self.begins[k], axis=0)
 
         deque(in_order(place, range(len(blocks))), 0)
         return rows
 
     def sample(self, rows: int, size: int) -> Iterator[Array]:
-        """About that many rows, at most `size` at a time: whole blocks, picked at random but always the same ones."""
+        """About `rows` rows, at most `size` at a time: whole blocks, picked at random but always the same ones."""
         picked = stream(0, "sample").permutation(len(self.counts))
         picked = picked[self.counts[picked] > 0]
         enough = np.searchsorted(np.cumsum(self.counts[picked]), rows, side="right")
@@ -113,7 +114,7 @@ class Activations:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells these rows from others, after a survey: 64 hexadecimal digits."""
+        """What tells these rows, after a survey, from any others: 64 hexadecimal digits."""
         assert self.crc is not None
         digest = hashlib.sha256(f"{self.store.dtype} {self.d} {self.block} {self.windows}".encode())
         for array in (self.begins, self.dropped, self.crc):
@@ -134,27 +135,17 @@ class Activations:
         }
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What one pass over the rows, each scaled to unit norm, found.
-
-    rows: how many count.  dropped: rows of zeros left out.  variance: mean of ||x - mean||^2, the denominator of FVU.
-    """
-
-    rows: int
-    dropped: int
-    variance: float
-
-
 def open_activations(path: Path, d: int | None = None) -> Activations:
     """The rows of a store, not yet checked; InputError as `open_store`.
 
-    `path`: a .npy file of float16, float32 or float64 rows, (N, d), or a folder of shards.  d: refuse other dimensions.
+    path: a .npy file of float16, float32 or float64 rows (N, d), or a folder of shards.  d: None, or the only number of
+    dimensions that is accepted.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
     >>> import numpy as np
-    >>> from refgba.data.activations import open_activations, survey
+    >>> from refgba.data.activations import open_activations
+    >>> from refgba.data.survey import survey
     >>> with TemporaryDirectory() as folder:
     ...     path = Path(folder) / "X.npy"
     ...     np.save(path, np.array([[1, 0], [0, 1], [3, 0], [0, 2]], np.float16))
@@ -174,17 +165,17 @@ def unchecked(store: Store) -> Activations:
 
 
 def block_rows(d: int, dtype: str) -> int:
-    """Rows in a block."""
+    """The most rows in a block."""
     return max(1, BLOCK // (d * stored(dtype).itemsize))
 
 
 def reopen(
     record: dict[str, Any], dropped: Int64, crc: npt.NDArray[np.uint32], path: Path | None = None
 ) -> Activations:
-    """The rows that `Activations.record` is of, from where they were or from `path`.
+    """The rows that `record`, by `Activations.record`, describes, from where they were or from `path`.
 
-    Shards that have come since are left out.  InputError names what is not as it was; single blocks are checked when
-    they are read, the first and the last of them here.
+    Shards that have come since are left out.  InputError names what is not as it was: here that is checked for headers
+    and for the first and the last block, and for any other block when it is read.
     """
     store = open_store(Path(record["path"]) if path is None else path)
     for name in ("d", "dtype"):
@@ -202,104 +193,3 @@ def reopen(
     data.stored(0)
     data.stored(len(crc) - 1)
     return data
-
-
-class Check:
-    """Refuses rows, in the order of a store, that cannot be computed on in an arithmetic `dtype`."""
-
-    def __init__(self, store: Store, dtype: str, drop_zero_rows: bool = False) -> None:
-        """Rows of zeros have no direction; with drop_zero_rows they are left out instead of refused."""
-        self.store, self.dtype, self.drop = store, dtype, drop_zero_rows
-        self.tiny, self.largest = np.sqrt(np.finfo(dtype).tiny), np.sqrt(np.finfo(dtype).max)
-        self.seen = 0  # rows of the store
-        self.dropped = np.empty(0, np.int64)  # sorted
-
-    def fits(self, norm: Float64) -> Mask:
-        """Which rows of these norms can be computed on."""
-        fits: Mask = (norm >= self.tiny) & (norm <= self.largest)  # False for NaN
-        return fits
-
-    def __call__(self, x: Array) -> Array:
-        """The rows of x (rows, d) that count; InputError names the first that is not finite or squares out of range."""
-        fits = self.fits(_norms(x))
-        if not fits.all():
-            for l in np.flatnonzero(~fits):
-                zero = not x[l].any()
-                if zero and self.drop:
-                    continue
-                where = self.store.place(self.seen + int(l))
-                if zero:
-                    raise InputError(f"{where} is all zeros and has no direction; --drop-zero-rows skips such rows")
-                raise InputError(f"{where} holds a NaN, an infinity, or is too large or small for {self.dtype}")
-            self.dropped = np.concatenate([self.dropped, self.seen + np.flatnonzero(~fits)])
-            x = x[fits]
-        self.seen += len(fits)
-        return x
-
-    def chunks(self, data: Activations, size: int) -> Iterator[Array]:
-        """The rows of all of the data that count, in order, at most `size` at a time."""
-        for k in range(len(data.counts)):
-            x = values(data.stored(k))
-            yield from (self(x[l : l + size]) for l in range(0, len(x), size))
-
-    def row(self, index: Int64) -> Int64:
-        """The rows of the store that the rows that count, by number, are."""
-        return index + np.searchsorted(self.dropped - np.arange(len(self.dropped)), index, side="right")
-
-
-def _norms(x: Array) -> Float64:
-    """The norms of rows x (L, d), (L,) in float64."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        norms: Float64 = np.sqrt(np.einsum("ld,ld->l", x, x, dtype=np.float64, casting="same_kind"))
-    return norms
-
-
-def _sum(x: Array, norm: Float64) -> Float64:
-    """The sum of the rows x (L, d), each over its norm: (d,)."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # rows that do not count are told by `Check`
-        total: Float64 = np.einsum("l,ld->d", 1 / norm, x)  # not BLAS, whose threads would meet those of `in_order`
-    return total
-
-
-def survey(
-    data: Activations, dtype: str = "float64", drop_zero_rows: bool = False, tick: Callable[[int], object] = id
-) -> tuple[Activations, Survey]:
-    """Read every row once: the rows to train on in the arithmetic `dtype`, and what they are like.
-
-    `tick` is called with the number of rows of each block read.  InputError names the first row that is not finite, or
-    whose squares are not in `dtype`, or that is all zeros, unless `drop_zero_rows` leaves those out; and a shard whose
-    checksum is not that of `meta.json`.  It also refuses rows that all point the same way.
-    """
-    check = Check(data.store, dtype, drop_zero_rows)
-    starts = set(data.store.starts.tolist())
-    crc = np.zeros(len(data.counts), np.uint32)
-    total, count = np.zeros(data.d), 0
-
-    def look(k: int) -> tuple[int, Float64, Float64]:
-        """Checksum, norms, and the sum of the rows at unit norm."""
-        raw = data.stored(k)
-        with np.errstate(invalid="ignore"):  # casting a signalling NaN; what a caller ignores, other threads do not
-            x = values(raw).astype(np.float64)
-        norm = _norms(x)
-        return zlib.crc32(raw.data), norm, _sum(x, norm)
-
-    with (
-        closing(in_order(Shard.verify, data.store.shards, ahead=2)) as verified,
-        closing(in_order(look, range(len(crc)))) as seen,
-    ):
-        for k, (crc[k], norm, part) in enumerate(seen):
-            if int(data.begins[k]) in starts:
-                next(verified)
-            if check.fits(norm).all():
-                check.seen += len(norm)
-                total, count = total + part, count + len(norm)
-            else:
-                x = check(values(data.stored(k)).astype(np.float64))
-                total, count = total + _sum(x, _norms(x)), count + len(x)
-            tick(len(norm))
-    if count == 0:
-        raise InputError(f"{data.store.path}: every row is all zeros")
-    variance = 1 - float(np.sum((total / count) ** 2))  # the mean of ||x||^2 is 1
-    if variance < 1e-12:
-        raise InputError(f"{data.store.path}: all {count} rows point the same way; there is nothing to learn from them")
-    return replace(data, dropped=check.dropped, crc=crc), Survey(count, len(check.dropped), variance)

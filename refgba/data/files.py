@@ -1,16 +1,24 @@
-"""Files and folders that appear whole or not at all: written under a temporary name, flushed to disk, renamed.
+"""Files and folders written so that they appear whole or not at all, and JSON objects read from untrusted files.
 
-Temporary names begin with `PARTIAL`.  A process that is killed may leave one behind; nothing reads it, and `sweep`
-removes it.  Every failure to write is an OSError that leaves what was there before as it was.
+What is written first gets a temporary name, is flushed to disk, and is then renamed.  Temporary names begin with
+`PARTIAL`.  A process that is killed may leave one behind; nothing reads it, and `sweep` removes it.
 
-And JSON objects, read from files that may hold anything.
+Links are followed: what they lead to is replaced, and they stay.  Only regular files and folders are ever replaced.
+New files have the mode 0666 less the umask, new folders 0777 less the umask; what replaces something has its mode.
+
+Every failure to write is an OSError that leaves what was there before as it was.  `write_output` and
+`write_new_folder`, for paths that a user gave, make an InputError of it that names the path.  Long before, when nothing
+has been computed, `refuse_output`, `refuse_full_folder` and `refuse_place` say what would fail.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,24 +27,77 @@ from typing import Any
 
 from refgba.errors import InputError, brief
 
-LARGEST_JSON = 2**24  # bytes, unless a reader expects more
+LARGEST_JSON = 2**24  # bytes of a JSON file, unless its reader expects more
 PARTIAL = ".partial-"
 
 
 def write(path: Path, data: bytes) -> None:
-    """Make or replace the file `path`."""
-    handle, name = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
-    partial = Path(name)
+    """Make or replace the file `path`; OSError, too, when something else than a regular file is there."""
+    mode = _mode(path)
+    if mode is not None and not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "Not a regular file")
+    path = Path(os.path.realpath(path))
+    partial = _partial(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(mode))
             file.write(data)
-        partial.chmod(0o644)  # mkstemp makes it private
         flush(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     flush(path.parent)
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Make or replace the file `path`, and make the folders it is in; InputError, naming it, when it cannot be."""
+    refuse_output(path)
+    try:
+        Path(os.path.realpath(path)).parent.mkdir(parents=True, exist_ok=True)
+        write(path, data)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def refuse_output(path: Path) -> None:
+    """InputError, naming the path, unless `write_output` could make or replace it now.  Writes nothing."""
+    if str(path) == "-":
+        raise InputError("-: output goes to files only; give the name of one, or ./- for a file of that name")
+    try:
+        mode = _mode(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    if mode is not None and stat.S_ISDIR(mode):
+        raise InputError(f"{path}: is a folder; give the name of a file")
+    if mode is not None and not stat.S_ISREG(mode):
+        raise InputError(f"{path}: is not a regular file; give the name of one")
+    refuse_place(path)
+
+
+def refuse_place(path: Path) -> None:
+    """InputError, naming the path, unless something new could be put there: its folder can be written, or made."""
+    folder = Path(os.path.realpath(path)).parent
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not os.path.isdir(folder):
+        raise InputError(f"{path}: cannot be written (Not a directory)")
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise InputError(f"{path}: cannot be written (Permission denied)")
+
+
+def _mode(path: Path) -> int | None:
+    """What `stat` says of a file or folder, through links; None if nothing is there."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _partial(path: Path) -> Path:
+    """A temporary name beside `path`."""
+    return path.with_name(PARTIAL + secrets.token_hex(8))
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
@@ -46,15 +107,48 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
             (partial / name).write_bytes(data)
 
 
+def refuse_full_folder(path: Path) -> None:
+    """InputError unless `path` is free for a new folder: nothing is there, or a folder that is empty."""
+    try:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: exists and is not a folder")
+        if path.exists() and any(path.iterdir()):
+            raise InputError(f"{path}: is not empty; choose another folder or remove it")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def write_new_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Make the folder `path`, and those it is in, with these files in it.
+
+    InputError as `refuse_full_folder`, and when it cannot be written.
+    """
+    refuse_full_folder(path)
+    try:
+        folder = Path(os.path.realpath(path))  # so that "." has a name and a folder it is in
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_folder(folder, files)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Make or replace the folder `path` by what the body puts into the one it is given, unless it raises."""
-    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent))
+    """Make or replace the folder `path`: the body fills a folder that takes its place, unless the body raises."""
+    mode = _mode(path)
+    if mode is not None and not stat.S_ISDIR(mode):
+        raise OSError(errno.ENOTDIR, "Not a directory")
+    path = Path(os.path.realpath(path))
+    partial = _partial(path)
+    partial.mkdir()
     try:
-        partial.chmod(0o755)  # mkdtemp makes it private
         yield partial
-        for file in (*partial.iterdir(), partial):
+        for file in partial.iterdir():
+            file.chmod(partial.stat().st_mode & 0o666)  # some libraries make their files private
             flush(file)
+        if mode is not None:
+            partial.chmod(stat.S_IMODE(mode))
+        flush(partial)
         with suppress(FileNotFoundError):
             remove_folder(path)  # a folder that is not empty cannot be renamed over
         partial.rename(path)
@@ -91,20 +185,40 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
-    """The JSON object in a file of at most that many bytes; InputError, naming the file, for anything else."""
-    if not os.path.isfile(path):  # a pipe or a device would be read without end
-        raise InputError(f"{path}: no such file")
+def regular_size(path: Path) -> int:
+    """Bytes of a regular file; InputError, naming it, for anything else: a pipe or a device is read without end."""
     try:
-        if path.stat().st_size > most:
-            raise InputError(f"{path}: larger than {most:,} bytes")
-        return parse_json(path.read_bytes(), path)
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a ValueError for a name that no file can have
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path}: no such file; a folder is there")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: not a regular file")
+    return status.st_size
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """A regular file of at most `most` bytes, whole; InputError, naming it, for anything else."""
+    size = regular_size(path)
+    if size > most:
+        raise InputError(f"{path}: larger than {most:,} bytes")
+    try:
+        with path.open("rb") as file:
+            return file.read(size)  # no more, should it grow
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+def read_json(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
+    """The JSON object in a file of at most `most` bytes; InputError, naming the file, for anything else."""
+    return parse_json(read_file(path, most), path)
+
+
 def parse_json(data: bytes, path: Path) -> dict[str, Any]:
-    """The JSON object in bytes of a file; InputError, naming the file, for anything else."""
+    """The JSON object in `data`, bytes of the file `path`; InputError, naming the file, for anything else."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

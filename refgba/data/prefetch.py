@@ -1,6 +1,6 @@
-"""Prepare what comes next while the present is in use, in threads: reading, checking and scaling rows.
+"""Threads that prepare what comes next while the present is in use: they read, check and scale rows.
 
-NumPy, hashlib and zlib let other threads run while they work, so this takes as many cores as there are.
+NumPy, hashlib and zlib let other threads run while they work, so this uses as many cores as there are.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ THREADS = min(8, os.cpu_count() or 1)
 
 
 def prefetched(items: Iterator[T], depth: int = 2) -> Generator[T]:
-    """The same items in the same order, up to `depth` of them taken ahead by a thread.
+    """The same items in the same order; a thread takes up to `depth` of them ahead.
 
-    What `items` raises is raised here, at its place.  The thread ends when this generator is closed or exhausted, and
-    `items`, which is used by no other, is closed then.
+    What `items` raises is raised here, at its place.  The thread ends when this generator is closed or exhausted; it
+    then closes `items`, which nothing else may use.
     """
-    ready: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
-    room, wanted = Semaphore(depth), True
+    ready: SimpleQueue[tuple[T] | BaseException] = SimpleQueue()
+    free, wanted = Semaphore(depth), True
 
     def work() -> None:
         try:
-            while room.acquire() and wanted:
-                ready.put((next(items), None))
-        except BaseException as error:  # handed over, whatever it is
-            ready.put((None, error))
+            while free.acquire() and wanted:
+                ready.put((next(items),))
+        except BaseException as error:  # whatever it is, the other thread raises it
+            ready.put(error)
         finally:
             if isinstance(items, Generator):
                 items.close()
@@ -42,21 +42,21 @@ def prefetched(items: Iterator[T], depth: int = 2) -> Generator[T]:
     thread.start()
     try:
         while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
+            item = ready.get()
+            if isinstance(item, StopIteration):
                 return
-            if error is not None:
-                raise error
-            room.release()
-            yield item  # type: ignore[misc]  # an item unless there is an error
+            if isinstance(item, BaseException):
+                raise item
+            free.release()
+            yield item[0]
     finally:
         wanted = False
-        room.release()
+        free.release()
         thread.join()
 
 
 def in_order(work: Callable[[S], T], items: Iterable[S], ahead: int = 2 * THREADS) -> Generator[T]:
-    """work(item) for each item, in their order, computed by THREADS threads, up to `ahead` items before they are asked.
+    """work(item) for each item, in their order; THREADS threads compute it, up to `ahead` items before it is asked for.
 
     What `work` raises is raised here, at its place.
     """

@@ -28,14 +28,15 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from refgba.data.files import parse_json, read_json
+from refgba.data.files import parse_json, read_json, regular_size
 from refgba.errors import InputError
 from refgba.types import Array, Int64
 
 META, FORMAT, TENSOR = "meta.json", "refgba-activations", "activations"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 SAFETENSORS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-LONGEST_HEADER = 2**20  # bytes of a shard's header: a matrix needs a few hundred
+LONGEST_NPY_HEADER = 2**20  # bytes: a matrix needs about a hundred
+LONGEST_SAFETENSORS_HEADER = 10**8  # bytes, the format's own limit: a file may hold many tensors beside the matrix
 LONGEST_META = 2**28  # bytes of meta.json: a million shards need a tenth of it
 LARGEST = 2**62  # of any number in a header; Python does not even print what is much larger
 
@@ -51,11 +52,15 @@ class Shard:
     d: int
     dtype: str
     offset: int
-    swapped: bool = False  # whether numbers are stored with the highest byte first
-    sha256: str | None = None  # of the whole file, where meta.json says
+    swapped: bool = False  # whether numbers are stored in the byte order that is not this machine's
+    sha256: str | None = None  # of the whole file, if meta.json has it
 
     def read(self, start: int, stop: int, into: Raw | None = None) -> Raw:
-        """Rows start..stop as they are stored, or written to `into`; InputError when they are not there any more."""
+        """Rows start..stop (stop excluded) as they are stored, (stop - start, d) of `stored(dtype)`.
+
+        into: an array of that shape and dtype that they are written to; None makes one.  InputError when they are not
+        there any more.
+        """
         rows = np.empty((stop - start, self.d), stored(self.dtype)) if into is None else into
         view = rows.reshape(-1).view(np.uint8).data
         done = 0
@@ -79,16 +84,17 @@ class Shard:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal; InputError when it cannot be read."""
+    """SHA-256 of a regular file, in hexadecimal; InputError when it cannot be read."""
+    regular_size(path)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError) as error:  # a ValueError for a name that no file can have
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def stored(dtype: str) -> np.dtype[Any]:
-    """The NumPy dtype of what is stored."""
+    """The NumPy dtype in which rows of one of DTYPES are stored."""
     return np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
 
 
@@ -103,9 +109,10 @@ def values(raw: Raw) -> Array:
 
 @dataclass(frozen=True)
 class Store:
-    """Shards of rows of the same d and dtype, in order.
+    """Shards of rows of the same d and dtype, in order; at least one.
 
-    complete: whether no more shards are to come.  about: what else `meta.json` says.
+    path: of the one file, or of the folder.  complete: false if more shards are to come.  about: what else `meta.json`
+    says.
     """
 
     path: Path
@@ -133,17 +140,17 @@ class Store:
         return int(self.starts[-1])
 
     def place(self, row: int) -> str:
-        """A row of the store, for people: its file and its number there, and in the store where that is another."""
+        """A row's place, for people: its file and its number there, and its number in the store if that differs."""
         k = int(np.searchsorted(self.starts, row, side="right")) - 1
         shard, inside = self.shards[k], row - int(self.starts[k])
         return f"{shard.path}: row {inside}" + (f" (row {row} of {self.path})" if k else "")
 
 
 def open_store(path: Path, d: int | None = None) -> Store:
-    """A `.npy` file or a folder of shards, by their headers; any d, or the one a network needs.
+    """A file of rows or a folder of shards, by their headers alone.
 
-    InputError when there is no such file, when it is empty, truncated or of another format, when an array is not 2-D or
-    has no rows or another d, or when its dtype is not in DTYPES.
+    d: None, or the only number of dimensions that is accepted.  InputError when there is no such file, when it is
+    empty, truncated or of another format, when an array is not 2-D or has no rows, or when its dtype is not in DTYPES.
     """
     if os.path.isdir(path):  # unlike Path's, False for a name that no folder can have
         store = _open_folder(path)
@@ -155,7 +162,10 @@ def open_store(path: Path, d: int | None = None) -> Store:
 
 
 def load_matrix(path: Path, d: int | None = None) -> Array:
-    """All rows of `open_store` in memory, (rows, d) float64: for what is small, such as true features."""
+    """All rows of a store in memory, (rows, d) float64: for what is small, such as true features.
+
+    InputError as `open_store`, and when rows cannot be read.
+    """
     store = open_store(path, d)
     parts = [values(shard.read(0, shard.rows)) for shard in store.shards]
     return np.concatenate(parts).astype(np.float64)
@@ -177,8 +187,8 @@ def open_shard(path: Path) -> Shard:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     if len(shape) != 2:
-        said = f"{len(shape)}-D {shape}" if len(shape) < 8 else f"{len(shape)}-D"
-        raise InputError(f"{path}: activations are a 2-D array (rows, d), this one is {said}")
+        shown = f"{len(shape)}-D {shape}" if len(shape) < 8 else f"{len(shape)}-D"
+        raise InputError(f"{path}: activations are a 2-D array (rows, d), this one is {shown}")
     rows, d = shape
     if rows * d == 0:
         raise InputError(f"{path}: the array is empty, shape {shape}")
@@ -197,17 +207,22 @@ def _npy(path: Path, file: BinaryIO, size: int) -> tuple[tuple[int, ...], str, i
     if version not in ((1, 0), (2, 0)):
         raise InputError(f"{path}: version {version} of the .npy format; matrices are of version 1 or 2")
     length = int.from_bytes(start[8:10] if version == (1, 0) else start[8:12], "little")
-    if length > min(size, LONGEST_HEADER):  # NumPy would allocate that much
+    if length > min(size, LONGEST_NPY_HEADER):  # NumPy would allocate that much
         raise InputError(f"{path}: truncated or damaged (a header of {length} bytes)")
     file.seek(8)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         shape, fortran, dtype = read(file)
     except Exception as error:  # a damaged header makes NumPy raise nearly anything
-        said = (str(error).splitlines() or [""])[0][:80]
-        raise InputError(f"{path}: truncated or damaged ({said or type(error).__name__})") from None
+        reason = (str(error).splitlines() or [""])[0][:80]
+        raise InputError(f"{path}: truncated or damaged ({reason or type(error).__name__})") from None
     if dtype.hasobject:
         raise InputError(f"{path}: dtype is object; activations are {', '.join(DTYPES)}")
+    if dtype.str in ("|V2", "<V2", ">V2"):
+        raise InputError(
+            f"{path}: dtype is {dtype}: bfloat16, it seems, of which NumPy saves only that it has 2 bytes; save "
+            "x.astype('float32'), or x with safetensors.numpy.save_file"
+        )
     if dtype.kind != "f" or dtype.name not in DTYPES:
         raise InputError(f"{path}: dtype is {dtype}; activations are {', '.join(DTYPES)}")
     if fortran and len(shape) == 2:
@@ -224,18 +239,22 @@ def _safetensors(path: Path, file: BinaryIO, size: int) -> tuple[tuple[int, ...]
     """
     start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-    if length > min(size - 8, LONGEST_HEADER):
+    if length > size - 8:
         raise InputError(f"{path}: not a .safetensors file, or truncated or damaged (its header does not fit)")
+    if length > LONGEST_SAFETENSORS_HEADER:
+        raise InputError(
+            f"{path}: its header has {length:,} bytes, the .safetensors format allows {LONGEST_SAFETENSORS_HEADER:,}"
+        )
     header = parse_json(file.read(length), path)
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     if len(tensors) != 1 and TENSOR not in tensors:
         raise InputError(f"{path}: holds {len(tensors)} tensors, and none named {TENSOR!r}: which are the activations?")
     name, entry = (TENSOR, tensors[TENSOR]) if TENSOR in tensors else next(iter(tensors.items()))
-    said = entry if isinstance(entry, dict) else {}
-    shape, offsets = _sizes(said.get("shape")), _sizes(said.get("data_offsets"))
+    entry = entry if isinstance(entry, dict) else {}
+    shape, offsets = _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
     if shape is None or offsets is None or len(offsets) != 2:
         raise InputError(f"{path}: truncated or damaged (tensor {name[:80]!r} has no shape or place)")
-    code = said.get("dtype")
+    code = entry.get("dtype")
     code = code if isinstance(code, str) else ""
     if code not in SAFETENSORS:
         raise InputError(f"{path}: dtype is {code[:80]!r}; activations are {', '.join(SAFETENSORS)}")
@@ -273,14 +292,14 @@ def read_meta(path: Path) -> dict[str, Any]:
             raise InputError(f"{file}: {complaint}")
     names: set[str] = set()
     for k, entry in enumerate(meta["shards"]):
-        said = entry if isinstance(entry, dict) else {}
-        name, rows = said.get("file"), said.get("rows")
+        fields = entry if isinstance(entry, dict) else {}
+        name, rows = fields.get("file"), fields.get("rows")
         if not (isinstance(name, str) and name.isprintable() and 0 < len(name) < 256 and Path(name).name == name):
             raise InputError(f"{file}: shard {k}: file should be a name in the folder")
         for right, complaint in (
             (name not in names, f"file {name!r} is listed twice"),
             (type(rows) is int and 0 < rows < LARGEST, "rows should be a positive whole number"),
-            (isinstance(said.get("sha256"), str | None), "sha256 should be a string"),
+            (isinstance(fields.get("sha256"), str | None), "sha256 should be a string"),
         ):
             if not right:
                 raise InputError(f"{file}: shard {k}: {complaint}")
@@ -293,13 +312,13 @@ def _open_folder(path: Path) -> Store:
     shards = []
     for entry in meta["shards"]:
         shard = open_shard(path / entry["file"])
-        for name, is_, said in (
+        for name, actual, listed in (
             ("rows", shard.rows, entry["rows"]),
             ("d", shard.d, meta["d"]),
             ("dtype", shard.dtype, meta["dtype"]),
         ):
-            if is_ != said:
-                raise InputError(f"{shard.path}: {name} is {is_}, {path / META} says {said}")
+            if actual != listed:
+                raise InputError(f"{shard.path}: {name} is {actual}, {path / META} says {listed}")
         shards.append(Shard(**vars(shard) | {"sha256": entry.get("sha256")}))
     if not shards:
         raise InputError(f"{path}: no shard is complete yet")

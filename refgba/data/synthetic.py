@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 
+from refgba.data.files import PARTIAL
 from refgba.data.laws import Hierarchy, Pairs, zipf_frequencies
 from refgba.errors import InputError
 from refgba.model import Independent, Rows, SyntheticModel, Uniform
@@ -49,10 +50,12 @@ def _law(settings: Mapping[str, Any]) -> Rows:
 def write(
     model: SyntheticModel, N: int, out: Path, about: dict[str, Any], keep_H: bool, tick: Callable[[int], object] = id
 ) -> None:
-    """Write the first N rows of `model`, its V, and H if `keep_H`, in the model's dtype, into the folder `out`.
+    """Write the first N rows of `model`, its features, and if `keep_H` its coefficients, into the folder `out`.
 
-    X.npy is (N, d), V.npy (n, d) float64, H.npy (N, n); `about` goes to model.json.  All are written under temporary
-    names and renamed at the end.  InputError when one of them exists, cannot be written, or would not be finite.
+    X.npy: (N, d), the rows, and H.npy: (N, n), the coefficients, both in the model's dtype.  V.npy: (n, d) float64, the
+    features.  model.json: `about`, and N.  All are written under temporary names and renamed at the end.  `tick` is
+    called with the number of rows of each chunk.  InputError when one of the files exists or cannot be written, for an
+    N below 1 or above 2^40, and for rows that would not be finite.
     """
     names = ["V.npy", "model.json", "X.npy"] + (["H.npy"] if keep_H else [])
     for name in names:
@@ -60,10 +63,10 @@ def write(
             raise InputError(f"{out}: already holds {name}; choose another folder or remove it")
     if not 1 <= N <= 2**40:
         raise InputError(f"rows must be between 1 and {2**40:,}, not {N}")
-    V = model.V  # before anything is written: it may refuse
+    V = model.V  # drawn before anything is written, since this may be refused
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as name, ExitStack() as files:
+        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=out) as name, ExitStack() as files:
             partial = Path(name)
             dtype = np.dtype(model.dtype)
             X = _start(files.enter_context((partial / "X.npy").open("wb")), (N, model.d), dtype)
@@ -78,8 +81,8 @@ def write(
             files.close()  # and so flush, before anything is renamed
             np.save(partial / "V.npy", V)
             (partial / "model.json").write_text(json.dumps(about | {"rows": N}, indent=2) + "\n", encoding="utf-8")
-            for done in names:
-                (partial / done).rename(out / done)
+            for file in names:
+                (partial / file).rename(out / file)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from None
 

@@ -17,7 +17,8 @@ from refgba import backends, gba, theory
 from refgba.backends.base import AnyConfig, AnyParams
 from refgba.config import GBAConfig
 from refgba.data import feed
-from refgba.data.activations import Activations, Check, open_activations, survey
+from refgba.data.activations import Activations, open_activations
+from refgba.data.survey import Check, survey
 from refgba.model import Rows, SyntheticModel, features
 from refgba.runs.accumulate import Evaluation
 from refgba.runs.judging import evaluate

@@ -17,8 +17,9 @@ from refgba import backends, formats
 from refgba.backends.base import AnyConfig, AnyParams, Backend
 from refgba.config import GBAConfig, Settings
 from refgba.data import files
-from refgba.data.activations import Activations, Check, open_activations
+from refgba.data.activations import Activations, open_activations
 from refgba.data.store import load_matrix
+from refgba.data.survey import Check
 from refgba.errors import InputError, brief
 from refgba.identifiability import partners
 from refgba.metrics import frr, matched_recovery, per_group

@@ -15,7 +15,8 @@ from typing import Any
 
 from refgba import backends
 from refgba.backends.base import AnyConfig, Backend
-from refgba.data.activations import Activations, open_activations, reopen, survey
+from refgba.data.activations import Activations, open_activations, reopen
+from refgba.data.survey import survey
 from refgba.runs import folder
 from refgba.runs.judging import Counting, silent
 from refgba.runs.log import Progress

@@ -23,8 +23,9 @@ from refgba.backends import begin
 from refgba.backends.base import AnyConfig, Backend
 from refgba.config import BaselineConfig, Settings
 from refgba.data import feed, files
-from refgba.data.activations import Activations, Survey
+from refgba.data.activations import Activations
 from refgba.data.prefetch import prefetched
+from refgba.data.survey import Survey
 from refgba.errors import InputError
 from refgba.runs import checkpoints, folder, log
 from refgba.runs.folder import Record

@@ -1,0 +1,133 @@
+"""One pass over all rows before training: which of them count, and what they are like.
+
+`survey` reads every row once.  It refuses what cannot be trained on, by file and row, and finds what training needs to
+know and a checksum of each block (`activations`).  `Check` is the same for rows that are read in order and once, as an
+evaluation does.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from refgba.data.activations import Activations
+from refgba.data.prefetch import in_order
+from refgba.data.store import Shard, Store, values
+from refgba.data.unit_rows import norms
+from refgba.errors import InputError
+from refgba.types import Array, Float64, Int64, Mask
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What rows, each scaled to unit norm, are like.
+
+    rows: how many count.  dropped: how many rows of zeros are left out.  variance: the mean of ||x - mean||², the
+    denominator of FVU.
+    """
+
+    rows: int
+    dropped: int
+    variance: float
+
+
+class Check:
+    """Refuses rows, given in the order of a store, that cannot be computed on in an arithmetic `dtype`.
+
+    Rows of zeros have no direction; with `drop_zero_rows` they are left out instead of refused.  seen: how many rows of
+    the store were given so far.  dropped: the sorted numbers of those left out.
+    """
+
+    def __init__(self, store: Store, dtype: str, drop_zero_rows: bool = False) -> None:
+        """Begin before the first row of `store`."""
+        self.store, self.dtype, self.drop = store, dtype, drop_zero_rows
+        self.smallest, self.largest = np.sqrt(np.finfo(dtype).tiny), np.sqrt(np.finfo(dtype).max)  # of norms
+        self.seen = 0
+        self.dropped = np.empty(0, np.int64)
+
+    def fits(self, norm: Float64) -> Mask:
+        """Which rows, by their norms, can be computed on: squares neither overflow nor vanish."""
+        fits: Mask = (norm >= self.smallest) & (norm <= self.largest)  # False for NaN
+        return fits
+
+    def __call__(self, x: Array) -> Array:
+        """The rows of x (L, d), the next ones, that count; InputError names the first that cannot be computed on."""
+        fits = self.fits(norms(x))
+        if not fits.all():
+            for l in np.flatnonzero(~fits):
+                zero = not x[l].any()
+                if zero and self.drop:
+                    continue
+                where = self.store.place(self.seen + int(l))
+                if zero:
+                    raise InputError(f"{where} is all zeros and has no direction; --drop-zero-rows skips such rows")
+                raise InputError(f"{where} holds a NaN, an infinity, or is too large or small for {self.dtype}")
+            self.dropped = np.concatenate([self.dropped, self.seen + np.flatnonzero(~fits)])
+            x = x[fits]
+        self.seen += len(fits)
+        return x
+
+    def chunks(self, data: Activations, size: int) -> Iterator[Array]:
+        """All rows of `data` that count, in order, at most `size` at a time; InputError as `__call__`."""
+        for k in range(len(data.counts)):
+            x = values(data.stored(k))
+            yield from (self(x[l : l + size]) for l in range(0, len(x), size))
+
+    def row(self, index: Int64) -> Int64:
+        """The numbers in the store of rows given by their numbers among those that count."""
+        return index + np.searchsorted(self.dropped - np.arange(len(self.dropped)), index, side="right")
+
+
+def _sum(x: Array, norm: Float64) -> Float64:
+    """The sum of the rows x (L, d), each over its norm: (d,)."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # where a row does not count, `Check` says so
+        total: Float64 = np.einsum("l,ld->d", 1 / norm, x)  # not BLAS, whose threads would compete with `in_order`'s
+    return total
+
+
+def survey(
+    data: Activations, dtype: str = "float64", drop_zero_rows: bool = False, tick: Callable[[int], object] = id
+) -> tuple[Activations, Survey]:
+    """Read every row once: the rows to train on in the arithmetic `dtype`, and what they are like.
+
+    `tick` is called with the number of rows of each block read.  InputError names the first row that is not finite,
+    whose squares `dtype` cannot hold, or that is all zeros, unless `drop_zero_rows` leaves those out; or the first
+    shard whose checksum is not that of `meta.json`.  It also refuses rows that all point the same way.
+    """
+    check = Check(data.store, dtype, drop_zero_rows)
+    starts = set(data.store.starts.tolist())
+    crc = np.zeros(len(data.counts), np.uint32)
+    total, count = np.zeros(data.d), 0
+
+    def look(k: int) -> tuple[int, Float64, Float64]:
+        """Checksum, norms, and the sum of the rows at unit norm."""
+        raw = data.stored(k)
+        with np.errstate(invalid="ignore"):  # a signalling NaN is cast; what a caller ignores, this thread does not
+            x = values(raw).astype(np.float64)
+        norm = norms(x)
+        return zlib.crc32(raw.data), norm, _sum(x, norm)
+
+    with (
+        closing(in_order(Shard.verify, data.store.shards, ahead=2)) as verified,
+        closing(in_order(look, range(len(crc)))) as seen,
+    ):
+        for k, (crc[k], norm, part) in enumerate(seen):
+            if int(data.begins[k]) in starts:
+                next(verified)
+            if check.fits(norm).all():
+                check.seen += len(norm)
+                total, count = total + part, count + len(norm)
+            else:
+                x = check(values(data.stored(k)).astype(np.float64))
+                total, count = total + _sum(x, norms(x)), count + len(x)
+            tick(len(norm))
+    if count == 0:
+        raise InputError(f"{data.store.path}: every row is all zeros")
+    variance = 1 - float(np.sum((total / count) ** 2))  # the mean of ||x||^2 is 1
+    if variance < 1e-12:
+        raise InputError(f"{data.store.path}: all {count} rows point the same way; there is nothing to learn from them")
+    return replace(data, dropped=check.dropped, crc=crc), Survey(count, len(check.dropped), variance)

@@ -1,0 +1,58 @@
+"""Fields of the JSON files beside the arrays: those that anyone wrote, checked, and those that we add to ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from refgba.errors import InputError, brief
+from refgba.formats.dictionary import Dictionary
+
+T = TypeVar("T")
+
+
+def choice(path: Path, name: str, value: Any, choices: Mapping[str, T]) -> T:
+    """What `choices` has for the value of a field; InputError, naming file and field, for any other value."""
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{path}: {name} is {shown(value)}; supported are {', '.join(choices)}")
+    return choices[value]
+
+
+def boolean(path: Path, name: str, value: Any) -> bool:
+    """The value of a field that is true or false; InputError, naming file and field, for any other."""
+    if not isinstance(value, bool):
+        raise InputError(f"{path}: {name} should be true or false, not {shown(value)}")
+    return value
+
+
+def count(path: Path, name: str, value: Any) -> int:
+    """The value of a field that is a positive whole number; InputError, naming file and field, for any other."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{path}: {name} should be a whole number of at least 1, not {shown(value)}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value from an untrusted file, for a message."""
+    if value is None:
+        return "missing"
+    return brief(repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}")
+
+
+def note(dictionary: Dictionary, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What files for other libraries say beside the numbers: which rows to give to the library, and the provenance."""
+    unit = dictionary.input == "unit"
+    rows = "rows scaled to unit norm, which it reconstructs" if unit else "raw activations"
+    return {"refgba_input": "unit" if unit else "raw", "refgba_note": f"takes {rows}", "refgba": provenance}
+
+
+def k_field(dictionary: Dictionary) -> dict[str, int]:
+    """The field `k`, which only a TopK has."""
+    return {} if dictionary.k is None else {"k": dictionary.k}
+
+
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """A JSON file's bytes."""
+    return json.dumps(value, indent=2).encode() + b"\n"
