@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -204,6 +205,23 @@ def test_data_that_moved_is_named_and_data_that_grew_is_the_same(cli, X, tmp_pat
     result = cli("train", "--resume", "run", "--steps", 40)
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (2, f"Error: {X}: no such file")
     assert cli("train", "y.npy", "--resume", "run", "--steps", 40).exit_code == 0
+
+
+@pytest.mark.parametrize("steps", [[], ["--steps", 40]], ids=["finished", "extended"])
+def test_where_data_moved_to_is_remembered(cli, X, tmp_path, steps):
+    quick = ["--width", 12, "--groups", 3, "--batch", 16, "--steps", 30]
+    assert cli("train", X, "-o", "run", *quick).exit_code == 0
+    (tmp_path / "b").mkdir()
+    X.rename(tmp_path / "b" / "x.npy")
+    assert cli("train", "b/x.npy", "--resume", "run", *steps).exit_code == 0
+    about = json.loads(Path("run/about.json").read_text())
+    assert about["data"]["path"] == str((tmp_path / "b" / "x.npy").resolve())
+    for command in (["train", "--resume", "run"], ["train", "--resume", "run", "--steps", 60]):
+        result = cli(*command)
+        assert result.exit_code == 0, result.stderr
+    if importlib.util.find_spec("matplotlib"):
+        result = cli("report", "run", "-o", "r.html")
+        assert result.exit_code == 0, result.stderr
 
 
 def test_resuming_through_the_command_line_keeps_the_runs_settings(cli, X):
