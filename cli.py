@@ -38,7 +38,7 @@ from refgba.runs.judging import evaluate as evaluate_network
 from refgba.runs.judging import result as measured
 from refgba.runs.judging import save as save_evaluation
 from refgba.runs.log import Progress
-from refgba.runs.signals import Stopped, signals
+from refgba.runs.signals import Stopped, signals, steady_stderr
 from refgba.runs.trainer import Saving, TrainingError, extended, resume_run, train_run
 from refgba.sae import unit_rows
 from refgba.streams import stream
@@ -60,6 +60,10 @@ class _Commands(click.Group):
     """Turns a mistake in the input into one line and exit status 2, a failed run into one line and 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        with steady_stderr():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             with np.errstate(all="ignore"):  # what is not finite is found and told where it matters
                 return super().invoke(ctx)

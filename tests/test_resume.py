@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -248,7 +247,7 @@ def test_resuming_through_the_command_line_keeps_the_runs_settings(cli, X):
     assert cli("train", "--resume", "nowhere").stderr.startswith("Error: nowhere: not a run, it has no config.json")
 
 
-# ---- signals and kills -----------------------------------------------------------------------------------------------
+# ---- kills -----------------------------------------------------------------------------------------------------------
 
 
 def refgba(*arguments, **more):
@@ -258,23 +257,6 @@ def refgba(*arguments, **more):
         [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment, **more,
     )  # fmt: skip
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(X, tmp_path, number):
-    log = tmp_path / "run" / "metrics.jsonl"
-    with refgba("train", X, "-o", tmp_path / "run", "--steps", 10**6, "--width", 12, "--groups", 3) as process:
-        while not (log.exists() and log.stat().st_size) and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    step = folder.open_network(checkpoints.found(tmp_path / "run")[0]).state["step"]
-    assert stderr.splitlines()[-1] == (
-        f"{tmp_path / 'run'}: stopped after step {step} by {number.name}; "
-        f"`refgba train --resume {tmp_path / 'run'}` goes on from its checkpoint at step {step}"
-    )
-    assert "Traceback" not in stderr
 
 
 def killed(tmp_path, X, kills, saving, *flags):
