@@ -37,6 +37,7 @@ from refgba.runs.judging import arrays, evaluate_dictionary, load_truth, recover
 from refgba.runs.judging import evaluate as evaluate_network
 from refgba.runs.judging import result as measured
 from refgba.runs.judging import save as save_evaluation
+from refgba.runs.judging import trained as judging_trained
 from refgba.runs.log import Progress
 from refgba.runs.signals import Stopped, signals, steady_stderr
 from refgba.runs.trainer import Saving, TrainingError, extended, resume_run, train_run
@@ -259,7 +260,8 @@ def demo(
     assert last is not None  # a run has at least one step
     params = folder.open_network(out).params
     fresh = (draw.X for draw in truth.chunks(rows + HELD_OUT, synthetic.CHUNK, start=rows))
-    evaluation = evaluate_network(params, config, engine, fresh)
+    with judging_trained(out):
+        evaluation = evaluate_network(params, config, engine, fresh)
     result = _result(evaluation, config, last.step, last.seconds, out) | recovery(params.V, truth.V)
     if as_json:
         return click.echo(json.dumps(result))
@@ -365,7 +367,7 @@ def _trained(out: Path, data: Activations, engine: backends.Backend, as_json: bo
     """Judge a finished run on rows of its own data."""
     network = folder.open_network(out)
     sample = data.sample(SAMPLE, EVALUATE)
-    with _counting("evaluating", min(len(data), SAMPLE)) as tick:
+    with _counting("evaluating", min(len(data), SAMPLE)) as tick, judging_trained(out):
         evaluation = evaluate_network(network.params, network.config, engine, sample, tick)
     seconds = network.seconds
     result = _result(evaluation, network.config, network.state["step"], seconds, out)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -20,6 +21,7 @@ from refgba.errors import InputError, brief
 from refgba.identifiability import partners
 from refgba.metrics import frr, matched_recovery, per_group
 from refgba.runs.accumulate import Evaluation, quantiles
+from refgba.runs.folder import FINAL
 from refgba.sae import unit_rows
 from refgba.types import Array, Int64
 
@@ -28,6 +30,8 @@ THRESHOLDS = (0.8, 0.9)  # The cosines from which the paper calls a feature reco
 # The arrays of every evaluation, and those of one that kept top rows.
 ARRAYS = ("frequency", "peak", "mean", "std", "z_score", "l0_histogram")
 TOP = ("top_rows", "top_values")
+
+ENTRIES = 2**21  # Activity of so many neurons times rows is worked on at once, 16 MB in float64, or more (`_evaluate`).
 
 Tick: TypeAlias = Callable[[int], object]
 
@@ -69,7 +73,7 @@ def evaluate(
         y, s = backend.encode(state, backend.put(state, x))
         return x, backend.get(backend.decode(state, s)), backend.get(y)
 
-    return _evaluate(params.W, forward, chunks, tick, top)
+    return _evaluate(params.W, forward, chunks, tick, top, config.batch)
 
 
 def evaluate_dictionary(dictionary: Dictionary, chunks: Iterable[Array], tick: Tick = id, top: int = 0) -> Evaluation:
@@ -84,14 +88,30 @@ def evaluate_dictionary(dictionary: Dictionary, chunks: Iterable[Array], tick: T
 
 
 def _evaluate(
-    W: Array, forward: Callable[[Array], tuple[Array, Array, Array]], chunks: Iterable[Array], tick: Tick, top: int
-) -> Evaluation:
+    W: Array, forward: Callable[[Array], tuple[Array, Array, Array]], chunks: Iterable[Array], tick: Tick, top: int,
+    batch: int = 1,
+) -> Evaluation:  # fmt: skip
+    """Evaluate piece by piece: no more rows at a time than take the memory of a training step, or than ENTRIES allow.
+
+    A step holds W, its gradient and its moments, (M, d) each, beside the activity of its batch: so d rows are no more.
+    """
     M, d = W.shape
-    evaluation = Evaluation(M, d, top)
+    evaluation, size = Evaluation(M, d, top), max(batch, d, ENTRIES // M)
     for chunk in chunks:
-        evaluation.update(*forward(chunk))
+        for l in range(0, len(chunk), size):
+            evaluation.update(*forward(chunk[l : l + size]))
         tick(len(chunk))
     return evaluation
+
+
+@contextmanager
+def trained(run: Path) -> Iterator[None]:
+    """While a run that has just been trained is judged: an error for want of memory says that the run is complete."""
+    try:
+        yield
+    except MemoryError as error:
+        done = f"training is done and {run / FINAL} complete: `refgba evaluate {run}` judges it where there is more"
+        raise MemoryError(f"{error}; {done}" if str(error) else done) from None
 
 
 # ---- the result of an evaluation, and its file -----------------------------------------------------------------------
