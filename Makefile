@@ -4,24 +4,38 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := refgba/experiments/data/minilm-l3-mlp
 
-.PHONY: setup demo tutorial test test-all lint bench gpu
+.PHONY: setup demo tutorial test test-all lint docs bench gpu
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: pyproject.toml tests/constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt
+
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; make PYTHON=... names one")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e '.[dev]'
+
+# What the demo needs, some 400 MB: the program itself and numba.
+$(VENV)/ready-demo: pyproject.toml tests/constraints.txt | $(BIN)/python
+	$(PIP) -e '.[cpu]'
+	touch $@
+
+# What the tests need besides, some 1.2 GB.
+$(VENV)/ready: $(VENV)/ready-demo
+	$(PIP) -e '.[dev]'
 	touch $@
 
 # The libraries of others that exports are checked with, some 2 GB.  torchvision only comes along, nothing needs it, and
 # one that does not fit the torch at hand breaks their imports.
 $(VENV)/ready-all: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e '.[dev,interop]'
+	$(PIP) -e '.[dev,interop]'
 	$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision
 	touch $@
 
-demo: setup
+$(VENV)/ready-docs: $(VENV)/ready
+	$(PIP) -e '.[dev,docs]'
+	touch $@
+
+demo: $(VENV)/ready-demo
 	$(BIN)/refgba demo
 
 tutorial: setup
@@ -37,6 +51,10 @@ test: lint
 
 test-all: lint $(VENV)/ready-all
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/ready-docs
+	rm -rf site docs/api
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . site
 
 bench: setup
 	$(BIN)/python benchmarks/step.py

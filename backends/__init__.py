@@ -1,32 +1,42 @@
-"""The same algorithm, fast: one module a backend, all behind the contract of `refgba.backends.base`."""
+"""The same algorithms, fast: one module per backend, all behind the contract of `refgba.backends.base`.
+
+The name of a module is the value of `--backend`.  GBA's modules are here and the baselines' in the folder `baselines`,
+as `TWINS` of each method in `refgba.baselines.METHODS` says: a backend has a method if its file is there.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, cast
 
-from refgba import baselines, gba
 from refgba.backends.base import AnyConfig, Backend
-from refgba.config import BaselineConfig
+from refgba.baselines import METHODS
 from refgba.errors import InputError
 
 __all__ = ["NAMES", "Backend", "begin", "load", "load_for", "status"]
 
 NAMES = ("numpy", "numba", "cupy")
-BASELINES = ("numpy", "numba")  # those that train the baselines too
 INSTALL = {
     "numba": "pip install numba threadpoolctl",
     "cupy": "pip install 'cupy-cuda12x[ctk]' for CUDA 12, or 'cupy-cuda13x[ctk]' for CUDA 13",
 }
 
 
+def _path(name: str, method: str) -> str:
+    """The dotted path of the module of a backend for a method, whether or not there is one."""
+    return f"{METHODS[method].TWINS}.{name}"
+
+
+def _has(name: str, method: str) -> bool:
+    """Whether a backend has a method: whether there is such a module, usable here or not."""
+    return find_spec(_path(name, method)) is not None
+
+
 def _module(name: str, method: str = "gba") -> Backend | str:
     """The module of a backend for a method, or why it cannot be used here and what to install."""
     try:
-        module = cast(
-            Backend,
-            import_module(f"refgba.backends.{name}" if method == "gba" else f"refgba.backends.baselines.{name}"),
-        )
+        module = cast(Backend, import_module(_path(name, method)))
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError)
         why = f"{error.name} is not installed" if missing else " ".join(str(error).split())
@@ -37,9 +47,8 @@ def _module(name: str, method: str = "gba") -> Backend | str:
 def load(name: str, dtype: str | None = None, method: str = "gba") -> Backend:
     """The backend of that name, ready to use, and able to compute in `dtype` if one is given.
 
-    method: "gba", or one of `refgba.config.Method`, the baselines.  InputError when there is none of that name, when it
-    cannot run here, then with the reason and what to install, or when it lacks the method or the dtype.  There is no
-    fallback to another.
+    method: one of `refgba.baselines.METHODS`.  InputError when there is no backend of that name, when it cannot run
+    here, then with the reason and what to install, or when it lacks the method or the dtype.  There is no fallback.
 
     >>> from refgba import backends
     >>> backends.load("numpy").DTYPES
@@ -50,8 +59,10 @@ def load(name: str, dtype: str | None = None, method: str = "gba") -> Backend:
     """
     if name not in NAMES:
         raise InputError(f"there is no backend {name!r}; the backends are {', '.join(NAMES)}")
-    if method != "gba" and name not in BASELINES:
-        raise InputError(f"backend {name!r} trains with method gba only; {' and '.join(BASELINES)} have the baselines")
+    if not _has(name, method):
+        methods = " and ".join(other for other in METHODS if _has(name, other))
+        able = " and ".join(other for other in NAMES if _has(other, method))
+        raise InputError(f"backend {name!r} trains with method {methods} only; {able} have the baselines")
     module = _module(name, method)
     if isinstance(module, str):
         raise InputError(f"backend {name!r} cannot run here: {module}")
@@ -62,14 +73,12 @@ def load(name: str, dtype: str | None = None, method: str = "gba") -> Backend:
 
 def load_for(name: str, config: AnyConfig) -> Backend:
     """`load` for the method and the dtype of a run's settings."""
-    return load(name, config.dtype, config.method if isinstance(config, BaselineConfig) else "gba")
+    return load(name, config.dtype, config.method)
 
 
 def begin(backend: Backend, config: AnyConfig, d: int) -> Any:
     """The state of a run on data of d dimensions before its first step, whatever its method."""
-    if isinstance(config, BaselineConfig):
-        return backend.init(baselines.random_params(config, d), config)
-    return backend.init(gba.random_params(config, d), config)
+    return backend.init(METHODS[config.method].random_params(config, d), config)
 
 
 def status() -> dict[str, str | None]:

@@ -1,9 +1,16 @@
-// What a step does between its matrix products, which are cuBLAS's; cupy.py launches these and names their shapes.
+// What a step does between its matrix products, which are cuBLAS's.  cupy_device.py compiles and launches these
+// kernels, cupy.py passes their arrays, and TWINS in base.py names the reference's function and numba's kernel beside
+// each.
 //
 // REAL is the dtype of parameters, moments and sums.  CODE is what matrix products read: REAL itself, or with -DBF16
-// bfloat16, kept as its 16 bits so that no header is needed.  L rows, d dimensions, M neurons of a block; all arrays are
-// C-contiguous.  Sums run in a fixed order: a thread block owns the columns or the row that it sums, and there are no
-// atomics.  tests/test_kernels.py runs this file on the CPU and compiles it for every architecture.
+// bfloat16, kept as its 16 bits so that no header is needed.  L rows, d dimensions, M neurons of a chunk; all arrays
+// are C-contiguous.  r = f - x is the residual; the paper's peaks r_m are called peaks.  This text is ASCII, since CuPy
+// may write it to a file in the encoding of the locale.
+//
+// How this departs from the reference: formulas that follow one another are fused, arrays are rounded to CODE where a
+// product reads them, and sums run in an order of their own.  That order is fixed: a thread block owns the columns or
+// the row that it sums, and there are no atomics.  tests/test_kernels.py runs this file on the CPU, with threads in
+// several orders; tests/test_kernels_compile.py compiles it for every architecture.
 
 typedef long long i64;
 
@@ -33,20 +40,20 @@ __device__ __forceinline__ CODE opened(REAL s) {
     return wide(c) == 0 ? OPEN_ZERO : c;
 }
 
-// out[i] = in[i] as CODE
+// Ours.  out_i <- in_i, rounded to CODE.
 extern "C" __global__ void narrow(i64 n, const REAL* __restrict__ in, CODE* __restrict__ out) {
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (i64)gridDim.x * blockDim.x)
         out[i] = narrow_one(in[i]);
 }
 
-// xc[l, j] = x[l, j] - b_pre[j]
+// Line 2.  xc <- x - b_pre (L, d), rounded to CODE; n = L d.
 extern "C" __global__ void center(i64 n, int d, const REAL* __restrict__ x, const REAL* __restrict__ b_pre,
                                   CODE* __restrict__ xc) {
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (i64)gridDim.x * blockDim.x)
         xc[i] = narrow_one(x[i] - b_pre[i % d]);
 }
 
-// aV[m, j] = a[m] V[m, j], a row a block
+// Line 2.  aV <- a_m v_m (M, d), rounded to CODE; one thread block per row.
 extern "C" __global__ void __launch_bounds__(256)
 scale_rows(int d, const REAL* __restrict__ a, const REAL* __restrict__ V, CODE* __restrict__ aV) {
     const i64 first = (i64)blockIdx.x * d;
@@ -81,7 +88,9 @@ __device__ __forceinline__ REAL column_max(REAL value) {
     return top;
 }
 
-// z (L, M) = w_m . (x - b_pre)  ->  codes s (L, M);  counts += sum 1{y > 0}, peaks = max(peaks, y), active = sum 1{y > 0}
+// Lines 2 and 5, from z_m = w_m . (x - b_pre) (L, M) and b (M,).
+//     y_m = z_m + b_m,   s_m <- phi(y_m) (L, M): y_m 1{y_m > 0} with relu, otherwise z_m 1{y_m > 0}
+//     active <- sum_l 1{y_m > 0},   counts <- counts + active,   peaks <- max(peaks, max_l y_m), all (M,)
 extern "C" __global__ void __launch_bounds__(1024)
 gate(int L, int M, int relu, const REAL* __restrict__ z, const REAL* __restrict__ b, CODE* __restrict__ s,
      i64* __restrict__ counts, REAL* __restrict__ peaks, int* __restrict__ active) {
@@ -107,7 +116,9 @@ gate(int L, int M, int relu, const REAL* __restrict__ z, const REAL* __restrict_
     }
 }
 
-// f (L, d), without b_pre  ->  r = f - (x - b_pre) (L, d), and for every column the sums of r and of r^2
+// Lines 2 and 3, from x (L, d) and f - b_pre = sum_m a_m v_m s_m (L, d).
+//     r <- (f - b_pre) - (x - b_pre) (L, d),   sums <- sum_l r,   squares <- sum_l r^2, both (d,)
+// L_rec = 1/2 ||r||^2 is half the sum of squares / L, and sums / L is the first term of dL/db_pre.
 extern "C" __global__ void __launch_bounds__(1024)
 residual(int L, int d, const REAL* __restrict__ x, const REAL* __restrict__ b_pre, const REAL* __restrict__ f,
          CODE* __restrict__ r, REAL* __restrict__ sums, REAL* __restrict__ squares) {
@@ -132,7 +143,11 @@ residual(int L, int d, const REAL* __restrict__ x, const REAL* __restrict__ b_pr
     }
 }
 
-// vr (L, M) = v_m . r  ->  g = vr 1{y > 0} (L, M);  da = mean of s vr, and c = a times the mean of g
+// Line 3, from vr = v_m . r (L, M) and the codes s (L, M); on_m = 1{y_m > 0}.
+//     g <- (v_m . r) on_m (L, M)
+//     da <- dL/da_m = 1/L sum_l s_m (v_m . r),   c <- a_m / L sum_l (v_m . r) on_m, both (M,)
+// The products after it are sum_l g (x - b_pre) and sum_l s_m r, times a_m / L the gradients of w_m and v_m, and
+// sum_m c_m w_m.
 extern "C" __global__ void __launch_bounds__(1024)
 gate_gradient(int L, int M, const REAL* __restrict__ vr, const CODE* __restrict__ s, const REAL* __restrict__ a,
               CODE* __restrict__ g, REAL* __restrict__ da, CODE* __restrict__ c) {
@@ -157,7 +172,11 @@ gate_gradient(int L, int M, const REAL* __restrict__ vr, const CODE* __restrict_
     }
 }
 
-// AdamW's moments and step along the gradient gi: refgba/adam.py.  toward: 1 - beta.
+// Line 3, AdamW of one entry theta along its gradient g, which moves m and v and returns the new theta.
+//     m <- m + (1 - beta1) (g - m),   v <- v + (1 - beta2) (g^2 - v)
+//     theta <- (1 - lr lambda) theta - lr m_hat / (sqrt(v_hat) + eps)
+// Its numbers are AdamWFactors in base.py: toward = 1 - beta, rate = lr / (1 - beta1^t), root = 1 / (1 - beta2^t),
+// keep = 1 - lr lambda.
 struct AdamW {
     REAL toward1, toward2, rate, root, eps, keep;
     __device__ __forceinline__ REAL moved(REAL theta, REAL* m, REAL* v, REAL gi) const {
@@ -167,7 +186,7 @@ struct AdamW {
     }
 };
 
-// n parameters, in place
+// Line 3.  theta <- AdamW(theta) along g, n entries in place.
 extern "C" __global__ void adamw(int n, REAL* __restrict__ theta, REAL* __restrict__ m, REAL* __restrict__ v,
                                  const REAL* __restrict__ g, REAL toward1, REAL toward2, REAL rate, REAL root, REAL eps,
                                  REAL keep) {
@@ -187,8 +206,9 @@ __device__ __forceinline__ REAL block_sum(REAL value) {
     return sum;
 }
 
-// A row of W (M, d) a block: AdamW along scale a[m] g[m], then unit norm, and the copy `low` that matrix products read
-// (only with BF16).  The moments of a held row move, the row does not.
+// Lines 3 and 4, one thread block per row w_m of W (M, d), or v_m of W_dec.
+//     w_m <- AdamW(w_m) along scale a_m g_m,   w_m <- w_m / ||w_m||,   low <- w_m, rounded to CODE (only with BF16)
+// scale = 1 / L.  Where held_m (ours), m and v move and w_m does not.  g is overwritten.
 extern "C" __global__ void __launch_bounds__(256)
 adamw_rows(int d, REAL* __restrict__ W, REAL* __restrict__ m, REAL* __restrict__ v, REAL* __restrict__ g,
            const REAL* __restrict__ a, REAL scale, const bool* __restrict__ held, CODE* __restrict__ low, REAL toward1,
@@ -215,12 +235,13 @@ adamw_rows(int d, REAL* __restrict__ W, REAL* __restrict__ m, REAL* __restrict__
     }
 }
 
-// found[i] = 1{cosine[i, k] >= tau for a k other than first + i}, a row of cosines (rows, M) a block
+// Ours.  held_i <- 1{cosine_ik >= tau for some k other than first + i}; one thread block per row of cosine (rows, M),
+// which has w_(first + i) . w_k.
 extern "C" __global__ void __launch_bounds__(256)
-agree(int M, i64 first, REAL tau, const REAL* __restrict__ cosine, bool* __restrict__ found) {
+agree(int M, i64 first, REAL tau, const REAL* __restrict__ cosine, bool* __restrict__ held) {
     const i64 row = blockIdx.x;
     REAL others = 0;
     for (int k = threadIdx.x; k < M; k += blockDim.x) others += k != first + row && cosine[row * M + k] >= tau;
     others = block_sum(others);
-    if (threadIdx.x == 0) found[row] = others > 0;
+    if (threadIdx.x == 0) held[row] = others > 0;
 }

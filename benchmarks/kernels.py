@@ -2,10 +2,10 @@
 
     python benchmarks/kernels.py --d 1536 --width 65536 --batch 4096 --dtype bfloat16
 
-Told of each, by its name or its shape: how often a step runs it, how long that takes, what share of the step that is,
-and how fast it is, in numbers that can be held against the device's: TFLOP/s of a product, and for a kernel its
-arguments' bytes a second, each counted once (AdamW reads and writes most of its own).  "the rest" is what lies between:
-sums of a few numbers, waiting for rows, and the host where it is slower than the device.
+For each, by its name or its shape, this prints how often a step runs it, how long that takes, what share of the step
+that is, and how fast it is, in numbers that compare with the device's: TFLOP/s of a product, and for a kernel the bytes
+per second of its arguments, each counted once (AdamW reads and writes most of its own).  "the rest" is what lies
+between: sums of a few numbers, waiting for rows, and the host where it is slower than the device.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from step import BATCHES, DTYPES, Data, Setting, environment
+from setting import BATCHES, DTYPES, Data, Setting, environment
 
 WARM = 3  # steps that are not counted: kernels are loaded, cuBLAS chooses
 
 
 class Clock:
-    """What a device runs, each with its work and the two events it lies between."""
+    """What a device runs from now on: spans, each a name, its work (bytes or FLOP) and the two events around it."""
 
     def __init__(self, cupy: Any, device: Any) -> None:
-        """Listens to `device` from now on."""
         self.cupy, self.spans = cupy, list[tuple[str, float, Any, Any]]()
         launch, product = device.launch, device.product
 
@@ -40,23 +39,26 @@ class Clock:
         device.launch, device.product = launched, multiplied
 
     def between(self, name: str, work: float, run: Callable[[], object]) -> None:
+        """Run it between two events."""
         start, end = self.event(), self.cupy.cuda.Event()
         run()
         end.record()
         self.spans.append((name, work, start, end))
 
     def event(self) -> Any:
+        """An event that comes after all that has been launched."""
         event = self.cupy.cuda.Event()
         event.record()
         return event
 
     def ms(self, start: Any, end: Any) -> float:
+        """Milliseconds between two events, once the second has come."""
         end.synchronize()
         return float(self.cupy.cuda.get_elapsed_time(start, end))
 
 
 def measured(backend: Any, s: Setting) -> dict[str, Any]:
-    """Milliseconds of a step, and of each part of it: how often, ms, share, and TFLOP/s or GB/s."""
+    """Milliseconds per step as `ms`, and its `parts`: times per step, ms, and tflop_s or gb_s."""
     data = Data(s)
     config = s.config(s.dtype)
     state = backend.init(data.params.astype(config.master), config)
@@ -72,13 +74,13 @@ def measured(backend: Any, s: Setting) -> dict[str, Any]:
     parts: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for name, work, start, end in clock.spans:
         parts[name] = [a + b for a, b in zip(parts[name], (1, clock.ms(start, end), work), strict=True)]
-    told = {}
+    figures = {}
     for name, (times, ms, work) in sorted(parts.items(), key=lambda item: -item[1][1]):
         rate = "tflop_s" if name.startswith("product") else "gb_s"
         speed = work / ms * (1e-9 if rate == "tflop_s" else 1e-6) if ms else 0.0
-        told[name] = {"times": times / s.rounds, "ms": ms / s.rounds, rate: speed}
-    told["the rest"] = {"times": 1, "ms": whole - sum(part["ms"] for part in told.values())}
-    return {"ms": whole, "parts": told}
+        figures[name] = {"times": times / s.rounds, "ms": ms / s.rounds, rate: speed}
+    figures["the rest"] = {"times": 1, "ms": whole - sum(part["ms"] for part in figures.values())}
+    return {"ms": whole, "parts": figures}
 
 
 @click.command(context_settings={"show_default": True}, help=(__doc__ or "").partition("\n")[0])
@@ -90,11 +92,11 @@ def measured(backend: Any, s: Setting) -> dict[str, Any]:
 @click.option("--rounds", type=click.IntRange(1), default=20, help="steps that are counted")
 @click.option("--untied", is_flag=True)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
-def main(as_json: bool, **given: Any) -> None:
+def main(as_json: bool, **options: Any) -> None:
     from refgba import backends
     from refgba.errors import InputError
 
-    s = Setting(threads=1, steps=4000, only=("cupy",), peers=False, adaptation=False, **given)
+    s = Setting(threads=1, steps=4000, only=("cupy",), peers=False, adaptation=False, **options)
     try:
         result = measured(backends.load("cupy", s.dtype), s)
     except InputError as error:
@@ -109,10 +111,11 @@ def main(as_json: bool, **given: Any) -> None:
             f"{name:{longest}}  {part['times']:5g} times  {part['ms']:9.3f} ms  {part['ms'] / result['ms']:6.1%}"
             + (f"  {speed}" if name != "the rest" else "")
         )
-    told = environment()
-    click.echo(f"GPU: {told['gpu']}; {', '.join(f'{name} {version}' for name, version in told['versions'].items())}")
+    machine = environment()
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    click.echo(f"GPU: {machine['gpu']}; {versions}")
     if as_json:
-        click.echo(json.dumps(result | {"setting": vars(s) | told}, default=str))
+        click.echo(json.dumps(result | {"setting": vars(s) | machine}, default=str))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What users would pick instead of a backend: the same GBA step in torch, and dictionary_learning's trainers.
 
-Importing it needs torch; `found` says what else is there, and step.py measures it.  For all of it:
+Importing it needs torch; `available` says what else is there, and step.py measures it.  For all of it:
 
     pip install torch einops && pip install --no-deps dictionary-learning==0.1.0
 """
@@ -22,22 +22,22 @@ from refgba.types import Array
 torch: Any = import_module("torch")
 Tensor = Any
 
-LR = 1e-9  # nothing may move: the density of active neurons has to stay
+LR = 1e-9  # so low that nothing moves, and as many neurons stay active
 LIBRARY = "dictionary_learning"
 TRAINERS = {"topk": "top_k.TopKTrainer", "jumprelu": "jumprelu.JumpReluTrainer", "standard": "standard.StandardTrainer"}
 DTYPES = {"cpu": ("float64", "float32"), "cuda": ("float64", "float32", "tf32", "bfloat16")}
 
 
 class Peer(NamedTuple):
-    """`start(dtype, params, batches, density)`, of host arrays, gives step(i), which does not wait for the device."""
+    """`start(dtype, params, batches, density)` takes host arrays, and returns step(i), which does not wait."""
 
     device: str
     dtypes: tuple[str, ...]
     start: Callable[[str, Params, list[Array], float], Callable[[int], Any]]
 
 
-def found(threads: int) -> tuple[dict[str, Peer], dict[str, str]]:
-    """By name the peers that can run here, and the reasons why others cannot."""
+def available(threads: int) -> tuple[dict[str, Peer], dict[str, str]]:
+    """The peers that can run here, and the reasons why others cannot, both by name."""
     torch.set_num_threads(threads)
     torch.compiler.reset()  # what it compiled for another width counts towards its limit
     peers, unavailable = {}, {}
@@ -64,7 +64,7 @@ def wait(device: str, _: object) -> None:
 
 
 def set_precision(dtype: str) -> None:
-    """Of float32 products on a GPU."""
+    """Set how float32 products on a GPU are computed."""
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
 
 
@@ -82,7 +82,7 @@ def forward(
 
 
 def finish(W: Tensor, V: Tensor, counts: Tensor, peaks: Tensor, fired: Tensor, peak: Tensor) -> None:
-    """Renormalise, and add to the buffers."""
+    """Renormalise the rows of W and V, and add this batch's to the buffers."""
     for A in [W] if V is None else [W, V]:
         A.div_(torch.linalg.vector_norm(A, dim=1, keepdim=True))
     counts.add_(fired)
@@ -92,7 +92,7 @@ def finish(W: Tensor, V: Tensor, counts: Tensor, peaks: Tensor, fired: Tensor, p
 class GBA:
     """`refgba.gba.step` as one writes it in torch: autograd and the fused AdamW.
 
-    In bfloat16 the products and all (L, M) arrays are, the parameters stay float32.
+    dtype bfloat16: products and all arrays (L, M) are in it, parameters stay in float32.
     """
 
     def __init__(self, device: str, compiled: bool, dtype: str, params: Params, batches: list[Array], *_: Any) -> None:
@@ -122,7 +122,7 @@ class GBA:
 
 
 def trainer_class(name: str) -> Any:
-    """A class of dictionary_learning.  The package's own __init__ is not run: it wants nnsight, no trainer does."""
+    """A class of dictionary_learning.  The package's own __init__ is not run: it needs nnsight, trainers do not."""
     if LIBRARY not in sys.modules:
         spec = find_spec(LIBRARY)
         if spec is None:

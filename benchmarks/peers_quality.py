@@ -15,7 +15,7 @@ they are normalised (ours normal), gradients are clipped at norm 1 (ours are not
 over 1000 steps, from step 1000 or the middle of a shorter run.  JumpReLU has another sparsity loss, the squared
 distance to a target L0, which is set to what our run came to; another Adam, beta1 = 0; and no b_dec on its input.
 
-Needs `pip install 'refgba[cpu,interop]'`.
+Needs `pip install '.[cpu,interop]'` in a checkout.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 
 from refgba.config import BaselineConfig, Method
 from refgba.data import feed
-from refgba.experiments.common import Real, evaluated, opened
+from refgba.experiments.training import Real, evaluated, opened
 from refgba.runs.judging import evaluate_dictionary
 from refgba.sae import unit_rows
 from refgba.types import Array

@@ -22,7 +22,7 @@ from refgba import gba, recipe
 from refgba.backends import load
 from refgba.data import feed
 from refgba.data.prefetch import prefetched
-from refgba.experiments import common
+from refgba.experiments import training
 from refgba.runs.judging import evaluate
 
 SEGMENT = 100  # steps
@@ -37,7 +37,7 @@ REST = 0.2  # seconds before a segment: OpenBLAS's threads spin for 0.1 s when a
 @click.option("--steps", type=click.IntRange(1), default=4000, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: int, as_json: bool) -> None:
-    real = common.opened((data, held_out))
+    real = training.opened((data, held_out))
     rows = real.train
     config = recipe.default(rows.d, dtype=dtype, steps=steps)
     engines = {name: load(name, dtype) for name in names}

@@ -1,7 +1,15 @@
 """Section 3, Algorithm 2: the bias adaptation A(b, B), on running counts and peaks.
 
 The paper keeps buffers B_m of pre-activations; only how many were positive and how large the largest was are ever used,
-so O(M) memory is enough.  Leaves the groups' targets to `groups`, and when to adapt to `gba`.
+so O(M) memory is enough (`Buffer`).  Each line of the algorithm is a pure function of arrays, and `adapt` puts them
+together:
+
+    p_m <- |B_m|^-1 Σ_{y in B_m} 1{y > 0}                             for every neuron m
+    T_k <- Σ_{m in G_k} r_m / |{m in G_k : r_m > 0}|                  for every group k
+    b_m <- max{b_m - γ_- r_m, -1}  where p_m > p_k                    the neuron fires too often
+    b_m <- min{b_m + γ_+ T_k, 0}   where p_m < ε                      the neuron never fires
+
+The groups' targets p_k are left to `groups`, and when to adapt to `gba`.
 """
 
 from __future__ import annotations
@@ -11,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from refgba.errors import InputError
-from refgba.types import Array, Float64, Int64
+from refgba.types import Array, Float64, Int64, Mask
 
 
 @dataclass
@@ -48,6 +56,38 @@ class Buffer:
         )  # (M,)  r_m = max(max_{y in B_m} y, 0), the 0 from the start
 
 
+def mean_positive_peaks(r: Array, group: Int64, K: int) -> Float64:
+    """T_k = Σ_{m in G_k} r_m / |{m in G_k : r_m > 0}|, (K,): the mean of each group's positive peaks r (M,).
+
+    A group without a single positive peak has T_k = 0, so nothing moves in it (ours; the paper's quotient is 0 / 0).
+    """
+    positive = np.bincount(group, r > 0, K)  # (K,)  |{m in G_k : r_m > 0}|
+    return np.bincount(group, r, K) / np.maximum(positive, 1)
+
+
+def too_often(p: Float64, target: Float64) -> Mask:
+    """p_m > p_k: which neurons fire more often than the target (M,) of their group."""
+    return p > target
+
+
+def never(p: Float64, target: Float64, eps: float, floor: float) -> Mask:
+    """p_m < ε: which neurons never fire, (M,); with a floor (ours) also those below that share of their target (M,)."""
+    return p < np.maximum(eps, floor * target)
+
+
+def moved(
+    b: Array, r: Float64, T: Float64, over: Mask, under: Mask, gamma_minus: float, gamma_plus: float
+) -> Array:  # fmt: skip
+    """The new biases: b_m lowered by γ_- r_m where `over`, raised by γ_+ T_k where `under`, always in [-1, 0].
+
+    All arrays are (M,), T that of each neuron's group.  A neuron that is both is lowered.
+    """
+    lowered = np.maximum(b - gamma_minus * r, -1)
+    raised = np.minimum(b + gamma_plus * T, 0)
+    after: Array = np.where(over, lowered, np.where(under, raised, b))
+    return after
+
+
 def adapt(
     b: Array,
     buffer: Buffer,
@@ -61,7 +101,6 @@ def adapt(
     """Algorithm 2: the new biases (M,), in the dtype of b (M,).
 
     group: (M,) each neuron's group, 0..K-1.  target: (K,) the TAFs p_k.  Raises InputError on an empty buffer.
-    A group without a single positive peak has T_k = 0, so nothing moves in it (ours; the paper's quotient is 0 / 0).
 
     floor (ours): a neuron also counts as never firing, and is raised, below this share of its target.  At the paper's 0
     nothing brings back a neuron that still fires now and then; with 0.5 each settles between half its target and it.
@@ -79,13 +118,8 @@ def adapt(
     """
     if buffer.rows == 0:
         raise InputError("the buffers are empty: add at least one batch of pre-activations before adapting")
-    K = len(target)
-    p = buffer.counts / buffer.rows  # (M,)  p_m = |B_m|^-1 Σ_{y in B_m} 1{y > 0}
-    r = buffer.peaks  # (M,)
-    positive = np.bincount(group, r > 0, K)  # (K,)  |{m in G_k : r_m > 0}|
-    T = np.bincount(group, r, K) / np.maximum(positive, 1)  # (K,)  T_k = Σ_{m in G_k} r_m / |{m in G_k : r_m > 0}|
-    too_often = p > target[group]  # (M,)
-    never = p < np.maximum(eps, floor * target[group])  # (M,)
-    lowered = np.maximum(b - gamma_minus * r, -1)  # (M,)
-    raised = np.minimum(b + gamma_plus * T[group], 0)  # (M,)
-    return np.where(too_often, lowered, np.where(never, raised, b)).astype(b.dtype)
+    p, r = buffer.counts / buffer.rows, buffer.peaks  # (M,)  p_m = |B_m|^-1 Σ_{y in B_m} 1{y > 0}
+    T = mean_positive_peaks(r, group, len(target))  # (K,)
+    over = too_often(p, target[group])  # (M,)
+    under = never(p, target[group], eps, floor)  # (M,)
+    return moved(b, r, T[group], over, under, gamma_minus, gamma_plus).astype(b.dtype)

@@ -1,6 +1,7 @@
 """The settings of a run: a frozen, validated record that reads and writes JSON, one for GBA and one for the baselines.
 
-What each setting does stands where it is used: `gba` for the paper's, `recipe` for those that are ours, `baselines`.
+Each setting is explained where it is used: the paper's in `gba`, ours in `recipe`, those of the baselines in
+`baselines`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from refgba.errors import InputError
 from refgba.groups import assign_groups, target_frequencies
 from refgba.types import Activation, Dtype, Float64, Int64
 
-Method: TypeAlias = Literal["l1", "topk", "batchtopk", "jumprelu"]  # the baselines
+Method: TypeAlias = Literal["l1", "topk", "batchtopk", "jumprelu"]  # the names of the baselines
 
-LARGEST = 2**31 - 1  # of any count: past it a mistyped number would only ask for memory that no machine has
-ROLLED = 150  # times that a baseline's counters are emptied in a run, as often as the default recipe adapts biases
+LARGEST = 2**31 - 1  # no count may exceed it: a larger one is mistyped, and asks for memory that no machine has
+ROLLED = 150  # a baseline's counters are emptied about so often in a run, as the default recipe adapts biases
 
 
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _setting(default: Any, help: str, *methods: str) -> Any:
+    """A setting, with its help; methods: the only ones that use it, if not all that have it do."""
+    text = f"{', '.join(methods)}: {help}" if methods else help
+    return field(default=default, metadata={"help": text, "methods": methods})
 
 
 class Settings:
@@ -50,6 +53,11 @@ class Settings:
 
     @property
     @abstractmethod
+    def method(self) -> str:
+        """The name of the method whose settings these are, as in `refgba.baselines.METHODS`."""
+
+    @property
+    @abstractmethod
     def adapt_every(self) -> int:
         """Steps between two calls of `adapt`."""
 
@@ -62,7 +70,7 @@ class Settings:
                 raise InputError(complaint)
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
-        """What must hold, each with what to say where it does not.  A subclass adds its own."""
+        """Every rule: whether it holds, and the complaint if it does not.  A subclass adds its own."""
         yield from self._at_least_one("width", "steps", "batch")
         yield from self._not_negative("lr", "weight_decay", "seed")
         yield from self._shares("lr_decay")
@@ -85,6 +93,11 @@ class Settings:
     def _shares(self, *names: str) -> Iterator[tuple[bool, str]]:
         for name in names:
             yield 0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], not {getattr(self, name)}"
+
+    def uses(self, name: str) -> bool:
+        """Whether the method uses the setting of this name."""
+        methods = self.__dataclass_fields__[name].metadata["methods"]
+        return not methods or self.method in methods
 
     @property
     def master(self) -> str:
@@ -109,6 +122,8 @@ class GBAConfig(Settings):
     project; each one's default here switches it off.
     """
 
+    method: ClassVar[str] = "gba"
+
     width: int = _setting(1024, "M, the number of neurons")
     groups: int = _setting(10, "K, the number of groups; 1 is BA")
     htf: float = _setting(0.5, "highest target frequency, of the first group")
@@ -118,7 +133,7 @@ class GBAConfig(Settings):
     adapt_every: int = _setting(50, "steps between two adaptations of the biases")
     eps: float = _setting(1e-6, "frequency under which a neuron counts as dead")
     steps: int = _setting(3000, "T, the number of steps")
-    batch: int = _setting(512, "L, rows in a minibatch")
+    batch: int = _setting(512, "L, rows per minibatch")
     lr: float = _setting(1e-3, "AdamW's learning rate")
     beta1: float = _setting(0.9, "AdamW's first decay rate")
     beta2: float = _setting(0.999, "AdamW's second decay rate")
@@ -158,6 +173,10 @@ class GBAConfig(Settings):
         return assign_groups(self.width, self.groups)
 
 
+CHOOSING = ("topk", "batchtopk")  # the baselines that choose k neurons per row
+PENALISED = ("l1", "jumprelu")  # the baselines whose loss has a penalty
+
+
 def _as_in_gba(name: str) -> Any:
     """A setting with the default and the help that it has in GBAConfig."""
     f = GBAConfig.__dataclass_fields__[name]
@@ -169,27 +188,27 @@ class BaselineConfig(Settings):
     """Every setting of a baseline, frozen and validated; InputError names the first that cannot be.
 
     The defaults are for rows of unit norm, on which Gao et al. (2024, arXiv 2406.04093) train TopK as well.  Their
-    learning rate falls with the width; dictionary_learning reads their figure 3 as 2e-4 √(2^14 / M), which is 8e-4 at
-    M = 1024, and takes 1e-3 for its L1.  A comparison should try several: the best depends on the method.
+    learning rate falls with the width: dictionary_learning reads their figure 3 as 2e-4 √(2^14 / M), which is 8e-4 at
+    M = 1024.  For L1 it takes 1e-3.  A comparison should try several rates: the best depends on the method.
 
-    `sparsity` has no default that suits both methods: on the activations of benchmarks/recipe.md (M 1024, 500 steps)
-    L0 ended near 30 with 0.08 for l1, and with 0.002 for jumprelu.  `bandwidth` is ten times the JumpReLU paper's,
-    so that batches of 512 have rows in it: 0.01 and 0.001 ended within 2% of each other in FVU, at about the same L0.
+    No default of `sparsity` suits both methods: on the activations of benchmarks/recipe.md (M 1024, 500 steps) L0 ended
+    near 30 with 0.08 for l1, and with 0.002 for jumprelu.  `bandwidth` is ten times the JumpReLU paper's, so that
+    batches of 512 have rows in it: 0.01 and 0.001 ended within 2% of each other in FVU, at about the same L0.
 
-    A neuron counts as dead in the literature after 10 million rows, some 76 of its batches.  In runs of a million rows
-    that is never; 20,000 are 39 batches of 512, in which a neuron that fires once in 2000 rows is silent by chance
-    with probability e^-10.
+    The literature counts a neuron as dead after 10 million rows, some 76 of its batches.  That never happens in runs of
+    a million rows.  Here it is 20,000 rows, 39 batches of 512: a neuron that fires once per 2000 rows is silent for so
+    long with probability e^-10.
     """
 
     method: Method = _setting("topk", "the baseline")
     width: int = _as_in_gba("width")
-    k: int = _setting(32, "topk, batchtopk: active neurons a row; batchtopk in the mean of a batch")
-    sparsity: float = _setting(0.01, "l1: its coefficient; jumprelu: that of the number of active neurons a row")
-    bandwidth: float = _setting(0.01, "jumprelu: width around a threshold of the pre-activations that move it")
-    theta_init: float = _setting(1e-3, "jumprelu: initial threshold of every neuron")
-    aux: float = _setting(1 / 32, "topk, batchtopk: AuxK, what dead neurons' reconstruction of the residual weighs")
-    aux_k: int = _setting(0, "topk, batchtopk: dead neurons a row that AuxK uses; 0 is d/2")
-    dead_after: int = _setting(20_000, "topk, batchtopk: rows without firing after which a neuron is dead to AuxK")
+    k: int = _setting(32, "active neurons per row; batchtopk: in the mean of a batch", *CHOOSING)
+    sparsity: float = _setting(0.01, "λ, what a code of 1 costs in l1, an active neuron in jumprelu", *PENALISED)
+    bandwidth: float = _setting(0.01, "width around a threshold of the pre-activations that move it", "jumprelu")
+    theta_init: float = _setting(1e-3, "initial threshold of every neuron", "jumprelu")
+    aux: float = _setting(1 / 32, "weight of AuxK, dead neurons' reconstruction of the residual", *CHOOSING)
+    aux_k: int = _setting(0, "dead neurons per row that AuxK uses; 0 is d/2", *CHOOSING)
+    dead_after: int = _setting(20_000, "rows without firing after which a neuron is dead to AuxK", *CHOOSING)
     steps: int = _as_in_gba("steps")
     batch: int = _as_in_gba("batch")
     lr: float = _as_in_gba("lr")
@@ -203,22 +222,22 @@ class BaselineConfig(Settings):
 
     @property
     def adapt_every(self) -> int:
-        """Steps between two calls of `baselines.adapt`, which only empties the counters: about ROLLED a run."""
+        """Steps between two calls of `baselines.adapt`, which only empties the counters: about ROLLED times per run."""
         return max(1, round(self.steps / ROLLED))
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
         yield from super()._rules()
         yield from self._at_least_one("k", "dead_after")
-        chooses = self.method in ("topk", "batchtopk")
-        yield not chooses or self.width >= self.k, f"width ({self.width}) must be at least k ({self.k})"
+        enough = self.width >= self.k or not self.uses("k")
+        yield enough, f"width ({self.width}) must be at least k ({self.k})"
         yield from self._not_negative("sparsity", "theta_init", "aux", "aux_k")
         yield self.bandwidth > 0, f"bandwidth must be positive, not {self.bandwidth}: thresholds would never move"
 
 
 def config_from_json(text: str) -> GBAConfig | BaselineConfig:
     """The settings of any method in a JSON object: those of a baseline where it names a "method", else of GBA."""
-    given = settings_from_json(text)
-    return BaselineConfig(**given) if "method" in given else GBAConfig(**given)
+    settings = settings_from_json(text)
+    return BaselineConfig(**settings) if "method" in settings else GBAConfig(**settings)
 
 
 def settings_from_json(text: str) -> dict[str, Any]:
@@ -226,27 +245,27 @@ def settings_from_json(text: str) -> dict[str, Any]:
 
     Which are known depends on whether "method" is among them, as in `config_from_json`.
     """
-    given = _object(text)
-    return _known(given, BaselineConfig if "method" in given else GBAConfig)
+    settings = _object(text)
+    return _known(settings, BaselineConfig if "method" in settings else GBAConfig)
 
 
 def _object(text: str) -> dict[str, Any]:
     try:
-        given = json.loads(text)
+        settings = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"not JSON: {error}") from None
-    if not isinstance(given, dict):
+    if not isinstance(settings, dict):
         raise InputError('a configuration is a JSON object of settings, like {"width": 1024}')
-    return given
+    return settings
 
 
-def _known(given: dict[str, Any], kind: type[Settings]) -> dict[str, Any]:
-    """`given`, all of whose names are settings of `kind`."""
+def _known(settings: dict[str, Any], kind: type[Settings]) -> dict[str, Any]:
+    """The same settings, if all of their names are settings of `kind`; InputError otherwise."""
     known = [f.name for f in fields(kind)]
-    for name in given:
+    for name in settings:
         if name not in known:
             raise InputError(f"unknown setting {name!r}; the settings are {', '.join(known)}")
-    return given
+    return settings
 
 
 def _finite(value: Real) -> bool:

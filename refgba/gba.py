@@ -1,37 +1,37 @@
 """Section 3, Algorithm 1: Group Bias Adaptation, whole.
 
-`step` is lines 2 to 5, `adapt` is line 6, `train` is the loop around them.  These functions are the reference behind
-the contract of `backends/base.py`: a backend repeats `init`, `step` and `adapt` on its own arrays, and `train` drives
-it unchanged.
+`minibatches` is line 1, `step` is lines 2 to 5, `adapt` is line 6, and `train` is the loop around them.  What this
+project adds to the paper lives in `recipe` and is called `ours` here: every call of `ours.` is without effect at the
+paper's settings, and `refgba.paper` is the same algorithm without them.
 
-Everything random (initial weights, batch order) is drawn here with NumPy's Generator, so that backends see the same
-numbers.  Settings are in `config`; what this project adds to the paper is in `recipe`, each piece called from the line
-where it acts and without effect at the paper's settings.  Reading files, logging and checkpoints are left to
-`refgba.runs`.
+These functions are the reference behind the contract of `backends/base.py`: a backend repeats `init`, `step` and
+`adapt` on its own arrays, and `train` drives it unchanged.  Everything random (initial weights, batch order) is drawn
+here with NumPy's Generator, so that all backends see the same numbers.  Settings are in `config`; reading files,
+logging and checkpoints are left to `refgba.runs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from refgba import recipe, sae
+from refgba import recipe as ours
+from refgba import sae
 from refgba.adam import AdamW
 from refgba.bias import Buffer
 from refgba.bias import adapt as algorithm_2
 from refgba.config import GBAConfig, Settings
 from refgba.sae import Params, unit_rows
 from refgba.streams import stream
-from refgba.types import Array, Mask
+from refgba.types import Array, Int64, Mask
 
 
 class Metrics(NamedTuple):
-    """What a step reports: the loss of its batch and L0, its mean active neurons a row (scalars of the backend)."""
+    """What a step reports of its batch, as scalars of the backend: the loss, and L0, mean number of active neurons."""
 
     loss: Any
     l0: Any
@@ -55,30 +55,33 @@ class State:
 
 
 def random_params(config: GBAConfig, d: int) -> Params:
-    """Θ before the first step: random unit w_m, every a_m at `a_init` and b_m at `b_init`, b_pre = 0.
-
-    Where untied, W_dec = W; with forming steps it only comes after them (`begin_fit`).
-    """
+    """Θ before the first step: random unit w_m, every a_m at `a_init` and b_m at `b_init`, b_pre = 0."""
     W = unit_rows(stream(config.seed, "weights").standard_normal((config.width, d)))  # (M, d)
     params = Params(
         W=W,
         a=np.full(config.width, config.a_init),
         b=np.full(config.width, config.b_init),
         b_pre=np.zeros(d),
-        W_dec=W.copy() if config.untied and not recipe.forming_steps(config) else None,
+        W_dec=ours.first_decoder(W, config),
     )
     return params.astype(config.master)
 
 
 def minibatches(X: Array, config: Settings) -> Iterator[Array]:
-    """Line 1 of Algorithm 1: the minibatches of steps 1..T, each L rows of X (N, d) at unit norm.
+    """Line 1 of Algorithm 1: the minibatches of steps 1..T, each L rows of X (N, d) at unit norm."""
+    for rows in row_numbers(len(X), config):  # (L,)
+        yield unit_rows(X[rows].astype(config.master))
 
-    Sampled without replacement within an epoch; a batch may straddle two.
+
+def row_numbers(N: int, config: Settings) -> Iterator[Int64]:
+    """Which of N rows the minibatches of steps 1..T hold, (L,) each.
+
+    They are sampled without replacement within an epoch; a batch may straddle two.
     """
-    orders = (stream(config.seed, "order", epoch).permutation(len(X)) for epoch in count())
+    orders = (stream(config.seed, "order", epoch).permutation(N) for epoch in count())
     rows = chain.from_iterable(orders)  # the endless sequence of shuffled epochs
     for _ in range(config.steps):
-        yield unit_rows(X[np.fromiter(rows, np.int64, config.batch)].astype(config.master))
+        yield np.fromiter(rows, np.int64, config.batch)
 
 
 def init(params: Params, config: GBAConfig) -> State:
@@ -90,31 +93,20 @@ def init(params: Params, config: GBAConfig) -> State:
 
 def step(state: State, x: Array) -> Metrics:
     """Lines 2 to 5 of Algorithm 1 on a minibatch x (L, d) of unit rows, in the dtype of the run."""
-    config, params = state.config, state.params
+    config = state.config
     state.t += 1
-    if recipe.fit_begins(config, state.t):
-        begin_fit(state)
-    lr = recipe.learning_rate(config, state.t)
-    fwd = sae.forward(params, x, config.activation)  # 2. forward
+    ours.begin_phase(state)
+    params = state.params
+    fwd = sae.forward(params, x, config.activation)  # 2. forward; y_m for every row and neuron
     grads = sae.gradients(params, x, fwd)  # 3. backward, and one optimiser step on everything but b
-    W, V = params.W, params.V
-    for name in recipe.trained(config, state.t):
-        theta, g = getattr(params, name), getattr(grads, name)
-        setattr(params, name, state.optimiser[name].update(theta, g, lr, config))
-    held = state.held[:, None]
-    params.W = np.where(held, W, unit_rows(params.W))  # 4. renormalise
-    if params.W_dec is not None:
-        params.W_dec = np.where(held, V, unit_rows(params.W_dec))
-    state.buffer.add(fwd.y)  # 5. the buffers
+    state.params = replace(params)
+    for name in ours.trained(config, state.t):
+        theta, g, lr = getattr(params, name), getattr(grads, name), ours.learning_rate(config, state.t)
+        setattr(state.params, name, state.optimiser[name].update(theta, g, lr, config))
+    state.params.W = unit_rows(state.params.W)  # 4. renormalise each w_m to unit norm
+    ours.keep_held_rows(state, params)
+    state.buffer.add(fwd.y)  # 5. add the y_m to the buffers
     return Metrics(sae.loss(x, fwd.f), np.count_nonzero(fwd.on) / len(x))
-
-
-def begin_fit(state: State) -> None:
-    """Between the two phases of `recipe`: find the neurons to hold, and where untied, give W a decoder of its own."""
-    params, config = state.params, state.config
-    state.held = recipe.agreeing(params.W, config.hold)
-    if config.untied:  # it goes on as W would have, with W's moments
-        params.W_dec, state.optimiser["W_dec"] = params.W.copy(), deepcopy(state.optimiser["W"])
 
 
 def adapt(state: State) -> None:

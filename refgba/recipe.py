@@ -28,13 +28,16 @@ The experiments behind each choice are in benchmarks/recipe.md.
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.special import betaincinv
 
+from refgba.adam import AdamW
 from refgba.config import GBAConfig
+from refgba.sae import Params, unit_rows
 from refgba.types import Array, Mask
 
 FIXED: dict[str, Any] = {
@@ -59,6 +62,42 @@ def forming_steps(config: GBAConfig) -> int:
 def fit_begins(config: GBAConfig, t: int) -> bool:
     """Whether step t = 1..T is the first after forming steps."""
     return t == forming_steps(config) + 1 and t > 1
+
+
+class Run(Protocol):
+    """What the hooks below see of `gba.State`, between two steps or within one."""
+
+    config: GBAConfig
+    params: Params
+    optimiser: dict[str, AdamW]
+    held: Mask
+    t: int
+
+
+def first_decoder(W: Array, config: GBAConfig) -> Array | None:
+    """W_dec before the first step: a copy of W (M, d) where untied, None where tied or while features form."""
+    return W.copy() if config.untied and not forming_steps(config) else None
+
+
+def begin_phase(run: Run) -> None:
+    """At the start of a step t: where it is the first of the second phase, `begin_fit`."""
+    if fit_begins(run.config, run.t):
+        begin_fit(run)
+
+
+def begin_fit(run: Run) -> None:
+    """Between the phases: find the neurons to hold, and where untied, give W a decoder of its own."""
+    run.held = agreeing(run.params.W, run.config.hold)
+    if run.config.untied:  # the decoder goes on as W would have, with W's moments
+        run.params.W_dec, run.optimiser["W_dec"] = run.params.W.copy(), deepcopy(run.optimiser["W"])
+
+
+def keep_held_rows(run: Run, before: Params) -> None:
+    """After line 4: renormalise an untied decoder, and put the rows of held neurons back as they were `before`."""
+    params, held = run.params, run.held[:, None]  # (M, 1)
+    params.W = np.where(held, before.W, params.W)
+    if params.W_dec is not None:
+        params.W_dec = np.where(held, before.V, unit_rows(params.W_dec))
 
 
 def trained(config: GBAConfig, t: int) -> tuple[str, ...]:

@@ -18,6 +18,10 @@ from typing import Literal
 import numpy as np
 
 from refgba.errors import InputError
+from refgba.metrics import frr
+from refgba.model import SyntheticModel, Uniform
+from refgba.sae import unit_rows
+from refgba.streams import stream
 from refgba.types import Activation, Array
 
 _BLOCK = 2**22  # entries of one (neurons, N) block: 32 MB in float64
@@ -97,6 +101,30 @@ def modified_ba_step(
     return stepped
 
 
+def simulate(
+    n: int,
+    d: int,
+    s: int,
+    p: float,
+    width: int,
+    rows: int,
+    steps: int,
+    *,
+    eta: float = np.inf,
+    activation: Activation = "jumprelu",
+    seed: int = 0,
+) -> list[float]:
+    """FRR(0.9) of Modified BA after each of its steps, on data that the theory speaks of (ours).
+
+    The data are `rows` rows of n Gaussian features in d dimensions, s of them in each; `width` random neurons begin.
+    Raises InputError as `modified_ba` and for a model that cannot be.
+    """
+    truth = SyntheticModel(Uniform(n, (s,)), d, seed=seed)
+    W = stream(seed, "weights").standard_normal((width, d))
+    X = unit_rows(truth.draw(0, rows).X)
+    return [frr(W, truth.V, 0.9) for W in modified_ba(X, W, p, steps, eta=eta, activation=activation)]
+
+
 def fixed_frequency_bias(X: Array, W: Array, p: float) -> Array:
     """The (M,) biases at which each neuron fires on exactly a share p of the rows of X: w_m . x_l + b_m > 0.
 
@@ -160,6 +188,10 @@ class Band:
     def empty(self) -> bool:
         """Whether no p is left: low >= high."""
         return self.low >= self.high
+
+    def holds(self, p: float) -> bool:
+        """Whether a frequency lies in the band, its ends included; an empty band holds none."""
+        return not self.empty and self.low <= p <= self.high
 
 
 def resonance_band(n: int, d: int, s: int, e: float = 0.0, c: float = 0.0) -> Band:

@@ -8,10 +8,48 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("refgba", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("refgba")
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch):
+    """Run a command of `refgba` in a folder of its own."""
+    from click.testing import CliRunner
+
+    from refgba.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def data(tmp_path):
+    """The file of 500 rows of the imbalanced set; its true features lie in v.npy beside it."""
+    import numpy as np
+
+    from refgba.model import imbalanced
+
+    truth = imbalanced()
+    np.save(tmp_path / "x.npy", truth.draw(0, 500).X)
+    np.save(tmp_path / "v.npy", truth.V)
+    return tmp_path / "x.npy"
+
+
+@pytest.fixture(scope="session")
+def outcomes():
+    """What each experiment ends in at the size of `experiments_micro`, run once."""
+    pytest.importorskip("matplotlib")
+    from experiments_micro import shrink
+
+    from refgba import experiments
+
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        return {name: experiments.run(name, "quick", "numpy", list) for name in experiments.NAMES}
 
 
 @dataclass

@@ -1,4 +1,4 @@
-// Runs CUDA kernels on the CPU, to prove their logic where there is no GPU; emulated_cupy.py puts it before the source.
+// Runs CUDA kernels on the CPU, to test their logic where there is no GPU; emulated_kernels.py puts it before the source.
 //
 // Every thread of a block is a fiber that runs until it waits at a barrier or in a shuffle.  Which warp and which lane
 // goes on then, and which block comes next, can be chosen: a result that depends on the choice is a race.  A barrier
@@ -219,7 +219,7 @@ template <class To, class From> To bit_cast(From from) {
 
 }  // namespace emulation
 
-// What emulated_cupy.py calls for a kernel: launch, types of the parameters, and most threads in a block.
+// What emulated_kernels.py calls for a kernel: launch, types of the parameters, and the most threads of a block.
 #define EMULATED_ENTRY extern "C" __attribute__((visibility("default"))) auto
 #define EMULATED_KERNEL(name, ...)                                                                         \
   EMULATED_ENTRY launch_##name(void** a, const unsigned* g, const unsigned* b, int o, unsigned long long s) {      \

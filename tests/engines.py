@@ -1,14 +1,19 @@
 """Every backend in every dtype, for tests to run over, and the libraries of others: what is missing skips its tests.
 
-"cupy emulated" is backends/cupy.py and its kernels on the CPU: tests/emulated_cupy.py in the place of CuPy.
+"cupy emulated" is backends/cupy.py, the modules beside it and its kernels, on the CPU: tests/emulated_cupy.py in the
+place of CuPy (`in_place_of_cupy`).
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import emulated_cupy
 import pytest
@@ -27,18 +32,30 @@ ENGINES = [
     for name, dtypes in DTYPES.items()
     for dtype in dtypes
 ]
+CUDA = Path(backends.__file__).with_name("cupy_kernels.cu")
+CUDA_KERNELS = re.findall(
+    r'extern "C" __global__ void\s+(?:__launch_bounds__\(\w+\)\s*)?(\w+)\(', CUDA.read_text(encoding="utf-8")
+)
+
+
+@contextmanager
+def in_place_of_cupy(library: Any) -> Iterator[Any]:
+    """backends/cupy.py, with `library` as the `cp` of all of its modules; a skipped test where CuPy is missing."""
+    backend = pytest.importorskip("refgba.backends.cupy", reason="CuPy is not installed", exc_type=ImportError)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in sys.modules if name.startswith(backend.__name__)]:
+            patch.setattr(sys.modules[name], "cp", library)
+        yield backend
 
 
 @contextmanager
 def engine(name: str) -> Iterator[Backend]:
     """The backend, or a skipped test."""
     if name == "cupy emulated":
-        cupy_backend = pytest.importorskip("refgba.backends.cupy", reason="CuPy is not installed", exc_type=ImportError)
         if emulated_cupy.compiler() is None:
             pytest.skip("no C++ compiler for the kernels")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cupy_backend, "cp", emulated_cupy.module())
-            yield cupy_backend
+        with in_place_of_cupy(emulated_cupy.module()) as backend:
+            yield backend
     else:
         reason = backends.status()[name]
         if reason is not None:

@@ -1,7 +1,6 @@
-"""GBA written a second time, and mistakes made in it: what the oracle is held against.
+"""Mistakes made in a port, and what the oracle is to say of each.
 
-`port` shares nothing with refgba but the settings and the names of quantities: no matrix products but einsum, biases
-neuron by neuron.  A `Mutant` replaces text of its source, each piece of which occurs exactly once.
+A `Mutant` replaces text of the source of `second_port`, each piece of which occurs there exactly once.
 """
 
 from __future__ import annotations
@@ -9,122 +8,14 @@ from __future__ import annotations
 import inspect
 from typing import NamedTuple
 
-import numpy as np
-
-MOVED = ("W", "W_dec", "a", "b_pre")
-STATE = ["left.seen", "left.counts", "left.peaks", "held", "b"]
-STATE += [part + theta for part in ("", "m.", "v.", "updates.") for theta in MOVED]
-
-
-def port(trace, starts="trace", dtype=np.float64):
-    """What `step` makes of a trace's rows, from the trace's state before each step or from its own."""
-
-    def cast(values):
-        return {n: v.astype(dtype) if v.dtype.kind == "f" and "peaks" not in n else v for n, v in values.items()}
-
-    kept, dump = cast(trace.before(1)), {}
-    for t in range(1, trace.steps + 1):
-        kept = cast(trace.before(t)) if starts == "trace" else kept
-        got = step(trace.config, t, trace.at(t)["rows"].astype(dtype), kept)
-        dump |= {f"{t}/{name}": np.asarray(value) for name, value in got.items()}
-        kept = {name: got[name] for name in STATE if name in got}
-    return dump
-
-
-def step(c, t, rows, was):
-    """Lines 1 to 6 on a batch; all quantities by name."""
-    L, M, K = len(rows), c.width, c.groups
-    # what the recipe adds
-    formed = round(c.form * c.steps)
-    held = was["held"]
-    if t == formed + 1 and formed > 0:
-        cosine = np.einsum("md,nd->mn", was["W"], was["W"]) - 2 * np.eye(M)
-        held = np.max(cosine, axis=1) >= c.hold if c.hold < 1 else held
-        if c.untied:
-            was = was | {n + "W_dec": was[n + "W"] for n in ("", "m.", "v.", "updates.")}
-    begin, end = (0, formed) if t <= formed else (formed, c.steps)
-    lr = c.lr
-    if c.lr_decay > 0:
-        lr = c.lr * min(1, (end - t + 1) / (end - begin) / c.lr_decay)
-    trained = ("W",) if t <= formed else MOVED
-    W, a, b, b_pre = was["W"], was["a"], was["b"], was["b_pre"]
-    own_decoder = "W_dec" in was
-    V = was["W_dec"] if own_decoder else W
-    # 1. rows at unit norm
-    x = rows / np.sqrt((rows**2).sum(axis=1, keepdims=True))
-    # 2. forward
-    xc = x - b_pre
-    z = np.einsum("ld,md->lm", xc, W)
-    y = z + b
-    on = y > 0
-    passed = z if c.activation == "jumprelu" else y
-    s = np.where(on, passed, 0)
-    f = np.einsum("lm,m,md->ld", s, a, V) + b_pre
-    loss = 0.5 * ((f - x) ** 2).sum() / L
-    # 3. backward
-    r = f - x
-    vr = np.einsum("ld,md->lm", r, V)
-    into = a * vr * on
-    detector = np.einsum("lm,ld->md", into, xc) / L
-    reconstructor = np.einsum("lm,m,ld->md", s, a, r) / L
-    g = {"W": detector if own_decoder else detector + reconstructor}
-    g["W_dec"] = reconstructor
-    g["a"] = (s * vr).sum(axis=0) / L
-    g["b_pre"] = (r - np.einsum("lm,md->ld", into, W)).sum(axis=0) / L
-    db = 0 * b
-    # 3. AdamW
-    q, new = {}, {}
-    for name in [name for name in MOVED if name in was]:
-        theta, m, v, n = was[name], was["m." + name], was["v." + name], int(was["updates." + name])
-        if name in trained:
-            n = n + 1
-            m = c.beta1 * m + (1 - c.beta1) * g[name]
-            v = c.beta2 * v + (1 - c.beta2) * g[name] ** 2
-            m_hat = m / (1 - c.beta1**n)
-            v_hat = v / (1 - c.beta2**n)
-            theta = theta - lr * (m_hat / (np.sqrt(v_hat) + c.adam_eps) + c.weight_decay * theta)
-        new[name] = theta
-        q |= {"m." + name: m, "v." + name: v, "updates." + name: n, "d" + name: g[name]}
-        if name in ("W", "W_dec"):  # 4. renormalise
-            q["moved." + name] = theta
-            new[name] = theta / np.sqrt((theta**2).sum(axis=1, keepdims=True))
-    for name in {"W", "W_dec"} & set(new):
-        new[name] = np.where(held[:, None], was[name], new[name])
-    # 5. the buffers
-    seen = was["left.seen"] + L
-    counts = was["left.counts"] + (y > 0).sum(axis=0)
-    peaks = np.maximum(was["left.peaks"], y.max(axis=0))
-    peaks = np.maximum(peaks, 0)
-    # 6. the biases
-    left = (seen, counts, peaks)
-    if t % c.adapt_every == 0:
-        group = np.array([m * K // M for m in range(M)])
-        target = np.array([c.htf * (c.ltf / c.htf) ** (k / max(K - 1, 1)) for k in range(K)])
-        p = counts / seen
-        T = np.zeros(K)
-        for k in range(K):
-            positive = [peak for peak, of in zip(peaks, group, strict=True) if of == k and peak > 0]
-            T[k] = sum(positive) / max(len(positive), 1)
-        b, lowered, raised = b.copy(), np.zeros(M, bool), np.zeros(M, bool)
-        for m, k in enumerate(group):
-            lowered[m] = p[m] > target[k]
-            raised[m] = not lowered[m] and p[m] < max(c.eps, c.floor * target[k])
-            if lowered[m]:
-                b[m] = max(b[m] - c.gamma_minus * peaks[m], -1)
-            elif raised[m]:
-                b[m] = min(b[m] + c.gamma_plus * T[k], 0)
-        q |= {"group": group, "target": target, "p": p, "T": T, "lowered": lowered, "raised": raised}
-        left = (0, np.zeros(M, int), np.zeros(M))
-    q |= {"x": x, "held": held, "lr": lr, "y": y, "on": on, "s": s, "f": f, "loss": loss, "b": b, "db": db}
-    q |= {"dW.detector": detector, "dW.reconstructor": reconstructor, "seen": seen, "counts": counts, "peaks": peaks}
-    return q | new | dict(zip(("left.seen", "left.counts", "left.peaks"), left, strict=True))
+import second_port
 
 
 class Mutant(NamedTuple):
-    """A mistake: text of `port` or `step` and what it becomes, and what the oracle is to say of it.
+    """A mistake: pieces of the port's source and what they become, and what the oracle is to say of it.
 
-    quantity: the first that deviates.  cause: what is said of it, None where the mistake is not in the oracle's list.
-    of: the trace on which it shows.  starts: whether it needs to run on by itself.
+    quantity: the first that deviates.  cause: what is said of it, None where the oracle does not know the mistake.
+    of: the trace on which it shows.  starts: where steps start for it to show.
     """
 
     name: str
@@ -135,14 +26,14 @@ class Mutant(NamedTuple):
     starts: str = "trace"
 
 
-def compiled(mutant=None):
-    """The port, with or without a mistake in its source."""
-    source = inspect.getsource(port) + "\n" + inspect.getsource(step)
-    for right, wrong in (mutant.replace if mutant else {}).items():
+def compiled(mutant):
+    """The port with a mistake in its source: `second_port.port`."""
+    source = inspect.getsource(second_port)
+    for right, wrong in mutant.replace.items():
         assert source.count(right) == 1, f"{source.count(right)} times in the port: {right}"
         source = source.replace(right, wrong)
-    module = {"np": np, "STATE": STATE, "MOVED": MOVED}
-    exec(compile(source, "port" if mutant is None else mutant.name, "exec"), module)
+    module = {}
+    exec(compile(source, mutant.name, "exec"), module)
     return module["port"]
 
 
@@ -410,7 +301,7 @@ MUTANTS = [
     ),
     Mutant(
         "adapted a step early", {"if t % c.adapt_every == 0:": "if (t + 1) % c.adapt_every == 0:"},
-        "group", "biases are adapted at this step, but only after steps that adapt_every = 3 divides",
+        "p", "biases are adapted at this step, but only after steps that adapt_every = 3 divides",
     ),
     Mutant(
         "stale bias in the forward pass",

@@ -21,7 +21,7 @@ import pytest
 from engines import library, real
 
 from refgba.config import BaselineConfig
-from refgba.experiments.common import opened
+from refgba.experiments.training import opened
 
 ROOT = Path(__file__).parents[1]
 SHORT = BaselineConfig(method="topk", width=512, steps=500, batch=256, dtype="float32")

@@ -135,6 +135,27 @@ def test_a_k_that_the_method_does_not_use_is_not_held_against_its_width(method):
     assert BaselineConfig(method=method, width=8).width == 8
 
 
+@pytest.mark.parametrize(
+    ("method", "unused"),
+    [
+        ("l1", {"k", "bandwidth", "theta_init", "aux", "aux_k", "dead_after"}),
+        ("topk", {"sparsity", "bandwidth", "theta_init"}),
+        ("batchtopk", {"sparsity", "bandwidth", "theta_init"}),
+        ("jumprelu", {"k", "aux", "aux_k", "dead_after"}),
+    ],
+)
+def test_a_baseline_knows_which_settings_it_uses(method, unused):
+    config = BaselineConfig(method=method)
+    assert {f.name for f in fields(config) if not config.uses(f.name)} == unused
+
+
+def test_gba_has_a_method_that_is_no_setting():
+    config = GBAConfig()
+    assert config.method == "gba"
+    assert "method" not in json.loads(config.to_json())
+    assert all(config.uses(f.name) for f in fields(config))
+
+
 @pytest.mark.parametrize("kind", [GBAConfig, BaselineConfig])
 def test_every_setting_has_its_help_and_the_shared_ones_are_there(kind):
     given_ = {f.name: f for f in fields(kind)}

@@ -151,8 +151,8 @@ def cases(draw):
 
 def in_pieces(backend, monkeypatch, pieces: int) -> None:
     """Have a backend take neurons in as many pieces as it can, and choose dense or sparse either way."""
-    if hasattr(backend, "chunk_size") and pieces:
-        monkeypatch.setattr(backend, "chunk_size", lambda M, *_: min(M, 32 * pieces))
+    if hasattr(backend, "memory") and pieces:
+        monkeypatch.setattr(backend.memory, "chunk_size", lambda M, *_: min(M, 32 * pieces))
     if hasattr(backend, "DENSE"):
         monkeypatch.setattr(backend, "DENSE", (0.2, 0.0, 2.0)[pieces])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import emulated_arrays
 import emulated_cupy
 import numpy as np
 import pytest
@@ -39,9 +40,9 @@ def test_a_step_never_waits_for_the_device(cupy, dtype, untied):
     state = started(cupy, config)
     for x in batches(config):  # forming, holding and fitting
         rows = cupy.put(state, x)
-        before = emulated_cupy.waits
+        before = emulated_cupy.emulation.waits
         cupy.step(state, rows)
-        assert emulated_cupy.waits == before
+        assert emulated_cupy.emulation.waits == before
 
 
 def test_batches_that_wait_their_turn_keep_their_rows(cupy):
@@ -66,43 +67,43 @@ def test_a_device_that_is_too_small_says_what_was_needed_and_would_fit(cupy):
     emulated_cupy.Device.mem_info = (2**21, 2**25)
     with pytest.raises(InputError) as caught:
         started(cupy, config, d=256)
-    told = str(caught.value)
-    assert told.startswith(
+    message = str(caught.value)
+    assert message.startswith(
         "the GPU's memory is too small: width 4096, batch 512 and d 256 in bfloat16 need 0.1 GiB, 0.0"
     )
-    assert told.endswith("no width would fit")
-    assert "\n" not in told
+    assert message.endswith("no width would fit")
+    assert "\n" not in message
 
 
-def test_what_is_said_to_fit_does_and_one_more_does_not(cupy):
+def test_the_width_that_would_fit_does_and_one_more_does_not(cupy):
     config = replace(CONFIG, width=200_000, batch=2048, dtype="bfloat16")
     emulated_cupy.Device.mem_info = (2**30, 2**31)
-    told = str(cupy._too_large(config, 512))
-    fits = int(told.split("width ")[2].split()[0])
-    assert cupy.needs("bfloat16", fits, 2048, 512) <= 2**30 < cupy.needs("bfloat16", fits + 1, 2048, 512)
-    assert "batch" not in told.split("; ")[1].replace(f"width {fits} at batch 2048", "")  # no batch makes 200k fit
+    message = str(cupy.memory.too_large(config, 512))
+    fits = int(message.split("width ")[2].split()[0])
+    assert cupy.memory.needs("bfloat16", fits, 2048, 512) <= 2**30 < cupy.memory.needs("bfloat16", fits + 1, 2048, 512)
+    assert "batch" not in message.split("; ")[1].replace(f"width {fits} at batch 2048", "")  # no batch makes 200k fit
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("untied", [False, True])
 def test_needs_is_what_init_takes(cupy, dtype, untied, monkeypatch):
-    taken, allocate = [], emulated_cupy._allocate
+    taken, allocate = [], emulated_arrays.allocate
 
     def counted(shape, dtype, *rest):
         taken.append(int(np.prod(shape)) * np.dtype(dtype).itemsize)
         return allocate(shape, dtype, *rest)
 
-    monkeypatch.setattr(emulated_cupy, "_allocate", counted)
+    monkeypatch.setattr(emulated_arrays, "allocate", counted)
     M, L, d = 3000, 256, 64
-    monkeypatch.setattr(cupy, "CHUNK", 2**20)
+    monkeypatch.setattr(cupy.memory, "CHUNK", 2**20)
     state = started(cupy, replace(CONFIG, width=M, batch=L, dtype=dtype, untied=untied), d)
     assert len(state.work.chunks) > 1
-    assert sum(taken) + 2**25 == pytest.approx(cupy.needs(dtype, M, L, d, untied), rel=0.01)
+    assert sum(taken) + 2**25 == pytest.approx(cupy.memory.needs(dtype, M, L, d, untied), rel=0.01)
 
 
 def test_a_million_neurons_fit_a_card_of_80_gb(cupy):
-    assert 29 * 2**30 < cupy.needs("bfloat16", 2**20, 4096, 1536) < 30.5 * 2**30
-    assert cupy.needs("float32", 2**20, 4096, 1536) < 75 * 2**30
+    assert 29 * 2**30 < cupy.memory.needs("bfloat16", 2**20, 4096, 1536) < 30.5 * 2**30
+    assert cupy.memory.needs("float32", 2**20, 4096, 1536) < 75 * 2**30
 
 
 def test_a_step_refuses_a_batch_of_another_size(cupy):

@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 
 from refgba import backends, experiments, gba, recipe
 from refgba.errors import InputError
-from refgba.experiments import common, consistency, frequencies, histograms
+from refgba.experiments import consistency, frequencies, histograms, training
 from refgba.model import Uniform
 from refgba.sae import unit_rows
 
@@ -23,7 +23,7 @@ RNG = np.random.default_rng
 def own(tmp_path_factory):
     """Files of rows of one's own, (400, 12) to train on and (300, 12) to judge on."""
     folder = tmp_path_factory.mktemp("own")
-    X = common.mixture(Uniform(16, (2,)), common.gaussian(16, 12, 0), 700, 0)
+    X = training.mixture(Uniform(16, (2,)), training.gaussian(16, 12, 0), 700, 0)
     np.save(folder / "mine.npy", X[:400])
     np.save(folder / "others.npy", X[400:])
     return folder / "mine.npy", folder / "others.npy"
@@ -33,19 +33,19 @@ def own(tmp_path_factory):
 
 
 def test_activations_of_ones_own_are_trained_on_and_judged_on(own):
-    real = common.opened(own)
+    real = training.opened(own)
     assert real.about() == {"name": "mine.npy", "rows": 400, "held_out": 300, "d": 12}
     config = recipe.default(12, width=32, steps=6, dtype="float32")
     for rows, file in ((real.seen(config), own[0]), (real.judged(config), own[1])):
         np.testing.assert_array_equal(np.concatenate(list(rows)), np.load(file))
-    _, evaluation = common.evaluated(real, config, "numpy")
+    _, evaluation = training.evaluated(real, config, "numpy")
     assert evaluation.rows == 300
 
 
 def test_held_out_rows_of_other_dimensions_are_an_input_error(own, tmp_path):
     np.save(tmp_path / "wide.npy", np.ones((5, 13)))
     with pytest.raises(InputError, match="wide"):
-        common.opened((own[0], tmp_path / "wide.npy"))
+        training.opened((own[0], tmp_path / "wide.npy"))
 
 
 @pytest.mark.parametrize("name", ["consistency", "histograms", "frequencies"])
@@ -172,13 +172,13 @@ def test_frequencies_are_told_against_the_target_of_the_group():
 
 
 def test_a_run_is_looked_at_before_its_first_step_after_forming_and_at_its_end(own):
-    real = common.opened(own)
+    real = training.opened(own)
     config = recipe.default(12, width=32, steps=8, form=0.5, dtype="float64")
     seen = list(histograms.snapshots(real, config, backends.load("numpy")))
     assert len(seen) == len(histograms.STAGES)
     np.testing.assert_array_equal(seen[0].W, gba.random_params(config, 12).W)
     assert (seen[0].b == config.b_init).all()
-    trained, _ = common.evaluated(real, config, "numpy")
+    trained, _ = training.evaluated(real, config, "numpy")
     np.testing.assert_array_equal(seen[2].W, trained.W)
     assert (seen[1].b != config.b_init).any()
     assert not seen[1].b_pre.any()  # trained after the forming steps only

@@ -11,7 +11,7 @@ from scipy.stats import norm
 pytest.importorskip("matplotlib")
 
 from refgba import gba, model, recipe
-from refgba.experiments import ablation, common, sensitivity
+from refgba.experiments import ablation, sensitivity, training
 from refgba.sae import unit_rows
 
 D = 24
@@ -133,7 +133,7 @@ def test_seconds_are_of_the_run_that_is_returned():
     X = model.imbalanced(0).draw(0, 500).X
     config = recipe.default(42, **SMALL | {"steps": 20})
     params, seconds = sensitivity.trained(gba.minibatches(X, config), 42, config, "numpy")
-    np.testing.assert_array_equal(params.V, common.train(X, config, "numpy").neurons)
+    np.testing.assert_array_equal(params.V, training.train(X, config, "numpy").neurons)
     assert 0 < seconds < 60
 
 

@@ -125,7 +125,7 @@ def test_an_untied_decoder_begins_where_forming_left_the_detectors():
     assert free.params.W_dec is None
     assert (free.params.W == bound.params.W).all()  # forming is tied
     W, moments = free.params.W.copy(), free.optimiser["W"].m.copy()
-    gba.begin_fit(free)
+    recipe.begin_fit(free)
     assert (free.params.W_dec == W).all()
     assert (free.optimiser["W_dec"].m == moments).all()
     assert free.optimiser["W_dec"].t == 10

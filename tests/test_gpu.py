@@ -73,7 +73,7 @@ def test_two_runs_are_equal_to_the_bit(cupy):
 
 def test_a_million_neurons_fit(cupy):
     config = replace(CONFIG, width=2**20)
-    needed, free = cupy.needs("bfloat16", 2**20, 4096, 1536), cupy.cp.cuda.Device().mem_info[0]
+    needed, free = cupy.memory.needs("bfloat16", 2**20, 4096, 1536), cupy.cp.cuda.Device().mem_info[0]
     if free < needed:
         pytest.skip(f"{needed / 2**30:.0f} GiB are needed, {free / 2**30:.0f} GiB free")
     state = cupy.init(parameters(2**20, 1536), config)

@@ -1,18 +1,17 @@
-"""backends/cupy_kernels.cu compiles for every architecture, and every kernel, run on the CPU, computes its formula."""
+"""Every kernel of backends/cupy_kernels.cu, run on the CPU, computes its formula, with threads in any order.
+
+That the file compiles for every architecture is test_kernels_compile.py's.
+"""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import emulated_cupy
 import numpy as np
 import pytest
-from engines import engine
+from engines import CUDA_KERNELS, engine
 
 from refgba import backends, gba, recipe, sae
 from refgba.adam import AdamW
@@ -20,10 +19,6 @@ from refgba.bias import Buffer
 from refgba.config import GBAConfig
 from refgba.sae import Params
 
-KERNELS = re.findall(
-    r'extern "C" __global__ void\s+(?:__launch_bounds__\(\w+\)\s*)?(\w+)\(',
-    Path(backends.__file__).with_name("cupy_kernels.cu").read_text(encoding="utf-8"),
-)
 VARIANTS = ("float64", "float32", "bfloat16")
 CONFIG = GBAConfig(lr=0.01, weight_decay=0.1)
 launched: set[tuple[str, str]] = set()  # (variant, kernel), by any test below
@@ -32,43 +27,6 @@ of_codes = pytest.mark.parametrize(("L", "M"), [(1, 70), (31, 33), (33, 31), (33
 of_rows = pytest.mark.parametrize(("L", "d"), [(1, 300), (31, 5), (33, 257), (100, 1)])
 of_weights = pytest.mark.parametrize(("M", "d"), [(1, 300), (31, 1), (33, 257), (70, 5)])
 some_all_or_none = pytest.mark.parametrize("gates", ["some", "all", "none"])
-
-
-# -------------------------------------------------------------------------------------------------------- compilation
-
-
-@pytest.fixture(scope="module")
-def nvrtc():
-    """NVRTC through CuPy, which needs no GPU for it."""
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed", exc_type=ImportError)
-    try:
-        cupy.cuda.nvrtc.getVersion()
-    except (ImportError, RuntimeError) as error:  # a RuntimeError of cuda-pathfinder's since CuPy 14
-        pytest.skip(f"NVRTC is not installed ({' '.join(str(error).split())})")
-    return cupy.cuda.nvrtc
-
-
-@pytest.mark.parametrize("architecture", [70, 80, 90, 100])
-@pytest.mark.parametrize("dtype", VARIANTS)
-def test_it_compiles_without_a_warning(nvrtc, monkeypatch, dtype, architecture):
-    if architecture not in nvrtc.getSupportedArchs():
-        pytest.skip(f"NVRTC {'.'.join(map(str, nvrtc.getVersion()))} does not compile for sm_{architecture}")
-    cp = MagicMock()
-    cp.cuda.Device.return_value.compute_capability = "100"
-    monkeypatch.setattr("refgba.backends.cupy.cp", cp)
-    backends.cupy.Device(dtype)
-    module = cp.RawModule.call_args.kwargs
-    as_cupy_adds = (f"-arch=sm_{architecture}", "-ftz=true", "--device-as-default-execution-space")
-    program = nvrtc.createProgram(module["code"], "cupy_kernels.cu", (), ())
-    try:
-        with suppress(nvrtc.NVRTCError):  # the log says what it was
-            nvrtc.compileProgram(program, module["options"] + as_cupy_adds)
-        log = nvrtc.getProgramLog(program).splitlines()
-        assert [line for line in log if "Architectures prior to" not in line] == []  # those are deprecated
-        entries = re.findall(rb"\.entry (\w+)\(", nvrtc.getPTX(program))
-        assert {entry.decode() for entry in entries} == set(KERNELS)
-    finally:
-        nvrtc.destroyProgram(program)
 
 
 # -------------------------------------------------------------------------------------------------------- the kernels
@@ -89,7 +47,7 @@ class Emulated:
     """The kernels of a variant, and its arithmetic."""
 
     def __init__(self, backend, variant):
-        self.backend, self.variant, self.device = backend, variant, backend.Device(variant)
+        self.backend, self.variant, self.device = backend, variant, backends.cupy_device.Device(variant)
         self.real, self.eps = self.device.real, np.finfo(self.device.real).eps
         self.rng = np.random.default_rng(0)
 
@@ -100,14 +58,14 @@ class Emulated:
         """
         cp, results = self.backend.cp, []
         for order in cp.ORDERS:
-            cp.order = order
+            cp.emulation.order = order
             there = {id(a): cp.asarray(a) for a in arguments if isinstance(a, np.ndarray)}
             launch(*(there.get(id(a), a) for a in arguments))
             results.append([there[id(a)].get() for a in arguments if id(a) in there])
         for others in results[1:]:
             for first, other in zip(results[0], others, strict=True):
                 assert_same(first, other)
-        launched.update((self.variant, name) for name in cp.launches)
+        launched.update((self.variant, name) for name in cp.emulation.launches)
         return results[0]
 
     def normal(self, *shape):
@@ -147,7 +105,7 @@ class Emulated:
     def factors(self, updates=0):
         """What a step passes to AdamW's next update."""
         state = SimpleNamespace(config=CONFIG, device=self.device, updates=Counter({"theta": updates}))
-        return self.backend._adam(state, "theta", CONFIG.lr)
+        return self.backend.factors(state, "theta", CONFIG.lr)
 
 
 def bits(a):
@@ -165,7 +123,7 @@ def whole_array(n):
 
 def test_adamw_is_launched_here_as_in_a_step(gpu, monkeypatch):
     launches = set()
-    monkeypatch.setattr(gpu.backend.Device, "launch", lambda _, *arguments: launches.add(arguments[:4]))
+    monkeypatch.setattr(type(gpu.device), "launch", lambda _, *arguments: launches.add(arguments[:4]))
     config = GBAConfig(width=70, groups=1, batch=2, dtype=gpu.variant)
     state = gpu.backend.init(gba.random_params(config, 257), config)
     gpu.backend.step(state, gpu.backend.put(state, np.ones((2, 257), gpu.real)))
@@ -383,7 +341,7 @@ def agreeing(gpu, W, tau, at_once):
     def hold(W, room, held):
         config, work = SimpleNamespace(hold=tau), SimpleNamespace(room=room)
         state = SimpleNamespace(theta={"W": W}, config=config, work=work, held=held, device=gpu.device)
-        gpu.backend._hold(state)
+        gpu.backend.hold(state)
 
     return gpu.run(hold, W, gpu.room(at_once * len(W)), gpu.room(len(W), dtype=np.bool_))[2]
 
@@ -462,4 +420,4 @@ def test_every_kernel_was_launched_by_this_file(request):
     here = {item.originalname for item in request.session.items if item.path == request.path}
     if {name for name in globals() if name.startswith("test_")} - here:
         pytest.skip("only some tests of this file were asked for")
-    assert launched == {(variant, name) for variant in VARIANTS for name in KERNELS}
+    assert launched == {(variant, name) for variant in VARIANTS for name in CUDA_KERNELS}

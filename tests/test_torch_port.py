@@ -1,6 +1,6 @@
-"""A port of GBA written from tutorial.md alone agrees with the reference, in every quantity of every step.
+"""A port of GBA written from texts alone agrees with the reference, in every quantity of every step.
 
-tests/torch_port.py is that port, refgba.oracle the judge.
+tests/torch_port.py is that port, tutorial.md and refgba/oracle/format.md are the texts, refgba.oracle is the judge.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from refgba.oracle import compare, traces
 
 pytestmark = pytest.mark.interop
 TESTS = Path(__file__).parent
-PORT, COMMITTED, TUTORIAL = TESTS / "torch_port.py", TESTS / "traces", TESTS.parent / "tutorial.md"
+PORT, COMMITTED, PAGE = TESTS / "torch_port.py", TESTS / "traces", TESTS.parent / "refgba/oracle/format.md"
 
 D, SEEDS = 6, (0, 1, 2)
 SMALL = {"width": 14, "groups": 4, "steps": 14, "batch": 8, "lr": 0.03, "weight_decay": 0.1}  # groups of 3 and of 4
@@ -60,10 +60,10 @@ def trace_of(name, seed):
 def tensors(values, dtype):
     """Arrays as tensors, floats in this dtype, but peaks in float64."""
     torch = library("torch")
-    found = {name: torch.as_tensor(np.array(value)) for name, value in values.items()}
+    as_given = {name: torch.as_tensor(np.array(value)) for name, value in values.items()}
     return {
         name: value.to(getattr(torch, dtype)) if value.is_floating_point() and "peaks" not in name else value
-        for name, value in found.items()
+        for name, value in as_given.items()
     }
 
 
@@ -74,12 +74,12 @@ def dumped(port, trace, starts, dtype="float64"):
     before = [tensors(trace.before(t), dtype) for t in steps]
     if starts == "own":
         W = before[0]["W"]
-        found = [port.start(trace.config, W), *port.train(trace.config, W, rows)]
+        computed = [port.start(trace.config, W), *port.train(trace.config, W, rows)]
         numbers = range(trace.steps + 1)
     else:
-        found = [port.step(trace.config, t, *given) for t, *given in zip(steps, rows, before, strict=True)]
+        computed = [port.step(trace.config, t, x, was) for t, x, was in zip(steps, rows, before, strict=True)]
         numbers = steps
-    return {f"{t}/{name}": value for t, got in zip(numbers, found, strict=True) for name, value in got.items()}
+    return {f"{t}/{name}": value for t, got in zip(numbers, computed, strict=True) for name, value in got.items()}
 
 
 def judged(port, trace, starts, dtype="float64"):
@@ -97,7 +97,7 @@ def assert_agrees(port, trace, starts, dtype):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_port_from_the_tutorial_agrees_in_every_quantity(port, name, seed, dtype, starts):
+def test_a_port_from_the_texts_agrees_in_every_quantity(port, name, seed, dtype, starts):
     assert_agrees(port, trace_of(name, seed), starts, dtype)
 
 
@@ -125,7 +125,7 @@ def test_the_traces_reach_every_rule_of_the_method():
     assert all(seen.values()), seen
 
 
-def test_it_solves_the_exercise_made_for_ports(port):
+def test_it_gives_the_numbers_of_the_run_made_for_ports(port):
     torch = library("torch")
     M, d, L = 12, 6, 8
     config = GBAConfig(
@@ -140,7 +140,7 @@ def test_it_solves_the_exercise_made_for_ports(port):
     losses = " ".join(f"{steps[t - 1]['loss']:.5f}" for t in (1, F + 1, 20))
     sums = ", ".join(f"{name} {end[name].sum():.5f}" for name in ("b", "a", "b_pre"))
     lines = f"F {F}, held {end['held'].sum()}, losses {losses}\n{sums}, W {(end['W'] * i).sum():.5f}\n"
-    assert lines in TUTORIAL.read_text(encoding="utf-8")
+    assert lines in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", ["paper", "default"])
@@ -157,11 +157,11 @@ def test_it_passes_as_files_that_nothing_of_ours_wrote(port, kind, tmp_path):
     library("safetensors.torch").save_file(apart, candidate / "arrays.safetensors")
     index = {"format": "refgba-trace", "version": 1, "starts": "own"}
     (candidate / "index.json").write_text(json.dumps(index), encoding="utf-8")
-    told = cli("check", trace, candidate)
-    assert told.exit_code == 0, told.output
+    checked = cli("check", trace, candidate)
+    assert checked.exit_code == 0, checked.output
 
 
-MISTAKES = {  # the quantity that is spoilt first: what to replace in the port, with what, and the cause to be told
+MISTAKES = {  # by the quantity that goes wrong first: text of the port, what replaces it, the cause the oracle names
     "dW": (
         "detector + reconstructor}",
         "detector}",

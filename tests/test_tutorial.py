@@ -1,19 +1,28 @@
 """tutorial.md is true: its code runs and gives the numbers, words and figures shown; its names and links exist.
 
-And the runner that says so (tests/tutorial.py) does notice what is wrong.
+So are the settings and numbers on the page for porters (refgba/oracle/format.md), and the runner of the tutorial
+(tests/tutorial.py) notices what is wrong.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 from tutorial import FIGURE, ROOT, TUTORIAL, agrees, changes, chapters, differs, main, quotations, rewrite, run
+
+from refgba import gba, recipe
+from refgba.config import GBAConfig
+from refgba.sae import Params, unit_rows
 
 TEXT = TUTORIAL.read_text(encoding="utf-8").split("\n")
 CHAPTERS = chapters(TEXT)
+PAGE = (ROOT / "refgba/oracle/format.md").read_text(encoding="utf-8")
 REFERENCE = {path.stem for path in (ROOT / "refgba").glob("*.py")}
 
 every_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.title.split(".")[0])
@@ -28,12 +37,13 @@ def test_a_chapter_gives_what_it_shows(chapter):
 
 
 @every_chapter
-def test_a_chapter_has_code_a_picture_and_an_exercise_and_fewer_than_250_lines(chapter):
+def test_a_chapter_has_an_aim_code_a_picture_and_an_exercise_and_fewer_than_250_lines(chapter):
     lines = [TEXT[i] for i in chapter.lines]
+    assert re.fullmatch(r"\*After this lesson you can .+\.\*", lines[2]), "one sentence says what is learned"
     assert len(lines) < 250
     assert chapter.figures
     assert "```python" in lines
-    assert any(re.search(r"`(refgba|backends)\.", line) for line in lines)
+    assert any(re.search(r"`refgba\.", line) for line in lines)
     [exercise] = [i for i, line in enumerate(lines) if line.startswith("**Exercise ")]
     [solution] = [i for i, line in enumerate(lines) if line == "<!-- solution"]
     assert exercise < solution
@@ -62,10 +72,10 @@ def test_what_is_quoted_stands_in_the_source():
 
 
 def names():
-    """What the prose names as code: dotted names that begin with a package, or with a module of the reference."""
+    """What the prose names as code: dotted names that begin with the package, or with a module of the reference."""
     for name in re.findall(r"`([a-z_]+(?:\.\w+)+)`", "\n".join(TEXT)):
         top, *rest = name.split(".")
-        if top in {"refgba", "backends"}:
+        if top == "refgba":
             yield name
         elif top in REFERENCE and rest != ["py"]:
             yield f"refgba.{name}"
@@ -106,6 +116,16 @@ def test_every_figure_in_the_folder_is_shown_and_small():
     shown = {ROOT / figure for chapter in CHAPTERS for figure in chapter.figures}
     assert shown == set((ROOT / "benchmarks/tutorial").iterdir())
     assert max(path.stat().st_size for path in shown) < 60 * 1024
+    assert {plt.imread(path).shape[1] for path in shown} == {700}, "letters are as drawn on a page of 700 pixels"
+
+
+@every_chapter
+def test_figures_are_named_and_their_axes_labelled(chapter):
+    blocks = ["\n".join(TEXT[i] for i in block.lines) for block in chapter.blocks]
+    for drawing in (code for code in blocks if ".savefig(" in code):
+        assert re.search(r"title", drawing)
+        assert re.search(r"xlabel", drawing) or "xticks=[]" in drawing
+        assert re.search(r"ylabel", drawing)
 
 
 def test_make_targets_exist():
@@ -114,7 +134,59 @@ def test_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-# ---- its runner ------------------------------------------------------------------------------------------------------
+def test_the_papers_algorithm_in_one_file_comes_first():
+    opening = " ".join(TEXT[: TEXT.index("```")])
+    assert "`refgba/paper.py`" in opening or "(refgba/paper.py)" in opening
+
+
+# ---- the page for porters --------------------------------------------------------------------------------------------
+
+
+def test_the_settings_on_the_page_are_those_of_the_recipes():
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \| (.+) \|$", PAGE.split("### Settings")[1].split("###")[0], re.MULTILINE)
+    paper, derived = vars(GBAConfig()), recipe.derive(384)
+    assert [name for name, *_ in rows] == list(paper)
+    for name, of_paper, of_default in rows:
+        assert of_paper == str(paper[name])
+        if name not in derived:
+            assert of_default == str(recipe.FIXED.get(name, paper[name]))
+
+
+def test_the_derived_settings_are_the_formulas_on_the_page():
+    d, M, T = 10, 300, 1000
+    found = recipe.derive(d, width=M, steps=T)
+    assert recipe.derive(d)["width"] == max(1024, 8 * d)
+    assert found["adapt_every"] == max(1, round(T / 150))
+    assert found["gamma_minus"] == found["gamma_plus"] == 3.75 * found["adapt_every"] / T
+    assert found["a_init"] == 1.2 * d / M
+    assert found["b_init"] == -1 / d**0.5
+
+
+def test_the_run_to_check_a_port_by_gives_the_numbers_on_the_page():
+    M, d, L = 12, 6, 8
+    tied = GBAConfig(
+        width=M, groups=3, steps=20, batch=L, htf=0.3, ltf=0.05, lr=0.05, weight_decay=0.01, gamma_minus=0.1,
+        gamma_plus=0.2, adapt_every=3, floor=0.5, form=0.425, hold=0.4, lr_decay=0.5, a_init=0.5,
+    )  # fmt: skip
+    m, l, i = np.arange(M)[:, None], np.arange(L)[:, None], np.arange(d)
+    batches = [unit_rows(np.cos(t + 5 * l + 2 * i + l * i)) for t in range(1, 21)]
+    start = Params(unit_rows(np.sin(1 + 7 * m + 3 * i + m * i)), np.full(M, 0.5), np.zeros(M), np.zeros(d))
+    state = gba.init(start, tied)
+    losses = [metrics.loss for metrics in gba.train(state, batches)]
+    F, p = recipe.forming_steps(tied), state.params
+    lines = [
+        f"F {F}, held {state.held.sum()}, losses {losses[0]:.5f} {losses[F]:.5f} {losses[-1]:.5f}",
+        f"b {p.b.sum():.5f}, a {p.a.sum():.5f}, b_pre {p.b_pre.sum():.5f}, W {(p.W * i).sum():.5f}",
+    ]
+    state = gba.init(start, replace(tied, untied=True))
+    *_, last = gba.train(state, batches)
+    p = state.params
+    sums = f"W {(p.W * i).sum():.5f}, W_dec {(p.V * i).sum():.5f}"
+    lines.append(f"untied: loss {last.loss:.5f}, b_pre {p.b_pre.sum():.5f}, {sums}")
+    assert "\n".join(["```", *lines, "```"]) in PAGE
+
+
+# ---- the runner of the tutorial --------------------------------------------------------------------------------------
 
 
 def text_of(code: str, *output: str, after: str = "") -> list[str]:

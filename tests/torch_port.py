@@ -1,4 +1,6 @@
-"""GBA in torch, written from tutorial.md alone: the proof that its chapters 4 to 9 are enough to port the method.
+"""GBA in torch, written from tutorial.md and refgba/oracle/format.md alone: the proof that they suffice for a port.
+
+The tutorial's lessons 3 to 6 have the formulas; "The method, exactly" on the page has orders, ties, phases and dtypes.
 
 It shares nothing with refgba but the settings: gradients are autograd's, AdamW is written out.  A state is a dictionary
 of tensors, and so is what a step gives; both have the names of refgba/oracle/format.md, so that a step's results hold
@@ -27,7 +29,7 @@ def train(config: GBAConfig, W: Tensor, minibatches: Iterable[Tensor]) -> Iterat
 
 
 def start(config: GBAConfig, W: Tensor) -> Values:
-    """The state before the first step (chapters 8 and 9); the rows of W (M, d) are scaled to unit norm."""
+    """The state before the first step ("The start"); the rows of W (M, d) are scaled to unit norm."""
     M, d = W.shape
     theta = {"W": unit_rows(W), "a": W.new_full((M,), config.a_init), "b_pre": W.new_zeros(d)}
     if config.untied and forming_steps(config) == 0:
@@ -39,7 +41,7 @@ def start(config: GBAConfig, W: Tensor) -> Values:
 
 
 def step(config: GBAConfig, t: int, rows: Tensor, state: Values) -> Values:
-    """Step t, counted from 1, on rows (L, d), from the state before it: "The whole step, in order" of chapter 9."""
+    """Step t, counted from 1, on rows (L, d), from the state before it ("Step t = 1..T")."""
     F = forming_steps(config)
     if t == F + 1 and t > 1:  # 1. forming is over
         state = state | end_of_forming(config, state)
@@ -73,7 +75,7 @@ def carried(values: Values) -> Values:
 
 
 def forward_backward(config: GBAConfig, x: Tensor, state: Values) -> Values:
-    """The network on x (L, d), chapter 4, its loss and autograd's gradients in place of those of chapter 5."""
+    """The network on x (L, d), lesson 3, its loss and autograd's gradients in place of those of lesson 4."""
     leaf = {name: state[name].clone().requires_grad_() for name in ("W", "a", "b_pre")}
     V = state.get("W_dec", state["W"]).clone().requires_grad_()  # (M, d)   w_m as reconstructor is a leaf of its own
     z = (x - leaf["b_pre"]) @ leaf["W"].T  # (L, M)
@@ -90,7 +92,7 @@ def forward_backward(config: GBAConfig, x: Tensor, state: Values) -> Values:
 
 
 def adamw(config: GBAConfig, lr: float, name: str, state: Values, g: Tensor) -> Values:
-    """One parameter after AdamW with gradient g, and its moments and count (chapter 8)."""
+    """One parameter after AdamW with gradient g, and its moments and count (lesson 6)."""
     updates = state[f"updates.{name}"] + 1
     m = config.beta1 * state[f"m.{name}"] + (1 - config.beta1) * g
     v = config.beta2 * state[f"v.{name}"] + (1 - config.beta2) * g**2
@@ -101,7 +103,7 @@ def adamw(config: GBAConfig, lr: float, name: str, state: Values, g: Tensor) -> 
 
 
 def adapt(config: GBAConfig, b: Tensor, seen: Tensor, counts: Tensor, peaks: Tensor) -> Values:
-    """Algorithm 2, chapter 6, in float64 whatever the dtype of b (M,)."""
+    """Algorithm 2, lesson 5, in float64 whatever the dtype of b (M,)."""
     K = config.groups
     group = torch.arange(len(b)) * K // len(b)
     target = config.htf * (config.ltf / config.htf) ** (torch.arange(K, dtype=torch.float64) / max(K - 1, 1))
@@ -125,14 +127,14 @@ def empty_buffers(M: int) -> Values:
 def end_of_forming(config: GBAConfig, state: Values) -> Values:
     """Which neurons are held for good and, if untied, the decoder that begins as a copy of W, moments and all."""
     cosine = (state["W"] @ state["W"].T).fill_diagonal_(-torch.inf)
-    found = {"held": (cosine >= config.hold).any(dim=1) & (config.hold < 1)}
+    then = {"held": (cosine >= config.hold).any(dim=1) & (config.hold < 1)}
     if config.untied:
-        found |= {f"{of}W_dec": state[f"{of}W"] for of in ("", "m.", "v.", "updates.")}
-    return found
+        then |= {f"{of}W_dec": state[f"{of}W"] for of in ("", "m.", "v.", "updates.")}
+    return then
 
 
 def learning_rate(config: GBAConfig, t: int) -> float:
-    """Constant, or in each phase falling to its end (chapter 9)."""
+    """Constant, or in each phase falling to its end."""
     F = forming_steps(config)
     first, last = (1, F) if t <= F else (F + 1, config.steps)
     if config.lr_decay == 0:
@@ -141,7 +143,7 @@ def learning_rate(config: GBAConfig, t: int) -> float:
 
 
 def forming_steps(config: GBAConfig) -> int:
-    """F, the steps that train W alone; Python's round takes halves to the even number, as the tutorial asks."""
+    """F, the steps that train W alone; Python's round takes halves to the even number, as the page asks."""
     return round(config.form * config.steps)
 
 

@@ -1,4 +1,4 @@
-"""The baselines of `refgba.baselines` on the CPU: one dense product a step, the encoder's; the rest on active entries.
+"""The baselines of `refgba.baselines` on the CPU: one dense product per step, the encoder's; else active entries only.
 
 How this departs from the reference:
 
@@ -7,10 +7,11 @@ How this departs from the reference:
 - TopK and BatchTopK look only at what exceeds a guess, a little under the smallest code of the batch before, and at
   everything where that leaves too few.  Either way the selection is exact.
 - Backward is one pass over the neurons, with AdamW and renormalisation while the row is at hand, as in
-  `backends.numba`.  AuxK's part is dense, over the dead neurons only, which have no other.
+  backends/numba.py; the two share kernels of numba_kernels.py.  AuxK's part is dense, over the dead neurons only, which
+  have no other.
+- Results are the same to the bit for any number of threads.
 
-Results are the same to the bit for any number of threads.  tests/test_baselines.py holds this file against the
-reference.
+tests/test_baselines_numba.py holds all of it against the reference.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from numba import njit, prange
 
 from refgba import baselines
 from refgba.adam import AdamW
+from refgba.backends.base import adamw_factors
 from refgba.backends.baselines.numpy import decode, encode
-from refgba.backends.numba import _adamw, _add, _dot, _kernels, _unit
+from refgba.backends.numba_kernels import adamw, add, dot, parallel_blocks, unit
 from refgba.backends.numpy import DTYPES, counters, export, get, params, put, unusable
 from refgba.baselines import Params, adapt
 from refgba.config import BaselineConfig
@@ -77,7 +79,7 @@ def step(state: State, x: Array) -> Metrics:
     """One step, as `refgba.baselines.step`."""
     config, params, L = state.config, state.params, len(x)
     state.t += 1
-    with _kernels():
+    with parallel_blocks():
         xc, r, columns = _forward(state, x)
         first, _, values = columns
         counts, peaks, smallest = _activity(first, values, _limits(state))
@@ -105,7 +107,7 @@ def gradients(state: State, x: Array) -> Params:
     """The gradients at rows x (L, d), without AuxK, by the kernels of `step`; nothing moves."""
     params = state.params
     dW, dV = np.empty_like(params.W), np.empty_like(params.W)
-    with _kernels():
+    with parallel_blocks():
         xc, r, columns = _forward(state, x)
         none = _auxiliary(state, xc, r, np.zeros(len(params.W), bool))
         db, dtheta, db_pre = _backward(state, xc, r, columns, none, [AdamW(dW, dW), AdamW(dV, dV)], None)
@@ -193,9 +195,7 @@ def _backward(
     if lr is not None:
         for moment in moments:
             moment.t += 1
-        t, beta1, beta2 = moments[0].t, config.beta1, config.beta2
-        rate, root = lr / (1 - beta1**t), 1 / (1 - beta2**t)
-        adam = np.array([1 - beta1, 1 - beta2, rate, root, config.adam_eps, 1 - lr * config.weight_decay], dtype)
+        adam = np.array(adamw_factors(moments[0].t, lr, config), dtype)
     db, near, near_vr = np.empty(len(W), dtype), np.empty(len(W), np.int64), np.empty(len(W), dtype)
     sums = np.zeros((-(-len(W) // BLOCK), W.shape[1]), dtype)  # Σ_m dL/dz_m w_m, by block
     _sweep(
@@ -210,7 +210,10 @@ def _backward(
 
 @njit(parallel=True, nogil=True, cache=True)
 def _select(W, b, xc, floor, k, guess, index, z, count):
-    """The entries of every row: with k the k largest positive of each row, else those above floor (M,)."""
+    """The entries of every row of z_m = w_m · (x - b_pre) + b_m: with k > 0 its k largest positive, else z_m > floor_m.
+
+    index, z (L, M) and count (L,) hold the entries as `Codes` says.
+    """
     L, M = z.shape
     for block in prange((L + ROWS - 1) // ROWS):
         low, high = block * ROWS, min((block + 1) * ROWS, L)
@@ -236,7 +239,7 @@ def _select(W, b, xc, floor, k, guess, index, z, count):
 
 @njit(nogil=True, cache=True)
 def _kth(row, k, guess, best):
-    """The k-th largest of a row, 0 where it is not positive; best (M,) is room."""
+    """The k-th largest of the entries of row (M,), at least 0.  Overwrites best (M,)."""
     n = 0
     for m in range(row.size):
         if row[m] > guess:
@@ -251,6 +254,7 @@ def _kth(row, k, guess, best):
 
 @njit(nogil=True, cache=True)
 def _above(row, edge, index, z, n, k):
+    """After n entries, add those of row with z_m > edge, up to k in all; returns how many there are then."""
     for m in range(row.size):
         if row[m] > edge and n < k:
             index[n] = m
@@ -261,6 +265,7 @@ def _above(row, edge, index, z, n, k):
 
 @njit(nogil=True, cache=True)
 def _equal(row, edge, index, z, n, k):
+    """After n entries, add those of row with z_m = edge > 0, up to k in all; returns how many there are then."""
     if edge > 0:
         for m in range(row.size):
             if row[m] == edge and n < k:
@@ -272,12 +277,12 @@ def _equal(row, edge, index, z, n, k):
 
 @njit(nogil=True, cache=True)
 def _keep(edge, places, index, z, count):
-    """Keep the `places` largest entries of a batch, of which `edge` is the smallest."""
+    """Keep the `places` largest entries of a batch, of which `edge` is the smallest; of equals, the first."""
     more = 0
     for l in range(count.size):
         for i in range(count[l]):
             more += z[l, i] > edge
-    equal = places - more  # of equals, the first
+    equal = places - more
     for l in range(count.size):
         n = 0
         for i in range(count[l]):
@@ -294,7 +299,7 @@ def _keep(edge, places, index, z, count):
 
 @njit(nogil=True, cache=True)
 def _columns(M, index, z, count):
-    """The entries neuron by neuron: those of m from first[m] up to first[m + 1], by row."""
+    """The entries neuron by neuron: those of m are rows[first[m] : first[m + 1]] and values likewise, in row order."""
     first = np.zeros(M + 1, np.int64)
     for l in range(count.size):
         for i in range(count[l]):
@@ -313,7 +318,7 @@ def _columns(M, index, z, count):
 
 @njit(nogil=True, cache=True)
 def _activity(first, values, limit):
-    """Counts (M,) and peaks (M,) of the active entries, and the smallest of all, 0 where there is none."""
+    """Σ_l 1{z_m > limit_m} and max_l z_m over those, both (M,), and the smallest of them all, 0 where there is none."""
     M = first.size - 1
     counts, peaks, smallest = np.zeros(M, np.int64), np.zeros(M), np.inf
     for m in range(M):
@@ -327,13 +332,13 @@ def _activity(first, values, limit):
 
 @njit(parallel=True, nogil=True, cache=True)
 def _decode(V, limit, index, z, count, f):
-    """f <- Σ_m s_m v_m, row by row."""
+    """f <- Σ_m s_m v_m with s_m = z_m 1{z_m > limit_m}, row by row."""
     for l in prange(count.size):
         f[l] = 0
         for i in range(count[l]):
             m = index[l, i]
             if z[l, i] > limit[m]:
-                _add(f[l], z[l, i], V[m])
+                add(f[l], z[l, i], V[m])
 
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
@@ -341,7 +346,15 @@ def _sweep(
     W, V, mW, vW, mV, vV, xc, r, first, rows, values, theta, limit, half, penalty, gW, gV, gb, slot, adam, db, near,
     near_vr, sums,
 ):  # fmt: skip
-    """The backward pass of every neuron, and its AdamW and renormalisation; see `_backward`."""
+    """Gradients averaged over the batch, then AdamW of w_m and v_m and unit norm of v_m, neuron by neuron.
+
+        dL/dz_m = (v_m · r + penalty) on_m,   dL/dw_m = dL/dz_m (x - b_pre),   dL/db_m = dL/dz_m,   dL/dv_m = s_m r
+
+    on_m = 1{z_m > limit_m}; penalty is λ for L1 and 0 otherwise.  gW, gV, gb: AuxK's gradients of the neurons with
+    slot[m] >= 0.  db <- dL/db (M,).  sums[k] <- Σ_m Σ_l dL/dz_m w_m over the neurons of block k.  near, near_vr <- how
+    many rows have |z_m - θ_m| < half, and Σ_l v_m · r over those.  v_m moves without the part of its gradient along it.
+    With adam empty nothing moves: mW <- dL/dW and mV <- dL/dW_dec.
+    """
     M, d = W.shape
     scale = W.dtype.type(1 / len(r))
     for block in prange(len(sums)):
@@ -353,27 +366,27 @@ def _sweep(
             near[m] = 0
             for i in range(first[m], first[m + 1]):
                 l, s = rows[i], values[i]
-                vr = _dot(V[m], r[l])
+                vr = dot(V[m], r[l])
                 if abs(s - theta[m]) < half:
                     near[m] += 1
                     near_vr[m] += vr
                 if s > limit[m]:
                     dz = vr + penalty
                     c += dz
-                    _add(g, dz, xc[l])
-                    _add(h, s, r[l])
+                    add(g, dz, xc[l])
+                    add(h, s, r[l])
             if slot[m] >= 0:  # a dead neuron: all of the above is 0
                 g[:] = gW[slot[m]]
                 h[:] = gV[slot[m]]
                 c = gb[slot[m]]
             db[m] = c * scale
-            _add(sums[block], c, W[m])
+            add(sums[block], c, W[m])
             if adam.size == 0:
                 mW[m] = scale * g
                 mV[m] = scale * h
             else:
-                _adamw(W[m], mW[m], vW[m], g, scale, adam)
+                adamw(W[m], mW[m], vW[m], g, scale, adam)
                 W[m] = g
-                _add(h, -_dot(h, V[m]), V[m])  # without its part along v_m
-                norm = _adamw(V[m], mV[m], vV[m], h, scale, adam)
-                _unit(V[m], h, norm)
+                add(h, -dot(h, V[m]), V[m])  # without its part along v_m
+                norm = adamw(V[m], mV[m], vV[m], h, scale, adam)
+                unit(V[m], h, norm)

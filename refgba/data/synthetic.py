@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,10 +13,37 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 
+from refgba.data.laws import Hierarchy, Pairs, zipf_frequencies
 from refgba.errors import InputError
-from refgba.model import SyntheticModel
+from refgba.model import Independent, Rows, SyntheticModel, Uniform
 
 CHUNK = 8192  # rows held at a time
+KINDS = ("imbalanced", "uniform", "independent", "zipf", "pairs", "hierarchy")
+
+
+def described(settings: Mapping[str, Any]) -> SyntheticModel:
+    """The model that settings describe, under the names of the flags of `synth`, which model.json has too.
+
+    InputError for what cannot be.
+    """
+    names = ("d", "weights", "features", "noise", "seed", "dtype")
+    return SyntheticModel(_law(settings), **{name: settings[name] for name in names})
+
+
+def _law(settings: Mapping[str, Any]) -> Rows:
+    """The law of the supports, by its `kind`, one of KINDS."""
+    kind, n, f = settings["kind"], settings["n"], settings["frequency"]
+    if kind in ("imbalanced", "uniform"):
+        return Uniform(n, tuple(settings["sparsity"]) or ((3, 20) if kind == "imbalanced" else (3,)))
+    if kind == "pairs":
+        return Pairs(n, f, settings["rho_2"])
+    if kind == "hierarchy":
+        family = 1 + settings["children"]
+        parents, rest = divmod(n, family)
+        if rest or parents < 1:
+            raise InputError(f"--n {n} must be a multiple of 1 + --children = {family}")
+        return Hierarchy(parents, settings["children"], f, settings["p_child"])
+    return Independent(np.full(n, f) if kind == "independent" else zipf_frequencies(n, f, settings["exponent"]))
 
 
 def write(

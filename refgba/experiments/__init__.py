@@ -1,89 +1,116 @@
-"""The paper's claims, measured again: one module an experiment, each ending in a verdict computed from its numbers.
+"""The paper's claims, measured again: one module per experiment, each ending in a verdict computed from its numbers.
 
     outcome = run("resonance", "quick", "numpy")
     write(outcome, Path("report"))      # resonance.json, resonance-1.png, ...
     text = page(list(stored(Path("report")).values()))
 
-`common` has what experiments share and says what an outcome is.  Verdicts and figures are made from `outcome.data`,
-which is what the JSON file holds: every number seen in one is in the other, and `read` has the outcome back.
+`experiment` says what such a module has to provide, `outcome` what it ends in.  Experiments share `training` (data and
+the two algorithms), `measures`, `workers` and `drawing`.  Verdicts and figures are made from `outcome.data`, which is
+what the JSON file holds: every number seen in one is in the other, and `read` has the outcome back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from refgba import __version__
 from refgba.data import files
 from refgba.errors import InputError, brief
-from refgba.experiments.common import (
-    Outcome,
-    Picture,
-    Scale,
-    Tick,
-    Verdict,
-    make_folder,
-    require_matplotlib,
-    sketch,
-    write,
-)
+from refgba.experiments.drawing import Picture, require_matplotlib, sketch
+from refgba.experiments.experiment import Experiment, Scale, Tick, conduct, judged
+from refgba.experiments.outcome import Outcome, Verdict, make_folder, write
 from refgba.report.page import Html, Section, element, figure, join, table
 from refgba.report.page import page as html
 
 __all__ = [
     "NAMES",
+    "PAGE",
+    "Experiment",
     "Outcome",
     "Picture",
     "Scale",
     "Tick",
     "Verdict",
-    "make_folder",
+    "load",
     "page",
     "read",
+    "reproduce",
     "run",
     "stored",
     "write",
 ]
 
-NAMES = {  # name: module
-    "imbalanced": "refgba.experiments.imbalanced",
-    "resonance": "refgba.experiments.resonance",
-    "width": "refgba.experiments.width",
-    "cooccurrence": "refgba.experiments.cooccurrence",
-    "balance": "refgba.experiments.balance",
-    "nongaussian": "refgba.experiments.nongaussian",
-    "frontier": "refgba.experiments.frontier",
-    "consistency": "refgba.experiments.consistency",
-    "histograms": "refgba.experiments.histograms",
-    "frequencies": "refgba.experiments.frequencies",
-    "ablation": "refgba.experiments.ablation",
-    "sensitivity": "refgba.experiments.sensitivity",
-}
+NAMES = (  # each the name of a module of this package, in the order of the page
+    "imbalanced",
+    "resonance",
+    "width",
+    "cooccurrence",
+    "balance",
+    "nongaussian",
+    "frontier",
+    "consistency",
+    "histograms",
+    "frequencies",
+    "ablation",
+    "sensitivity",
+)
+PAGE = "report.html"
 
 
-def load(name: str) -> Any:
+def load(name: str) -> Experiment:
     """The module of an experiment; InputError for a name that is not in NAMES."""
     if name not in NAMES:
         raise InputError(f"there is no experiment {name!r}; the experiments are {', '.join(NAMES)}")
-    return import_module(NAMES[name])
+    return cast(Experiment, import_module(f"refgba.experiments.{name}"))
 
 
 def run(
     name: str, scale: Scale, backend: str = "numpy", tick: Tick = id, data: tuple[Path, Path] | None = None
 ) -> Outcome:
-    """Run an experiment; tick is told what is being computed, a line at a time.
+    """Run an experiment; tick is told what is being computed, one line at a time.
 
     data: activations to train on and to judge on, for experiments that take them (`TAKES_DATA`); None for the sample
     that comes along.  InputError, before anything is computed, for an unknown name or a missing matplotlib, and for a
     backend that cannot run here.
     """
-    module = load(name)
+    experiment = load(name)
     require_matplotlib()
-    given = {"data": data} if getattr(module, "TAKES_DATA", False) else {}
-    outcome: Outcome = module.run(scale, backend, tick, **given)
-    return outcome
+    return conduct(name, experiment, scale, backend, tick, data)
+
+
+def reproduce(
+    names: Iterable[str],
+    out: Path,
+    scale: Scale,
+    backend: str = "numpy",
+    data: tuple[Path, Path] | None = None,
+    tick: Tick = id,
+    done: Callable[[Outcome], object] = id,
+) -> list[Outcome]:
+    """Run experiments by name, or those that "all" stands for, write each into the folder `out`, and PAGE of them all.
+
+    PAGE also shows what else was written to the folder before; without names only that page is made anew.  `done` is
+    called with each outcome once it is written.  Returns the outcomes of the run, or without names those in the folder.
+    InputError as `run` and `read`, before anything is computed, also where there is nothing to show.
+    """
+    chosen = list(NAMES) if "all" in names else list(dict.fromkeys(names))
+    for name in chosen:
+        load(name)
+    earlier = stored(out, but=chosen)
+    if not (chosen or earlier):
+        raise InputError(f"{out} holds no results: name an experiment ({', '.join(NAMES)}), or `all`")
+    make_folder(out)  # before anything is computed
+    outcomes = {}
+    for name in chosen:
+        outcomes[name] = run(name, scale, backend, tick, data)
+        write(outcomes[name], out)
+        done(outcomes[name])
+    shown = outcomes | earlier
+    files.write(out / PAGE, page([shown[name] for name in NAMES if name in shown]).encode())
+    return list((outcomes or earlier).values())
 
 
 def read(path: Path) -> Outcome:
@@ -91,10 +118,9 @@ def read(path: Path) -> Outcome:
 
     InputError for a file that is none, or whose numbers are not what this version draws; and without matplotlib.
     """
-    module, told = load(path.stem), files.read_json(path)
+    experiment, record = load(path.stem), files.read_json(path)
     try:
-        data = told["data"]
-        outcome = Outcome(path.stem, module.QUESTION, module.verdict(data), data, tuple(module.pictures(data)))
+        outcome = judged(path.stem, experiment, record["data"])
         for picture in outcome.figures:
             sketch(picture)
         _how(outcome)
@@ -114,32 +140,32 @@ def stored(folder: Path, but: Collection[str] = ()) -> dict[str, Outcome]:
 
 def page(outcomes: Sequence[Outcome]) -> str:
     """One HTML page: a table of verdicts, then each experiment with its claims and figures."""
-    told = [(join(o.name, element("div", o.data["scale"], class_="note")), _told(o.verdict)) for o in outcomes]
-    sections = [Section("What was found", table(("experiment", "verdict"), told))]
+    rows = [(join(o.name, element("div", o.data["scale"], class_="note")), _graded(o.verdict)) for o in outcomes]
+    sections = [Section("What was found", table(("experiment", "verdict"), rows))]
     for outcome in outcomes:
         drawn = [figure(sketch(picture), picture.alt, picture.title) for picture in outcome.figures]
-        body = join(element("p", _told(outcome.verdict)), _claims(outcome.verdict), _how(outcome), *drawn)
+        body = join(element("p", _graded(outcome.verdict)), _claims(outcome.verdict), _how(outcome), *drawn)
         sections.append(Section(outcome.name, body, outcome.question))
     return html("The paper's claims, measured again", f"{len(outcomes)} experiments", sections)
 
 
-def _told(verdict: Verdict) -> Html:
-    """A verdict with its grade to be seen at once."""
-    grade, _, said = verdict.partition(":")
-    held = f", {sum(verdict.claims.values())} of {len(verdict.claims)}:"
-    return join(element("strong", grade, held), said)
+def _graded(verdict: Verdict) -> Html:
+    """A verdict, its grade in bold."""
+    grade, _, sentence = verdict.partition(":")
+    count = f", {sum(verdict.claims.values())} of {len(verdict.claims)}:"
+    return join(element("strong", grade, count), sentence)
 
 
 def _claims(verdict: Verdict) -> Html:
-    """What the grade counts, and what of it is so."""
+    """The claims that the grade counts, and which of them hold."""
     marks = {True: "yes", False: "no"}
     return table(
-        ("the claim", "so here"), [(claim, marks[held]) for claim, held in verdict.claims.items()], heads=False
+        ("the claim", "so here"), [(claim, marks[holds]) for claim, holds in verdict.claims.items()], heads=False
     )
 
 
 def _how(outcome: Outcome) -> Html:
-    """What it takes to measure this again, and what it was measured with."""
+    """The command that measures this again, and what it was measured with."""
     data, n = outcome.data, len(outcome.data["seeds"])
     rows = f"{data['data']['rows']:,} rows of {data['data']['name']}" if "data" in data else "known features"
     took = f", {data['seconds']:,.0f} s" if "seconds" in data else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,11 @@ import numpy as np
 
 from refgba import model, recipe
 from refgba.config import BaselineConfig, GBAConfig
-from refgba.experiments import common, frontier
-from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
+from refgba.experiments import drawing, frontier, training
+from refgba.experiments.drawing import Picture
+from refgba.experiments.experiment import Tick
 from refgba.experiments.imbalanced import LEVELS, rates
+from refgba.experiments.outcome import Verdict
 from refgba.types import Float64
 
 if TYPE_CHECKING:
@@ -80,15 +81,9 @@ SIZES = {
 }  # fmt: skip
 
 
-def run(scale: Scale, backend: str, tick: Tick, data: tuple[Path, Path] | None = None) -> Outcome:
-    """Run the experiment on the activations `data`, to train and to judge on, or on the sample."""
-    measured = partial(measure, data=data)
-    return common.conduct("ablation", QUESTION, SIZES[scale], measured, verdict, pictures, scale, backend, tick)
-
-
 def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | None) -> dict[str, Any]:
     """By variant FVU, L0 and dead on the held-out rows, [seed], and FRR on the imbalanced set, [seed][level]."""
-    real = common.opened(data)
+    real = training.opened(data)
     given: dict[str, Any] = {"batch": sizes.batch, "dtype": "float32"}
     on_real = given | {"width": sizes.width, "steps": sizes.steps}
     on_known = given | {"width": sizes.M, "steps": sizes.known_steps}
@@ -100,13 +95,13 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
         for name in VARIANTS:
             tick(f"{name}, seed {seed}")
             config = settings(name, real.train.d, seed=seed, **on_real)
-            _append(found[name], frontier.judged(common.evaluated(real, config, backend)[1]))
+            _append(found[name], frontier.judged(training.evaluated(real, config, backend)[1]))
             config = settings(name, truth.d, seed=seed, **on_known)
-            found[name]["frr"].append(rates(common.train(X, config, backend).neurons, truth.V))
+            found[name]["frr"].append(rates(training.train(X, config, backend).neurons, truth.V))
         for k in sizes.k:
             tick(f"TopK, K = {k}, seed {seed}")
             baseline = BaselineConfig(method="topk", k=k, lr=sizes.topk_lr, seed=seed, **on_real)
-            _append(topk[str(k)], frontier.judged(common.evaluated(real, baseline, backend)[1]))
+            _append(topk[str(k)], frontier.judged(training.evaluated(real, baseline, backend)[1]))
     return {"data": real.about(), "found": found, "topk": topk}
 
 
@@ -220,14 +215,14 @@ def _plane(figure: Figure, data: dict[str, Any]) -> None:
         "GBA over gamma": (DEFAULT, "gamma / 3", "gamma x 3"), "BA over p": tuple(BA),
     }  # fmt: skip
     lines = {label: {name: data["found"][name] for name in names} for label, names in families.items()}
-    for (label, found), style in zip((lines | {"TopK over K": data["topk"]}).items(), common.STYLES, strict=True):
+    for (label, found), style in zip((lines | {"TopK over K": data["topk"]}).items(), drawing.STYLES, strict=True):
         x, y = np.array(points(found)).T
         axes.plot(x, y, label=label, markersize=6, linewidth=1.6, **style)
     [(x, y)] = points({DEFAULT: data["found"][DEFAULT]})
     axes.plot(x, y, "*", color="white", markeredgecolor="black", markersize=16, label="default", zorder=5)
     axes.set(xscale="log", yscale="log", xlabel="L0, active neurons a row", ylabel="FVU on held-out rows")
-    common.log_ticks(axes.xaxis, (1, 2, 5))
-    common.log_ticks(axes.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
+    drawing.log_ticks(axes.xaxis, (1, 2, 5))
+    drawing.log_ticks(axes.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
     axes.grid(alpha=0.25)
     axes.legend(fontsize=9)
 
@@ -243,11 +238,11 @@ def _rows(figure: Figure, data: dict[str, Any]) -> None:
         "dead": [found[name]["dead"] for name in VARIANTS],
     }
     panels = figure.subplots(1, 4, sharey=True)
-    for axes, (label, seeds), style in zip(panels, values.items(), common.STYLES, strict=False):
+    for axes, (label, seeds), style in zip(panels, values.items(), drawing.STYLES, strict=False):
         axes.plot(np.array(seeds), at, style["marker"], color=style["color"], markersize=5, alpha=0.8)
         axes.axvline(np.mean(seeds[0]), color="black", linestyle=":", linewidth=1)
         axes.set_xlabel(label)
-    for k, style in enumerate(common.STYLES[: len(LEVELS)]):
+    for k, style in enumerate(drawing.STYLES[: len(LEVELS)]):
         frr = np.array([[seed[k] for seed in found[name]["frr"]] for name in VARIANTS])
         panels[3].plot(frr, at, style["marker"], color=style["color"], markersize=5, alpha=0.8)
         panels[3].plot([], [], style["marker"], color=style["color"], label=f"FRR({LEVELS[k]})")
@@ -257,7 +252,7 @@ def _rows(figure: Figure, data: dict[str, Any]) -> None:
     panels[0].set_xscale("symlog", linthresh=0.1)
     panels[0].set_xlim(right=1.5 * panels[0].get_xlim()[1])  # its margin is none
     panels[1].set_xscale("log")
-    common.log_ticks(panels[1].xaxis, (1, 3))
+    drawing.log_ticks(panels[1].xaxis, (1, 3))
     for axes in (panels[0], panels[2], panels[3]):
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axes in panels:

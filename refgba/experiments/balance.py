@@ -9,8 +9,10 @@ import numpy as np
 
 from refgba import recipe
 from refgba.data.laws import zipf_frequencies
-from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
+from refgba.experiments import drawing, measures, training
+from refgba.experiments.drawing import Picture
+from refgba.experiments.experiment import Tick
+from refgba.experiments.outcome import Verdict
 from refgba.model import Independent
 from refgba.types import Float64
 
@@ -21,6 +23,7 @@ QUESTION = (
     "Groups with targets from high to low cover features of every frequency, where BA's one target suits some of them "
     "only: BA is worse than GBA everywhere."
 )
+TAKES_DATA = False
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,6 @@ SIZES = {
 }  # fmt: skip
 
 
-def run(scale: Scale, backend: str, tick: Tick) -> Outcome:
-    """Run the experiment."""
-    return common.conduct("balance", QUESTION, SIZES[scale], measure, verdict, pictures, scale, backend, tick)
-
-
 def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
     """For each method the cosine of every feature's nearest neuron, [seed][feature]; both by the default recipe."""
     f = zipf_frequencies(sizes.n, sizes.s / sizes.n, sizes.exponent)
@@ -64,14 +62,14 @@ def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
     methods |= {f"BA, p = {p:g}": {"groups": 1, "htf": p} for p in sizes.p}
     cosines: dict[str, list[list[float]]] = {name: [] for name in methods}
     for seed in range(sizes.seeds):
-        V = common.gaussian(sizes.n, sizes.d, seed)
-        X = common.mixture(Independent(f), V, sizes.rows, seed)
+        V = training.gaussian(sizes.n, sizes.d, seed)
+        X = training.mixture(Independent(f), V, sizes.rows, seed)
         for name, given in methods.items():
             tick(f"{name}, seed {seed}")
             config = recipe.default(
                 sizes.d, width=sizes.M, steps=sizes.steps, batch=sizes.batch, seed=seed, dtype="float32", **given
             )  # fmt: skip
-            cosines[name].append(common.nearest(V, common.train(X, config, backend).neurons))
+            cosines[name].append(measures.nearest(V, training.train(X, config, backend).neurons))
     return {"f": f.tolist(), "cosine": cosines}
 
 
@@ -80,7 +78,7 @@ def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
 
 def found(data: dict[str, Any], name: str) -> Float64:
     """Which features a method recovered, 0 or 1, (seeds, n), the most frequent first."""
-    return (np.asarray(data["cosine"][name]) >= common.TAU).astype(np.float64)
+    return (np.asarray(data["cosine"][name]) >= measures.TAU).astype(np.float64)
 
 
 def verdict(data: dict[str, Any]) -> Verdict:
@@ -96,8 +94,8 @@ def verdict(data: dict[str, Any]) -> Verdict:
         )
         for part in parts
     }
-    spread = common.spread(found(data, "GBA").mean(axis=1).tolist())
-    best_spread = common.spread(found(data, best["all"]).mean(axis=1).tolist())
+    spread = measures.spread(found(data, "GBA").mean(axis=1).tolist())
+    best_spread = measures.spread(found(data, best["all"]).mean(axis=1).tolist())
     worst = min(ba, key=lambda name: frr[name]["all"])
     told = " and ".join(
         f"{frr['GBA'][part]:.1%} against {frr[best[part]][part]:.1%} ({best[part]}) of the {part}"
@@ -121,7 +119,7 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
     return [
         Picture(
             f"Recovery against how often a feature occurs: {where}",
-            f"Lines of FRR at cosine {common.TAU} against feature frequency, in {settings['bins']} bins of equally "
+            f"Lines of FRR at cosine {measures.TAU} against feature frequency, in {settings['bins']} bins of equally "
             "many features, for GBA and for BA at several targets.",
             lambda figure: _by_frequency(figure, data),
         ),
@@ -138,14 +136,14 @@ def _by_frequency(figure: Figure, data: dict[str, Any]) -> None:
     axes = figure.subplots()
     bins = np.array_split(np.arange(len(data["f"])), data["settings"]["bins"])
     at = [float(np.exp(np.mean(np.log(np.take(data["f"], i))))) for i in bins]
-    for k, (name, style) in enumerate(zip(data["cosine"], common.STYLES, strict=False)):
+    for k, (name, style) in enumerate(zip(data["cosine"], drawing.STYLES, strict=False)):
         shares = np.array([[seed[i].mean() for i in bins] for seed in found(data, name)])
         mean = shares.mean(axis=0)
         reach = np.abs(np.stack([shares.min(axis=0), shares.max(axis=0)]) - mean)
         x = np.array(at) * 1.012 ** (k - len(data["cosine"]) / 2)  # beside one another
         axes.errorbar(x, mean, reach, label=name, markersize=4.5, linewidth=1.5, elinewidth=0.8, capsize=2, **style)
     axes.set(xscale="log", xlabel="frequency f of the features in a bin, geometric mean")
-    common.share_axis(axes, f"FRR({common.TAU}), mean and range of seeds")
+    drawing.share_axis(axes, f"FRR({measures.TAU}), mean and range of seeds")
     axes.legend(fontsize=9, loc="best")
 
 
@@ -155,11 +153,11 @@ def _overall(figure: Figure, data: dict[str, Any]) -> None:
     names = list(data["cosine"])
     panels = figure.subplots(1, 3, sharey=True)
     for axes, (part, at) in zip(panels, parts.items(), strict=True):
-        for x, (name, style) in enumerate(zip(names, common.STYLES, strict=False)):
+        for x, (name, style) in enumerate(zip(names, drawing.STYLES, strict=False)):
             shares = found(data, name)[:, at].mean(axis=1)
             axes.bar(x, shares.mean(), color=style["color"], alpha=0.35, width=0.7)
             axes.plot([x] * len(shares), shares, style["marker"], color=style["color"], markersize=5)
         axes.set_title(part, fontsize=10)
         axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=9)
-        common.share_axis(axes, f"FRR({common.TAU})")
+        drawing.share_axis(axes, f"FRR({measures.TAU})")
         axes.label_outer()

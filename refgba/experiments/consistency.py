@@ -22,8 +22,10 @@ from scipy.stats import spearmanr
 from refgba import recipe
 from refgba.backends.base import AnyConfig, AnyParams
 from refgba.config import BaselineConfig
-from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
+from refgba.experiments import drawing, measures, training
+from refgba.experiments.drawing import Picture
+from refgba.experiments.experiment import Tick
+from refgba.experiments.outcome import Verdict
 from refgba.metrics import TOP_SHARES, mcs, mcs_share
 from refgba.runs.accumulate import Evaluation
 from refgba.types import Array, Float64
@@ -41,7 +43,7 @@ THRESHOLDS = (0.7, 0.8, 0.9, 0.95)
 SELECTED_BY = ("peak", "frequency")
 SCORES = ("frequency", "peak", "z_score")
 BINS = 12  # of equally many neurons
-STYLES = (*common.STYLES, {"color": "#56B4E9", "marker": "X", "linestyle": (0, (1, 1))})
+STYLES = (*drawing.STYLES, {"color": "#56B4E9", "marker": "X", "linestyle": (0, (1, 1))})
 LABELS = {"frequency": "activation frequency", "peak": "peak pre-activation", "z_score": "Z-score of the peak"}
 
 
@@ -74,21 +76,15 @@ SIZES = {
 }  # fmt: skip
 
 
-def run(scale: Scale, backend: str, tick: Tick, data: tuple[Path, Path] | None = None) -> Outcome:
-    """Run the experiment on the activations `data`, to train and to judge on, or on the sample."""
-    measured = partial(measure, data=data)
-    return common.conduct("consistency", QUESTION, SIZES[scale], measured, verdict, pictures, scale, backend, tick)
-
-
 def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | None) -> dict[str, Any]:
     """For each network, a method at a setting, what `compared` finds of its seeds."""
-    real = common.opened(data)
+    real = training.opened(data)
     networks: list[dict[str, Any]] = []
     for method, setting, configs in candidates(sizes, real.train.d):
 
         def trained(config: AnyConfig, name: str = title(method, setting)) -> tuple[AnyParams, Evaluation]:
             tick(f"{name}, lr {config.lr:g}, seed {config.seed}")
-            return common.evaluated(real, config, backend)
+            return training.evaluated(real, config, backend)
 
         tried = [trained(config) for config in configs]
         best = int(np.argmin([evaluation.fvu for _, evaluation in tried]))
@@ -123,7 +119,7 @@ def compared(runs: Sequence[tuple[AnyParams, Evaluation]]) -> dict[str, Any]:
 
     share: [seed A][selected by][selection][threshold] of neurons of A, a mean over the other seeds B.  encoder: [seed
     A][threshold] over all neurons by encoder rows.  distinct: [seed] the share of neurons with a mean MCS above
-    `common.TAU`, those that are within TAU of one with a higher peak counted as one.  spearman: {score: [seed]}, and
+    `measures.TAU`, those that are within TAU of one with a higher peak counted as one.  spearman: {score: [seed]}, and
     curves: {score: bins of pooled neurons}, of the mean MCS over B, among neurons that fire.
     """
     seeds = range(len(runs))
@@ -139,7 +135,7 @@ def compared(runs: Sequence[tuple[AnyParams, Evaluation]]) -> dict[str, Any]:
         [round(float(np.mean([by_encoder[a, b] > tau for b in seeds if b != a])), 5) for tau in THRESHOLDS]
         for a in seeds
     ]
-    found["distinct"] = [distinct(decoders[a], runs[a][1].peak, means[a] > common.TAU) for a in seeds]
+    found["distinct"] = [distinct(decoders[a], runs[a][1].peak, means[a] > measures.TAU) for a in seeds]
     alive = [evaluation.frequency > 0 for _, evaluation in runs]
     scores = {name: [getattr(e, name)[on] for (_, e), on in zip(runs, alive, strict=True)] for name in SCORES}
     firing = [m[on] for m, on in zip(means, alive, strict=True)]
@@ -163,7 +159,7 @@ def distinct(V: Array, peak: Float64, chosen: Array) -> float:
     """
     kept = np.empty((0, V.shape[1]), V.dtype)
     for v in V[chosen][np.argsort(-peak[chosen], kind="stable")]:
-        if not len(kept) or (kept @ v).max() <= common.TAU:
+        if not len(kept) or (kept @ v).max() <= measures.TAU:
             kept = np.concatenate([kept, v[None]])
     return round(len(kept) / len(V), 5)
 
@@ -192,12 +188,12 @@ def shares(network: dict[str, Any]) -> Float64:
 
 def consistent(network: dict[str, Any]) -> float:
     """The share of all neurons with an MCS above TAU, mean over the seeds."""
-    return float(shares(network)[0, TOP_SHARES.index(1.0), THRESHOLDS.index(common.TAU)])
+    return float(shares(network)[0, TOP_SHARES.index(1.0), THRESHOLDS.index(measures.TAU)])
 
 
 def by_encoder(network: dict[str, Any]) -> float:
     """The same by encoder rows."""
-    return float(np.mean(network["encoder"], axis=0)[THRESHOLDS.index(common.TAU)])
+    return float(np.mean(network["encoder"], axis=0)[THRESHOLDS.index(measures.TAU)])
 
 
 def named(data: dict[str, Any], method: str) -> list[dict[str, Any]]:
@@ -233,7 +229,7 @@ def verdict(data: dict[str, Any]) -> Verdict:
         f"of {above.size} comparisons (threshold by selection) GBA (L0 "
         f"{np.mean(gba['l0']):.0f}) is above TopK (K = {top['setting']}) in {above.sum()}, below in "
         f"{(ours < theirs).sum()}, above every K in {every.sum()}; of all neurons {consistent(gba):.1%} against "
-        f"{consistent(top):.1%} ({by_encoder(top):.1%} by encoder rows) exceed {common.TAU}, tied "
+        f"{consistent(top):.1%} ({by_encoder(top):.1%} by encoder rows) exceed {measures.TAU}, tied "
         f"{consistent(tied):.1%}. Of the others {label(best)} is the most consistent, {consistent(best):.1%}.",
     )
 
@@ -258,14 +254,14 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
     return [
         Picture(
             f"Neurons that another seed finds too: {where}",
-            f"The share of neurons with an MCS above {common.TAU} among those with the highest peak and among the most "
-            "frequent, and the share of all neurons against the threshold, a line a method at comparable L0.",
+            f"The share of neurons with an MCS above {measures.TAU} among those with the highest peak and among the "
+            "most frequent, and the share of all neurons against the threshold, a line a method at comparable L0.",
             lambda figure: _by_selection(figure, data),
             (11.0, 5.2),
         ),
         Picture(
             f"Consistency against sparsity: {where}",
-            f"The share of all neurons with an MCS above {common.TAU} against L0, a point for each network, with the "
+            f"The share of all neurons with an MCS above {measures.TAU} against L0, a point for each network, with the "
             "range of seeds; hollow points count neurons that are alike as one.",
             lambda figure: _by_sparsity(figure, data),
         ),
@@ -281,25 +277,26 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
 
 def _by_selection(figure: Figure, data: dict[str, Any]) -> None:
     panels = figure.subplots(1, 3, sharey=True)
-    level = data["thresholds"].index(common.TAU)
+    level = data["thresholds"].index(measures.TAU)
     for network, style in zip(comparable(data), STYLES, strict=True):
         seeds = np.array(network["share"])  # (seeds, by, selections, thresholds)
         for axes, by in zip(panels, range(len(SELECTED_BY)), strict=False):
-            common.band(axes, [100 * share for share in data["selections"]], seeds[:, by, :, level].tolist(), style, "")
-        common.band(panels[2], data["thresholds"], seeds[:, 0, -1].tolist(), style, label(network))
+            percents = [100 * share for share in data["selections"]]
+            drawing.band(axes, percents, seeds[:, by, :, level].tolist(), style, "")
+        drawing.band(panels[2], data["thresholds"], seeds[:, 0, -1].tolist(), style, label(network))
     for axes, score in zip(panels, SELECTED_BY, strict=False):
         axes.set(xscale="log", xlabel=f"% of neurons with the highest {score}")
-        common.plain_ticks(axes.xaxis, [100 * share for share in data["selections"]])
-        common.share_axis(axes, f"share with MCS above {common.TAU}")
+        drawing.plain_ticks(axes.xaxis, [100 * share for share in data["selections"]])
+        drawing.share_axis(axes, f"share with MCS above {measures.TAU}")
     panels[2].set(xlabel="threshold of the MCS, all neurons", xticks=data["thresholds"])
-    common.share_axis(panels[2], "share above the threshold")
+    drawing.share_axis(panels[2], "share above the threshold")
     _legend(figure, panels[2])
 
 
 def _by_sparsity(figure: Figure, data: dict[str, Any]) -> None:
     axes = figure.subplots()
     styles = dict(zip((network["method"] for network in comparable(data)), STYLES, strict=True))
-    level = data["thresholds"].index(common.TAU)
+    level = data["thresholds"].index(measures.TAU)
     for method, style in styles.items():
         networks = sorted(named(data, method), key=lambda network: float(np.mean(network["l0"])))
         x = [float(np.mean(network["l0"])) for network in networks]
@@ -310,7 +307,7 @@ def _by_sparsity(figure: Figure, data: dict[str, Any]) -> None:
         once = [np.mean(network["distinct"]) for network in networks]
         axes.plot(x, once, style["marker"], color=style["color"], markersize=7, markerfacecolor="none")
     axes.set(xlabel="L0, active neurons a row")
-    common.share_axis(axes, f"share of neurons with MCS above {common.TAU}")
+    drawing.share_axis(axes, f"share of neurons with MCS above {measures.TAU}")
     axes.set_ylim(auto=True)
     axes.autoscale(axis="y")
     axes.legend(fontsize=9)

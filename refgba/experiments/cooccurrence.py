@@ -9,8 +9,10 @@ import numpy as np
 
 from refgba import recipe
 from refgba.data.laws import Pairs
-from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
+from refgba.experiments import drawing, measures, training
+from refgba.experiments.drawing import Picture
+from refgba.experiments.experiment import Tick
+from refgba.experiments.outcome import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,6 +21,7 @@ QUESTION = (
     "Features are identifiable while they seldom come together: rho_2 = max |D_i n D_j| / |D_i| much below n^-1/2 is "
     "enough (Theorem 5.3)."
 )
+TAKES_DATA = False
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,12 @@ SIZES = {
 }  # fmt: skip
 
 
-def run(scale: Scale, backend: str, tick: Tick) -> Outcome:
-    """Run the experiment; the backend computes GBA, Modified BA is always NumPy."""
-    return common.conduct("cooccurrence", QUESTION, SIZES[scale], measure, verdict, pictures, scale, backend, tick)
-
-
 def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
     """FRR of each method as [seed][rho_2]: Modified BA at p = 1/n, and GBA by its default recipe."""
     f = sizes.s / sizes.n
     frr: dict[str, list[list[float]]] = {"Modified BA": [], "GBA": []}
     for seed in range(sizes.seeds):
-        V, W = common.gaussian(sizes.n, sizes.d, seed), common.neurons(sizes.M, sizes.d, seed)
+        V, W = training.gaussian(sizes.n, sizes.d, seed), training.neurons(sizes.M, sizes.d, seed)
         config = recipe.default(
             sizes.d, width=sizes.M, steps=sizes.steps, batch=sizes.batch, seed=seed, dtype="float32"
         )  # fmt: skip
@@ -67,10 +65,10 @@ def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
             shares.append([])
         for rho_2 in sizes.rho_2:
             tick(f"rho_2 = {rho_2}, seed {seed}")
-            X = common.mixture(Pairs(sizes.n, f, rho_2), V, sizes.rows, seed)
-            climbed = common.climb(X, W, 1 / sizes.n, sizes.modified_steps)
-            frr["Modified BA"][-1].append(common.recovery(common.nearest(V, climbed)))
-            frr["GBA"][-1].append(common.recovery(common.nearest(V, common.train(X, config, backend).neurons)))
+            X = training.mixture(Pairs(sizes.n, f, rho_2), V, sizes.rows, seed)
+            climbed = training.climb(X, W, 1 / sizes.n, sizes.modified_steps)
+            frr["Modified BA"][-1].append(measures.recovery(measures.nearest(V, climbed)))
+            frr["GBA"][-1].append(measures.recovery(measures.nearest(V, training.train(X, config, backend).neurons)))
     return {"rho_2": list(sizes.rho_2), "frr": frr, "bound": sizes.n**-0.5}
 
 
@@ -83,13 +81,13 @@ def limit(data: dict[str, Any], name: str) -> float:
     Linear between the points.
     """
     rho_2, frr = data["rho_2"], np.mean(data["frr"][name], axis=0)
-    below = np.flatnonzero(frr < common.RECOVERED)
+    below = np.flatnonzero(frr < measures.RECOVERED)
     if not len(below):
         return float(rho_2[-1])
     k = int(below[0])
     if k == 0:
         return 0.0
-    return float(rho_2[k - 1] + (frr[k - 1] - common.RECOVERED) / (frr[k - 1] - frr[k]) * (rho_2[k] - rho_2[k - 1]))
+    return float(rho_2[k - 1] + (frr[k - 1] - measures.RECOVERED) / (frr[k - 1] - frr[k]) * (rho_2[k] - rho_2[k - 1]))
 
 
 def verdict(data: dict[str, Any]) -> Verdict:
@@ -103,10 +101,10 @@ def verdict(data: dict[str, Any]) -> Verdict:
         f"they are not where rho_2 = {last:g}": all(np.mean(v) < 0.5 for v in at_last.values()),
     }
     told = ", ".join(f"{rho:.2f} ({rho / bound:.1f} n^-1/2) for {name}" for name, rho in limits.items())
-    ends = "; ".join(f"{common.spread(v)} for {name}" for name, v in at_last.items())
+    ends = "; ".join(f"{measures.spread(v)} for {name}" for name, v in at_last.items())
     return Verdict(
         claims,
-        f"FRR({common.TAU}) stays at {common.RECOVERED:.0%} up to rho_2 = {told}, so that "
+        f"FRR({measures.TAU}) stays at {measures.RECOVERED:.0%} up to rho_2 = {told}, so that "
         f"n^-1/2 = {bound:.3f} is {'enough' if enough else 'not always enough'}"
         f"{' and more than the data ask for' if min(limits.values()) > 2 * bound else ''}; at rho_2 = {last:g} FRR is "
         f"{ends}.",
@@ -122,8 +120,8 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
     return [
         Picture(
             f"Recovery of features that come in pairs: n = {settings['n']}, d = {settings['d']}, s = {settings['s']}",
-            f"Lines of FRR at cosine {common.TAU} against the co-occurrence rho_2 from independence to 1, for Modified "
-            "BA and for GBA, with a vertical line at n to the power -1/2.",
+            f"Lines of FRR at cosine {measures.TAU} against the co-occurrence rho_2 from independence to 1, for "
+            "Modified BA and for GBA, with a vertical line at n to the power -1/2.",
             lambda figure: _draw(figure, data),
         )
     ]
@@ -131,9 +129,9 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
 
 def _draw(figure: Figure, data: dict[str, Any]) -> None:
     axes = figure.subplots()
-    for (name, seeds), style in zip(data["frr"].items(), common.STYLES, strict=False):
-        common.band(axes, data["rho_2"], seeds, style, name)
+    for (name, seeds), style in zip(data["frr"].items(), drawing.STYLES, strict=False):
+        drawing.band(axes, data["rho_2"], seeds, style, name)
     axes.axvline(data["bound"], color="black", linestyle=":", label="$n^{-1/2}$")
     axes.set_xlabel(r"co-occurrence $\rho_2$ within a pair")
-    common.share_axis(axes, f"FRR({common.TAU}), mean and range of seeds")
+    drawing.share_axis(axes, f"FRR({measures.TAU}), mean and range of seeds")
     axes.legend(fontsize=9, loc="upper right")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,10 @@ from refgba import gba, recipe
 from refgba.backends.base import AnyConfig
 from refgba.config import BaselineConfig
 from refgba.data.laws import zipf_frequencies
-from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
+from refgba.experiments import drawing, measures, training
+from refgba.experiments.drawing import Picture
+from refgba.experiments.experiment import Tick
+from refgba.experiments.outcome import Verdict
 from refgba.metrics import cosine, mcs
 from refgba.model import Independent, SyntheticModel
 from refgba.sae import unit_rows
@@ -73,15 +74,9 @@ SIZES = {
 }  # fmt: skip
 
 
-def run(scale: Scale, backend: str, tick: Tick, data: tuple[Path, Path] | None = None) -> Outcome:
-    """Run the experiment on the activations `data`, to train and to judge on, or on the sample."""
-    measured = partial(measure, data=data)
-    return common.conduct("frequencies", QUESTION, SIZES[scale], measured, verdict, pictures, scale, backend, tick)
-
-
 def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | None) -> dict[str, Any]:
     """The estimator on known features, by the law of their strengths, and on real ones, by method."""
-    real = common.opened(data)
+    real = training.opened(data)
     default = recipe.default(real.train.d)
     return {
         "data": real.about(),
@@ -139,7 +134,7 @@ def agreed(V: Sequence[Array]) -> list[tuple[int, int]]:
         np.max([mcs(a, b) for j, b in enumerate(V) if j != i], axis=0) for i, a in enumerate(V)
     ])  # (seeds, M)  # fmt: skip
     kept: list[tuple[int, int]] = []
-    for flat in np.argsort(-nearest, axis=None, kind="stable")[: np.count_nonzero(nearest >= common.TAU)]:
+    for flat in np.argsort(-nearest, axis=None, kind="stable")[: np.count_nonzero(nearest >= measures.TAU)]:
         i, m = divmod(int(flat), nearest.shape[1])
         if not kept or max(cosine(V[i][m : m + 1], np.stack([V[j][l] for j, l in kept]))[0]) < SAME:
             kept.append((i, m))
@@ -167,11 +162,11 @@ def on_known(weights: str, sizes: Sizes, backend: str, tick: Tick) -> dict[str, 
     for seed in range(sizes.seeds):
         tick(f"known features of {weights} weights, seed {seed}")
         config = recipe.default(sizes.d, width=sizes.M, steps=sizes.known_steps, seed=seed, dtype="float32")
-        engine, state = common.trained(gba.minibatches(X, config), sizes.d, config, backend)
+        engine, state = training.trained(gba.minibatches(X, config), sizes.d, config, backend)
         V.append(engine.params(state).V)
     W = np.array([V[seed][m] for seed, m in agreed(V)]).reshape(-1, sizes.d)
     nearest = cosine(W, model.V) if len(W) else np.zeros((0, sizes.n))
-    feature = np.where(nearest.max(axis=1) >= common.TAU, nearest.argmax(axis=1), -1)
+    feature = np.where(nearest.max(axis=1) >= measures.TAU, nearest.argmax(axis=1), -1)
     occurs = support.mean(axis=0).round(6).tolist()
     found = estimates(W, judged - X.mean(axis=0))
     return {
@@ -188,12 +183,14 @@ def _kept(model: SyntheticModel, start: int, stop: int) -> tuple[Array, Mask]:
     return unit_rows(draw.X[on]), draw.support[on]
 
 
-def on_real(name: str, config: AnyConfig, real: common.Real, sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
+def on_real(
+    name: str, config: AnyConfig, real: training.Real, sizes: Sizes, backend: str, tick: Tick
+) -> dict[str, Any]:
     """L0 and FVU; of each of the features that the seeds agree on how often its neuron fires, and the estimates."""
     runs = []
     for seed in range(sizes.seeds):
         tick(f"{name}, seed {seed}")
-        runs.append(common.evaluated(real, replace(config, seed=seed), backend))
+        runs.append(training.evaluated(real, replace(config, seed=seed), backend))
     V = [params.V for params, _ in runs]
     features = agreed(V)
     W = np.array([V[seed][m] for seed, m in features]).reshape(-1, real.train.d)
@@ -302,7 +299,7 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
 
 def _known(figure: Figure, data: dict[str, Any]) -> None:
     left, middle, right = figure.subplots(1, 3)
-    for (weights, found), style in zip(data["known"].items(), common.STYLES, strict=False):
+    for (weights, found), style in zip(data["known"].items(), drawing.STYLES, strict=False):
         f, points = np.array(found["f"]), matched(data, weights)
         ratio, rho = accuracy(data, weights)
         left.plot(
@@ -319,9 +316,9 @@ def _known(figure: Figure, data: dict[str, Any]) -> None:
     left.plot(ends, ends, color="0.5", linewidth=1)
     left.set(yscale="log", ylim=ends, xlabel="true frequency", ylabel="estimate")
     middle.set_xlabel("true frequency, median of a bin")
-    common.share_axis(middle, "share of features that seeds agree on")
+    drawing.share_axis(middle, "share of features that seeds agree on")
     right.set_xlabel("frequency: true, and estimated (thick)")
-    common.share_axis(right, "share of directions")
+    drawing.share_axis(right, "share of directions")
     for axes, where in ((left, "upper left"), (middle, "lower right"), (right, "lower right")):
         axes.set(xscale="log", xlim=ends)
         axes.grid(alpha=0.25)
@@ -336,7 +333,7 @@ def _cumulative(axes: Axes, f: Float64, least: float, **style: Any) -> None:
 def _distribution(figure: Figure, data: dict[str, Any]) -> None:
     axes = figure.subplots()
     least = 1 / data["data"]["held_out"]
-    for (name, found), style in zip(data["real"].items(), common.STYLES, strict=False):
+    for (name, found), style in zip(data["real"].items(), drawing.STYLES, strict=False):
         for level in data["levels"]:
             f, main = at_level(found["estimates"], level), level == LEVEL
             _cumulative(
@@ -347,14 +344,14 @@ def _distribution(figure: Figure, data: dict[str, Any]) -> None:
         axes.axvline(at, color="0.3", linewidth=1)
         axes.annotate(name.upper(), (at, 1.0), xytext=(3, -2), textcoords="offset points", fontsize=9)
     axes.set(xscale="log", xlabel="estimated frequency; leftmost: in one row or none")
-    common.share_axis(axes, "share of features")
+    drawing.share_axis(axes, "share of features")
     axes.legend(fontsize=9)
 
 
 def _firing(figure: Figure, data: dict[str, Any]) -> None:
     axes = figure.subplots()
     least = 1 / data["data"]["held_out"]
-    for (name, found), style in zip(data["real"].items(), common.STYLES, strict=False):
+    for (name, found), style in zip(data["real"].items(), drawing.STYLES, strict=False):
         x, y = np.maximum(found["firing"], least), np.maximum(at_level(found["estimates"]), least)
         axes.plot(x, y, style["marker"], color=style["color"], markersize=5, alpha=0.6, label=name)
     axes.plot((least, 1), (least, 1), color="0.5", linewidth=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,10 @@ import numpy as np
 from refgba import recipe
 from refgba.backends.base import AnyConfig
 from refgba.config import BaselineConfig
-from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
+from refgba.experiments import drawing, training
+from refgba.experiments.drawing import Picture
+from refgba.experiments.experiment import Tick
+from refgba.experiments.outcome import Verdict
 from refgba.runs.accumulate import Evaluation
 
 if TYPE_CHECKING:
@@ -57,21 +58,15 @@ SIZES = {
 }  # fmt: skip
 
 
-def run(scale: Scale, backend: str, tick: Tick, data: tuple[Path, Path] | None = None) -> Outcome:
-    """Run the experiment on the activations `data`, to train and to judge on, or on the sample."""
-    measured = partial(measure, data=data)
-    return common.conduct("frontier", QUESTION, SIZES[scale], measured, verdict, pictures, scale, backend, tick)
-
-
 def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | None) -> dict[str, Any]:
     """Every point: method, setting, lr, seed, and FVU, L0 and dead share on the held-out rows."""
-    real = common.opened(data)
+    real = training.opened(data)
     d = real.train.d
     points: list[dict[str, Any]] = []
 
     def point(method: str, setting: float | None, config: AnyConfig) -> dict[str, Any]:
         tick(f"{method} {'' if setting is None else setting}, lr {config.lr:g}, seed {config.seed}")
-        found = judged(common.evaluated(real, config, backend)[1])
+        found = judged(training.evaluated(real, config, backend)[1])
         points.append({"method": method, "setting": setting, "lr": config.lr, "seed": config.seed} | found)
         return points[-1]
 
@@ -175,7 +170,7 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
 def _draw(figure: Figure, data: dict[str, Any]) -> None:
     axes = figure.subplots()
     names = ("topk", "batchtopk", "jumprelu", "l1", "BA")
-    for name, style in zip(names, common.STYLES, strict=False):
+    for name, style in zip(names, drawing.STYLES, strict=False):
         x, y = np.array(best(data, name)).T
         axes.plot(x, y, label=name, markersize=6, **style)
     for name, colour in zip(GBA, ("#E69F00", "#56B4E9"), strict=True):
@@ -185,7 +180,7 @@ def _draw(figure: Figure, data: dict[str, Any]) -> None:
             markersize=15, label=name,
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="L0, active neurons a row", ylabel="FVU on held-out rows")
-    common.log_ticks(axes.xaxis, (1, 2, 3, 5))
-    common.log_ticks(axes.yaxis, (1, 1.5, 2, 3, 5))
+    drawing.log_ticks(axes.xaxis, (1, 2, 3, 5))
+    drawing.log_ticks(axes.yaxis, (1, 1.5, 2, 3, 5))
     axes.grid(alpha=0.25)
     axes.legend(fontsize=9)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,8 +18,10 @@ from scipy.stats import binom
 from refgba import backends, gba, recipe, sae
 from refgba.config import GBAConfig
 from refgba.data import feed
-from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
+from refgba.experiments import drawing, training
+from refgba.experiments.drawing import Picture
+from refgba.experiments.experiment import Tick
+from refgba.experiments.outcome import Verdict
 from refgba.runs.accumulate import Evaluation
 from refgba.runs.judging import evaluate
 from refgba.sae import Params, unit_rows
@@ -53,15 +54,9 @@ class Sizes:
 SIZES = {"quick": Sizes(width=512, steps=500, seeds=2), "full": Sizes(width=0, steps=4000, seeds=3)}
 
 
-def run(scale: Scale, backend: str, tick: Tick, data: tuple[Path, Path] | None = None) -> Outcome:
-    """Run the experiment on the activations `data`, to train and to judge on, or on the sample."""
-    measured = partial(measure, data=data)
-    return common.conduct("histograms", QUESTION, SIZES[scale], measured, verdict, pictures, scale, backend, tick)
-
-
 def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | None) -> dict[str, Any]:
     """What `frequencies` and, of the first seed, `pooled` and `single` find at each stage."""
-    real = common.opened(data)
+    real = training.opened(data)
     given: dict[str, Any] = {"width": sizes.width} if sizes.width else {}
     default = recipe.default(real.train.d, steps=sizes.steps, dtype="float32", **given)
     found: dict[str, Any] = {
@@ -99,7 +94,7 @@ def drawn(config: GBAConfig) -> list[int]:
     return sorted({0, config.groups // 2, config.groups - 1})
 
 
-def snapshots(real: common.Real, config: GBAConfig, engine: backends.Backend) -> Iterator[Params]:
+def snapshots(real: training.Real, config: GBAConfig, engine: backends.Backend) -> Iterator[Params]:
     """The parameters of a run at each stage."""
     state = backends.begin(engine, config, real.train.d)
     yield cast(Params, engine.params(state))
@@ -243,7 +238,7 @@ def _frequencies(figure: Figure, data: dict[str, Any]) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
     target = np.array(data["target"])
     left.fill_between(target, target / 2, target, color="0.85", label="half of the target to the target")
-    for stage, style in zip(STAGES, common.STYLES, strict=False):
+    for stage, style in zip(STAGES, drawing.STYLES, strict=False):
         low, median, high = (by_group(data, stage, "train", name).mean(axis=0) for name in ("low", "median", "high"))
         label = f"{stage}, step {data['steps'][stage]}"
         left.plot(target, median, label=label, markersize=5, **style)
@@ -251,10 +246,10 @@ def _frequencies(figure: Figure, data: dict[str, Any]) -> None:
     left.set(xscale="log", yscale="log", xlabel="target p_k of the group", ylabel="frequency on the rows trained on")
     left.grid(alpha=0.25)
     left.legend(fontsize=9)
-    for name, style in zip(("within", "above", "below"), common.STYLES, strict=False):
-        common.band(right, data["target"], by_group(data, "end", "train", name).tolist(), style, name)
+    for name, style in zip(("within", "above", "below"), drawing.STYLES, strict=False):
+        drawing.band(right, data["target"], by_group(data, "end", "train", name).tolist(), style, name)
     right.set(xscale="log", xlabel="target p_k of the group")
-    common.share_axis(right, "share of neurons at the end")
+    drawing.share_axis(right, "share of neurons at the end")
     right.legend(fontsize=9)
 
 
@@ -263,7 +258,7 @@ def _pooled(figure: Figure, data: dict[str, Any]) -> None:
     middles = (np.array(data["edges"])[1:] + np.array(data["edges"])[:-1]) / 2
     for i, (axes, k) in enumerate(zip(panels, data["drawn"], strict=True)):
         axes.plot(middles, np.exp(-(middles**2) / 2) / np.sqrt(2 * np.pi), color="0.6", linewidth=1, label="Gaussian")
-        for stage, style in zip(STAGES, common.STYLES, strict=False):
+        for stage, style in zip(STAGES, drawing.STYLES, strict=False):
             group = data["pooled"][stage][i]
             density = np.array(group["density"])
             axes.step(middles, np.where(density > 0, density, np.nan), where="mid", color=style["color"], label=stage)
@@ -278,7 +273,7 @@ def _pooled(figure: Figure, data: dict[str, Any]) -> None:
 def _single(figure: Figure, data: dict[str, Any]) -> None:
     grid = figure.subplots(len(STAGES), len(data["drawn"]), sharex="col", squeeze=False)
     for column, (k, neuron) in enumerate(zip(data["drawn"], data["single"], strict=True)):
-        for row, (stage, style) in enumerate(zip(STAGES, common.STYLES, strict=False)):
+        for row, (stage, style) in enumerate(zip(STAGES, drawing.STYLES, strict=False)):
             axes = grid[row, column]
             axes.stairs(neuron["counts"][stage], neuron["edges"], fill=True, alpha=0.5, color=style["color"])
             axes.set_yscale("symlog", linthresh=1)

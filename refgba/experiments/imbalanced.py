@@ -16,8 +16,10 @@ import numpy as np
 from refgba import baselines, gba, model, recipe, sae
 from refgba.adam import AdamW
 from refgba.config import BaselineConfig, GBAConfig
-from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
+from refgba.experiments import drawing, training, workers
+from refgba.experiments.drawing import Picture
+from refgba.experiments.experiment import Tick
+from refgba.experiments.outcome import Verdict
 from refgba.metrics import mcs
 from refgba.types import Array
 
@@ -28,6 +30,7 @@ QUESTION = (
     "On n = 128 features in d = 42 dimensions, half of the rows with 3 of them and half with 20, GBA recovers all "
     "features untuned, and TopK fewer the further K is from the truth."
 )
+TAKES_DATA = False
 PAPER = {  # FRR(0.8), FRR(0.9)
     "GBA": (1.0, 1.0), "TopK, K = 20": (1.0, 0.984), "TopK, K = 30": (0.984, 0.242), "TopK, K = 50": (0.945, 0.234),
     "GBA, wrong range": (0.383, 0.039),
@@ -68,16 +71,11 @@ BASELINES: dict[str, dict[str, Any]] = {
 FROM_TRUTH, TIED = "TopK, K = {}, from the truth", "TopK, K = {}, tied"
 
 
-def run(scale: Scale, backend: str, tick: Tick) -> Outcome:
-    """Run the experiment."""
-    return common.conduct("imbalanced", QUESTION, SIZES[scale], measure, verdict, pictures, scale, backend, tick)
-
-
 def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
     """For each method FRR at both levels, [seed][level], and the learning rate that a baseline kept."""
     first, kept = of_seed(0, sizes, backend, None, tick)
     others = partial(of_seed, sizes=sizes, backend=backend, kept=kept)
-    seeds = [first, *(one for one, _ in common.at_once(others, range(1, sizes.seeds), backend, tick))]
+    seeds = [first, *(one for one, _ in workers.at_once(others, range(1, sizes.seeds), backend, tick))]
     found = {name: [one[name] for one in seeds if name in one] for name in first}
     return {"frr": found, "lr": kept, "paper": PAPER}
 
@@ -95,7 +93,7 @@ def of_seed(
             continue
         tick(f"{name}, seed {seed}")
         config = recipe.default(truth.d, width=sizes.M, steps=sizes.steps, seed=seed, dtype="float32", **given)
-        found[name] = rates(common.train(X, config, backend).neurons, truth.V)
+        found[name] = rates(training.train(X, config, backend).neurons, truth.V)
     for name, given in BASELINES.items():
         tried = {}
         for lr in sizes.lr if kept is None else (kept[name],):
@@ -121,7 +119,7 @@ def trained(X: Array, config: BaselineConfig, backend: str, W: Array | None = No
     """
     d = X.shape[1]
     params = None if W is None else replace(baselines.random_params(config, d), W=W, W_dec=W)
-    engine, state = common.trained(gba.minibatches(X, config), d, config, backend, params)
+    engine, state = training.trained(gba.minibatches(X, config), d, config, backend, params)
     V: Array = engine.params(state).V
     return V
 
@@ -211,7 +209,7 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
 def _draw(figure: Figure, data: dict[str, Any]) -> None:
     axes = figure.subplots()
     names = list(data["frr"])
-    for k, (level, style) in enumerate(zip(LEVELS, common.STYLES, strict=False)):
+    for k, (level, style) in enumerate(zip(LEVELS, drawing.STYLES, strict=False)):
         x = np.arange(len(names)) + 0.4 * k - 0.2
         seeds = [[seed[k] for seed in data["frr"][name]] for name in names]
         axes.bar(x, [np.mean(of) for of in seeds], 0.36, color=style["color"], alpha=0.45, label=f"FRR({level})")
@@ -220,5 +218,5 @@ def _draw(figure: Figure, data: dict[str, Any]) -> None:
             if name in data["paper"]:
                 axes.hlines(data["paper"][name][k], at - 0.2, at + 0.2, color="black", linewidth=1.5)
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=9)
-    common.share_axis(axes, "share of features; black: the paper")
+    drawing.share_axis(axes, "share of features; black: the paper")
     axes.legend(fontsize=9)

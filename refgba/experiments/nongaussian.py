@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refgba import recipe
-from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
+from refgba.experiments import drawing, measures, training
+from refgba.experiments.drawing import Picture
+from refgba.experiments.experiment import Tick
+from refgba.experiments.outcome import Verdict
 from refgba.metrics import cosine
 from refgba.model import FEATURES, Uniform, features
 from refgba.sae import unit_rows
@@ -29,6 +31,7 @@ QUESTION = (
     "The theory takes V Gaussian, but identifiability asks only that features be incoherent, max |cos(v_i, v_j)| = "
     "o(1): other laws should do as well while that holds."
 )
+TAKES_DATA = False
 CENTRED = "Modified BA, rows centred, for V - mean"
 RELATIVE = "GBA, for V - mean"
 METHODS = ("Modified BA", CENTRED, "GBA", RELATIVE)
@@ -63,11 +66,6 @@ SIZES = {
 }  # fmt: skip
 
 
-def run(scale: Scale, backend: str, tick: Tick) -> Outcome:
-    """Run the experiment; the backend computes GBA, Modified BA is always NumPy."""
-    return common.conduct("nongaussian", QUESTION, SIZES[scale], measure, verdict, pictures, scale, backend, tick)
-
-
 def draw(law: str, n: int, d: int, seed: int) -> Array:
     """V, unit rows (n, d), by a law's name.
 
@@ -96,19 +94,19 @@ def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
         for seed in range(sizes.seeds):
             tick(f"{law}, seed {seed}")
             V = draw(law, sizes.n, sizes.d, seed)
-            X = common.mixture(Uniform(sizes.n, (sizes.s,)), V, sizes.rows, seed)
-            W = common.neurons(sizes.M, sizes.d, seed)
-            climbed = common.climb(X, W, 1 / sizes.n, sizes.modified_steps)
-            centred = common.climb(unit_rows(X - X.mean(axis=0)), W, 1 / sizes.n, sizes.modified_steps)
+            X = training.mixture(Uniform(sizes.n, (sizes.s,)), V, sizes.rows, seed)
+            W = training.neurons(sizes.M, sizes.d, seed)
+            climbed = training.climb(X, W, 1 / sizes.n, sizes.modified_steps)
+            centred = training.climb(unit_rows(X - X.mean(axis=0)), W, 1 / sizes.n, sizes.modified_steps)
             config = recipe.default(
                 sizes.d, width=sizes.M, steps=sizes.steps, batch=sizes.batch, seed=seed, dtype="float32"
             )  # fmt: skip
             found[law]["coherence"].append(coherence(V).round(4).tolist())
-            found[law]["Modified BA"].append(common.nearest(V, climbed))
-            found[law][CENTRED].append(common.nearest(V - V.mean(axis=0), centred))
-            trained = common.train(X, config, backend).neurons
-            found[law]["GBA"].append(common.nearest(V, trained))
-            found[law][RELATIVE].append(common.nearest(V - V.mean(axis=0), trained))
+            found[law]["Modified BA"].append(measures.nearest(V, climbed))
+            found[law][CENTRED].append(measures.nearest(V - V.mean(axis=0), centred))
+            trained = training.train(X, config, backend).neurons
+            found[law]["GBA"].append(measures.nearest(V, trained))
+            found[law][RELATIVE].append(measures.nearest(V - V.mean(axis=0), trained))
     # What V1 is held against in `identifiability`: what Gaussian features of this shape reach.
     return {"laws": found, "threshold": float(np.sqrt(4 * np.log(sizes.n) / sizes.d))}
 
@@ -124,7 +122,7 @@ def coherence(V: Array) -> Float64:
 
 def frr(data: dict[str, Any], law: str, method: str) -> list[float]:
     """FRR of each seed."""
-    return [common.recovery(seed) for seed in data["laws"][law][method]]
+    return [measures.recovery(seed) for seed in data["laws"][law][method]]
 
 
 def incoherence(data: dict[str, Any], law: str) -> float:
@@ -141,7 +139,7 @@ def verdict(data: dict[str, Any]) -> Verdict:
     incoherent = [law for law in laws if incoherence(data, law) <= threshold]
     coherent = [law for law in laws if law not in incoherent]
     lost = {
-        method: [law for law in laws if np.mean(frr(data, law, method)) < common.RECOVERED]
+        method: [law for law in laws if np.mean(frr(data, law, method)) < measures.RECOVERED]
         for method in ("Modified BA", "GBA")
     }
     claims = {
@@ -172,7 +170,7 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
     return [
         Picture(
             f"Recovery under laws of V other than the theory's: {where}",
-            f"Above, bars of FRR at cosine {common.TAU} for Modified BA and GBA, each also against features without "
+            f"Above, bars of FRR at cosine {measures.TAU} for Modified BA and GBA, each also against features without "
             "their mean, for each law of the features, with a point a seed; below, the incoherence of each law against "
             "what Gaussian features reach.",
             lambda figure: _by_law(figure, data),
@@ -191,13 +189,13 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
 def _by_law(figure: Figure, data: dict[str, Any]) -> None:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     laws = list(data["laws"])
-    for shift, method, style in zip((-0.3, -0.1, 0.1, 0.3), METHODS, common.STYLES, strict=False):
+    for shift, method, style in zip((-0.3, -0.1, 0.1, 0.3), METHODS, drawing.STYLES, strict=False):
         for x, law in enumerate(laws):
             shares = frr(data, law, method)
             above.bar(x + shift, np.mean(shares), width=0.19, color=style["color"], alpha=0.45)
             above.plot([x + shift] * len(shares), shares, style["marker"], color=style["color"], markersize=4)
         above.plot([], [], style["marker"], color=style["color"], label=method)
-    common.share_axis(above, f"FRR({common.TAU}), mean and each seed")
+    drawing.share_axis(above, f"FRR({measures.TAU}), mean and each seed")
     figure.legend(fontsize=9, loc="outside lower center", ncols=4, frameon=False)
     for x, law in enumerate(laws):
         values = np.max(data["laws"][law]["coherence"], axis=1)
@@ -216,8 +214,8 @@ def _by_feature(figure: Figure, data: dict[str, Any]) -> None:
         axes.set_visible(False)
     for k, (axes, law) in enumerate(zip(panels.flat, laws, strict=False)):
         of = data["laws"][law]
-        axes.plot(np.ravel(of["coherence"]), np.ravel(of["GBA"]), ".", color=common.STYLES[0]["color"], alpha=0.4)
-        axes.axhline(common.TAU, color="black", linestyle=":", linewidth=1)
+        axes.plot(np.ravel(of["coherence"]), np.ravel(of["GBA"]), ".", color=drawing.STYLES[0]["color"], alpha=0.4)
+        axes.axhline(measures.TAU, color="black", linestyle=":", linewidth=1)
         axes.set_title(law, fontsize=10)
         axes.grid(alpha=0.25)
         axes.tick_params(labelbottom=k + 4 >= len(laws))

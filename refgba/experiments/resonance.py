@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refgba import recipe, theory
-from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
+from refgba.experiments import drawing, measures, training
+from refgba.experiments.drawing import Picture
+from refgba.experiments.experiment import Tick
+from refgba.experiments.outcome import Verdict
 from refgba.model import Uniform
 from refgba.types import Array, Float64
 
@@ -26,6 +28,7 @@ QUESTION = (
     "Features are recovered only in a band of activation frequencies, 1/n <~ p <~ n^-(1+1/s)/2 and the other limits of "
     "Theorem 6.1, which is narrow in heavy superposition (d < sqrt n) and wide in light (d > sqrt n)."
 )
+TAKES_DATA = False
 HALF = 0.5  # the FRR that marks the edges of a band, whose dependence on n is compared with the theorem's
 
 
@@ -75,11 +78,6 @@ SIZES = {
 }  # fmt: skip
 
 
-def run(scale: Scale, backend: str, tick: Tick) -> Outcome:
-    """Run the experiment; the backend computes BA, Modified BA is always NumPy."""
-    return common.conduct("resonance", QUESTION, SIZES[scale], measure, verdict, pictures, scale, backend, tick)
-
-
 def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
     """All maps, each FRR as [seed][place][p]; those over n at d = few, then at d = n / 2."""
     return {
@@ -111,16 +109,16 @@ def _map(name: str, places: list[tuple[int, int]], sizes: Sizes, backend: str | 
         chance.append([])
         for n, d in places:
             tick(f"{name}, n = {n}, d = {d}, seed {seed}")
-            V = common.gaussian(n, d, seed)
-            X = common.mixture(Uniform(n, (sizes.s,)), V, sizes.rows, seed)
+            V = training.gaussian(n, d, seed)
+            X = training.mixture(Uniform(n, (sizes.s,)), V, sizes.rows, seed)
             M = n * (sizes.ba_per_feature if backend else sizes.per_feature)
-            W = common.neurons(M, d, seed)
-            chance[-1].append(common.recovery(common.nearest(V, W)))
+            W = training.neurons(M, d, seed)
+            chance[-1].append(measures.recovery(measures.nearest(V, W)))
             if backend:
                 found = [_ba(X, M, q, seed, sizes, backend) for q in p]
             else:
-                found = [common.climb(X, W, q, sizes.steps) for q in p]
-            frr[-1].append([common.recovery(common.nearest(V, w)) for w in found])
+                found = [training.climb(X, W, q, sizes.steps) for q in p]
+            frr[-1].append([measures.recovery(measures.nearest(V, w)) for w in found])
     return {
         "n": [n for n, _ in places],
         "d": [d for _, d in places],
@@ -138,7 +136,7 @@ def _ba(X: Array, M: int, p: float, seed: int, sizes: Sizes, backend: str) -> Ar
         X.shape[1], width=M, groups=1, htf=p, form=1.0, steps=sizes.ba_steps, batch=sizes.ba_batch, seed=seed,
         dtype="float32",
     )  # fmt: skip
-    return common.train(X, config, backend).neurons
+    return training.train(X, config, backend).neurons
 
 
 # ---- what the numbers say --------------------------------------------------------------------------------------------
@@ -152,21 +150,21 @@ def mean(measured: dict[str, Any]) -> Float64:
 
 def widths(measured: dict[str, Any]) -> list[float]:
     """For each place of a map the decades of p over which its mean FRR is at least RECOVERED."""
-    return [common.decades(measured["p"], curve, common.RECOVERED) for curve in mean(measured).tolist()]
+    return [measures.decades(measured["p"], curve, measures.RECOVERED) for curve in mean(measured).tolist()]
 
 
 def exponents(measured: dict[str, Any]) -> tuple[float | None, float | None]:
     """How the band's edges, at FRR HALF, move with n: k of p ~ n^k, of the lower one and of the upper one."""
-    found = [common.edges(measured["p"], curve, HALF) for curve in mean(measured).tolist()]
+    found = [measures.edges(measured["p"], curve, HALF) for curve in mean(measured).tolist()]
     at = [n for n, pair in zip(measured["n"], found, strict=True) if pair]
     pairs = [pair for pair in found if pair]
-    return common.power(at, [low for low, _ in pairs]), common.power(at, [high for _, high in pairs])
+    return measures.power(at, [low for low, _ in pairs]), measures.power(at, [high for _, high in pairs])
 
 
 def theorem_exponents(measured: dict[str, Any]) -> tuple[float | None, float | None]:
     """The same of the theorem's edges."""
     low, high = zip(*measured["theorem"], strict=True)
-    return common.power(measured["n"], low), common.power(measured["n"], high)
+    return measures.power(measured["n"], low), measures.power(measured["n"], high)
 
 
 def verdict(data: dict[str, Any]) -> Verdict:
@@ -189,7 +187,7 @@ def verdict(data: dict[str, Any]) -> Verdict:
     }
     opens = f"first at d = {first} = {first / n**0.5:.1f} sqrt n" if first else "at no d"
     at_lowest, at_lowest_modified = mean(ba)[-1][0], mean(modified)[-1][0]
-    least = "at least " if at_lowest >= common.RECOVERED else ""  # the band goes on below the lowest p
+    least = "at least " if at_lowest >= measures.RECOVERED else ""  # the band goes on below the lowest p
     passing = " as biases pass through the band on their way down" if at_lowest > at_lowest_modified + 0.2 else ""
     return Verdict(
         claims,
@@ -206,7 +204,7 @@ def verdict(data: dict[str, Any]) -> Verdict:
 
 def lower_edges(data: dict[str, Any]) -> tuple[float | None, float | None]:
     """The lower edge of the band, at FRR HALF, with fewer rows and with more."""
-    found = [common.edges(m["p"], mean(m)[0].tolist(), HALF) for m in data["lower"]["modified"]]
+    found = [measures.edges(m["p"], mean(m)[0].tolist(), HALF) for m in data["lower"]["modified"]]
     fewer, more = (pair[0] if pair else None for pair in found)
     return fewer, more
 
@@ -239,14 +237,14 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
     return [
         Picture(
             f"Recovery against d and p: n = {n}, s = {s}",
-            f"Two heat maps of FRR at cosine {common.TAU}, dimension d across and frequency p upwards, for Modified BA "
-            "and for BA, with the band of Theorem 6.1 and the line d = sqrt n drawn on them.",
+            f"Two heat maps of FRR at cosine {measures.TAU}, dimension d across and frequency p upwards, for Modified "
+            "BA and for BA, with the band of Theorem 6.1 and the line d = sqrt n drawn on them.",
             lambda figure: _maps(figure, [("Modified BA", data["modified d"]), ("BA", data["ba d"])], "d", n**0.5),
             (10, 4.6),
         ),
         Picture(
             f"Recovery against n and p: s = {s}",
-            f"Four heat maps of FRR at cosine {common.TAU}, number of features n across and frequency p upwards, for "
+            f"Four heat maps of FRR at cosine {measures.TAU}, number of features n across and frequency p upwards, for "
             f"Modified BA and BA, at d = {few} and at d = n / 2, with the band of Theorem 6.1 and the line d = sqrt n.",
             lambda figure: _maps(
                 figure,
@@ -259,13 +257,13 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
         ),
         Picture(
             f"Width of the band against d: n = {n}, s = {s}",
-            f"Decades of p in which FRR is at least {common.RECOVERED:.0%}, against d, for Modified BA and BA, with "
+            f"Decades of p in which FRR is at least {measures.RECOVERED:.0%}, against d, for Modified BA and BA, with "
             "the theorem's width and the line d = sqrt n.",
             lambda figure: _width_picture(figure, data),
         ),
         Picture(
             f"The band with fewer rows and with more: n = {data['settings']['lower']}, d = n / 2, s = {s}",
-            f"FRR of Modified BA at cosine {common.TAU} against frequency p, for two numbers of rows, with the "
+            f"FRR of Modified BA at cosine {measures.TAU} against frequency p, for two numbers of rows, with the "
             "theorem's lower limit 1/n and its upper limit.",
             lambda figure: _rows_picture(figure, data["lower"]),
         ),
@@ -286,17 +284,17 @@ def _maps(figure: Figure, panels: list[tuple[str, dict[str, Any]]], across: str,
     for axes, (title, measured) in zip(grid.flat, panels, strict=True):
         x = measured[across]
         mesh = axes.pcolormesh(
-            _edges_of_cells(x), _edges_of_cells(measured["p"]), mean(measured).T, vmin=0, vmax=1, cmap=common.HEAT
+            _edges_of_cells(x), _edges_of_cells(measured["p"]), mean(measured).T, vmin=0, vmax=1, cmap=drawing.HEAT
         )  # fmt: skip
         axes.set(xscale="log", yscale="log", title=title, xlabel=f"{across}{_meaning(across)}")
-        common.plain_ticks(axes.xaxis, x)
+        drawing.plain_ticks(axes.xaxis, x)
         alone = len(set(measured["n"])) == 1 or len(set(measured["d"])) == 1
         _overlay(axes, x, measured, boundary if alone else np.nan)
     for axes in grid[:, 0]:
         axes.set_ylabel("frequency p")
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False, handlelength=3.2)
-    figure.colorbar(mesh, ax=grid, label=f"FRR({common.TAU}), mean over seeds", format="{x:.0%}")
+    figure.colorbar(mesh, ax=grid, label=f"FRR({measures.TAU}), mean over seeds", format="{x:.0%}")
 
 
 def _meaning(across: str) -> str:
@@ -321,28 +319,28 @@ def _overlay(axes: Axes, x: list[float], measured: dict[str, Any], boundary: flo
 
 def _width_picture(figure: Figure, data: dict[str, Any]) -> None:
     axes = figure.subplots()
-    for (name, key), style in zip((("Modified BA", "modified d"), ("BA", "ba d")), common.STYLES, strict=False):
+    for (name, key), style in zip((("Modified BA", "modified d"), ("BA", "ba d")), drawing.STYLES, strict=False):
         measured = data[key]
         per_seed = [
-            [common.decades(measured["p"], curve, common.RECOVERED) for curve in seed] for seed in measured["frr"]
+            [measures.decades(measured["p"], curve, measures.RECOVERED) for curve in seed] for seed in measured["frr"]
         ]
-        common.band(axes, measured["d"], per_seed, style, f"{name}, mean over seeds, lowest to highest")
+        drawing.band(axes, measured["d"], per_seed, style, f"{name}, mean over seeds, lowest to highest")
     measured = data["modified d"]
     theorem = [max(0.0, float(np.log10(high / low))) for low, high in measured["theorem"]]
     axes.plot(measured["d"], theorem, color="0.45", linewidth=1.2, label="Theorem 6.1, constants set to 1")
     axes.axvline(data["settings"]["n"] ** 0.5, color="black", linestyle=":", label=r"$d = \sqrt{n}$")
-    axes.set(xscale="log", xlabel="d, dimensions", ylabel=f"decades of p with FRR ≥ {common.RECOVERED:.0%}")
-    common.plain_ticks(axes.xaxis, measured["d"])
+    axes.set(xscale="log", xlabel="d, dimensions", ylabel=f"decades of p with FRR ≥ {measures.RECOVERED:.0%}")
+    drawing.plain_ticks(axes.xaxis, measured["d"])
     axes.grid(alpha=0.25)
     figure.legend(fontsize=9, loc="outside lower center", ncols=2, frameon=False)
 
 
 def _rows_picture(figure: Figure, lower: dict[str, Any]) -> None:
     axes = figure.subplots()
-    for N, measured, style in zip(lower["rows"], lower["modified"], common.STYLES, strict=False):
-        common.band(axes, measured["p"], [seed[0] for seed in measured["frr"]], style, f"{N} rows")
+    for N, measured, style in zip(lower["rows"], lower["modified"], drawing.STYLES, strict=False):
+        drawing.band(axes, measured["p"], [seed[0] for seed in measured["frr"]], style, f"{N} rows")
     for limit, linestyle, label in zip(measured["theorem"][0], (":", "--"), ("1/n", "upper limit"), strict=True):
         axes.axvline(limit, color="black", linewidth=1.2, linestyle=linestyle, label=f"Theorem 6.1, {label}")
     axes.set(xscale="log", xlabel="frequency p")
-    common.share_axis(axes, f"FRR({common.TAU}), mean and range of seeds")
+    drawing.share_axis(axes, f"FRR({measures.TAU}), mean and range of seeds")
     axes.legend(fontsize=9)

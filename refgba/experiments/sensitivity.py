@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,12 @@ from refgba import backends, gba, model, recipe
 from refgba.backends.base import AnyConfig, AnyParams
 from refgba.config import BaselineConfig
 from refgba.data import feed
-from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
+from refgba.experiments import drawing, training
+from refgba.experiments.drawing import Picture
+from refgba.experiments.experiment import Tick
 from refgba.experiments.frontier import judged
 from refgba.experiments.imbalanced import LEVELS, rates
+from refgba.experiments.outcome import Verdict
 from refgba.runs.judging import evaluate
 from refgba.types import Array, Float64
 
@@ -67,18 +68,12 @@ SIZES = {
 }
 
 
-def run(scale: Scale, backend: str, tick: Tick, data: tuple[Path, Path] | None = None) -> Outcome:
-    """Run the experiment on the activations `data`, to train and to judge on, or on the sample."""
-    measured = partial(measure, data=data)
-    return common.conduct("sensitivity", QUESTION, SIZES[scale], measured, verdict, pictures, scale, backend, tick)
-
-
 def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | None) -> dict[str, Any]:
     """Every point: method, setting (the learning rate, or c), seed, and what was measured on both kinds of data.
 
     On the held-out rows FVU, L0, dead and alive share; FRR at both levels; and the CPU seconds that each training took.
     """
-    real = common.opened(data)
+    real = training.opened(data)
     points: list[dict[str, Any]] = []
     for seed in range(sizes.seeds):
         truth = model.imbalanced(seed)
@@ -126,7 +121,7 @@ def trained(minibatches: Iterable[Array], d: int, config: AnyConfig, backend: st
     Seconds on the clock do not compare where other work runs beside.
     """
     began = time.process_time()
-    engine, state = common.trained(minibatches, d, config, backend)
+    engine, state = training.trained(minibatches, d, config, backend)
     return engine.params(state), time.process_time() - began
 
 
@@ -227,10 +222,10 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
 
 def _rates(figure: Figure, data: dict[str, Any]) -> None:
     panels = figure.subplots(1, 3)
-    for method, style in zip(METHODS, common.STYLES, strict=False):
+    for method, style in zip(METHODS, drawing.STYLES, strict=False):
         for axes, name in zip(panels, MEASURED, strict=True):
             x, y = curve(data, method, name)
-            common.band(axes, x, y.tolist(), style, method)
+            drawing.band(axes, x, y.tolist(), style, method)
             axes.set(xscale="log", xlabel="learning rate")
     _label(panels)
     panels[0].legend(fontsize=9)
@@ -240,9 +235,9 @@ def _starts(figure: Figure, data: dict[str, Any]) -> None:
     panels = figure.subplots(1, 4)
     for axes, name in zip(panels, MEASURED, strict=False):
         c, y = curve(data, LOWERED, name)
-        common.band(axes, c, y.tolist(), common.STYLES[0], "GBA")
+        drawing.band(axes, c, y.tolist(), drawing.STYLES[0], "GBA")
     for name, label, style in zip(
-        ("seconds", "known_seconds"), (data["data"]["name"], "imbalanced set"), common.STYLES, strict=False
+        ("seconds", "known_seconds"), (data["data"]["name"], "imbalanced set"), drawing.STYLES, strict=False
     ):
         ratio = time_ratio(data, name)
         panels[3].plot(c, np.median(ratio, axis=0), label=label, markersize=4.5, linewidth=1.6, **style)
@@ -260,4 +255,4 @@ def _label(panels: Sequence[Axes]) -> None:
             axes.set_ylabel(label)
             axes.grid(alpha=0.25)
         else:
-            common.share_axis(axes, label)
+            drawing.share_axis(axes, label)

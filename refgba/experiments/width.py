@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refgba import theory
-from refgba.experiments import common
-from refgba.experiments.common import Outcome, Picture, Scale, Tick, Verdict
+from refgba.experiments import drawing, measures, training
+from refgba.experiments.drawing import Picture
+from refgba.experiments.experiment import Tick
+from refgba.experiments.outcome import Verdict
 from refgba.metrics import cosine
 from refgba.model import Uniform
 from refgba.types import Float64
@@ -26,6 +28,7 @@ QUESTION = (
     "The number of neurons that recover every feature grows with the features s in a row as M >~ n p^(-s/(1-e)^2): at "
     "a fixed p in the band each further feature in a row multiplies it by 1/p."
 )
+TAKES_DATA = False
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,6 @@ SIZES = {
 }
 
 
-def run(scale: Scale, backend: str, tick: Tick) -> Outcome:
-    """Run the experiment; Modified BA is always NumPy, whatever the backend."""
-    return common.conduct("width", QUESTION, SIZES[scale], measure, verdict, pictures, scale, backend, tick)
-
-
 def measure(sizes: Sizes, _backend: str, tick: Tick) -> dict[str, Any]:
     """FRR against M as [s][p][after][seed][M], and the M that reaches RECOVERED, None where all are too few.
 
@@ -65,14 +63,14 @@ def measure(sizes: Sizes, _backend: str, tick: Tick) -> dict[str, Any]:
         curves = np.zeros((len(sizes.p), len(sizes.after), sizes.seeds, len(M)))
         enough: list[list[list[float | None]]] = [[[] for _ in sizes.after] for _ in sizes.p]
         for seed in range(sizes.seeds):
-            V = common.gaussian(sizes.n, sizes.d, seed)
-            X = common.mixture(Uniform(sizes.n, (s,)), V, sizes.rows, seed)
-            W = common.neurons(sizes.M, sizes.d, seed)
+            V = training.gaussian(sizes.n, sizes.d, seed)
+            X = training.mixture(Uniform(sizes.n, (s,)), V, sizes.rows, seed)
+            W = training.neurons(sizes.M, sizes.d, seed)
             for k, p in enumerate(sizes.p):
                 tick(f"s = {s}, p = {p}, seed {seed}")
                 for t, w in enumerate(theory.modified_ba(X, W, p, max(sizes.after)), start=1):
                     if t in sizes.after:
-                        h = np.mean(cosine(w, V.astype(np.float32)) >= common.TAU, axis=0)  # (n,)
+                        h = np.mean(cosine(w, V.astype(np.float32)) >= measures.TAU, axis=0)  # (n,)
                         step = sizes.after.index(t)
                         curves[k, step, seed] = [expected(h, m) for m in M]
                         enough[k][step].append(smallest(h, sizes.M))
@@ -80,7 +78,7 @@ def measure(sizes: Sizes, _backend: str, tick: Tick) -> dict[str, Any]:
         needed.append(enough)
     bound = [[theory.width_bound(sizes.n, p, s) for p in sizes.p] for s in sizes.s]
     band = [[b.low, b.high] for b in (theory.resonance_band(sizes.n, sizes.d, s) for s in sizes.s)]
-    floor = float(np.log(1 - common.RECOVERED) / np.log(1 - 1 / sizes.n))
+    floor = float(np.log(1 - measures.RECOVERED) / np.log(1 - 1 / sizes.n))
     return {"M": M, "frr": frr, "needed": needed, "bound": bound, "band": band, "floor": floor}
 
 
@@ -91,12 +89,12 @@ def expected(h: Float64, M: float) -> float:
 
 def smallest(h: Float64, most: int) -> float | None:
     """The smallest M whose `expected` FRR is RECOVERED; None if it is more than `most`, where h says too little."""
-    if expected(h, most) < common.RECOVERED:
+    if expected(h, most) < measures.RECOVERED:
         return None
     low, high = 0.0, float(most)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if expected(h, middle) >= common.RECOVERED else (middle, high)
+        low, high = (low, middle) if expected(h, middle) >= measures.RECOVERED else (middle, high)
     return round(high, 1)
 
 
@@ -144,8 +142,8 @@ def verdict(data: dict[str, Any]) -> Verdict:
     steps = settings["after"]
     return Verdict(
         claims,
-        f"at n = {settings['n']}, d = {settings['d']}, p = {p[k]} FRR({common.TAU}) of "
-        f"{common.RECOVERED:.0%} takes M = {told}{short}, {_times(factor)} as many for each further feature in a "
+        f"at n = {settings['n']}, d = {settings['d']}, p = {p[k]} FRR({measures.TAU}) of "
+        f"{measures.RECOVERED:.0%} takes M = {told}{short}, {_times(factor)} as many for each further feature in a "
         f"row after {steps[-1]} steps and {_times(early)} after {steps[0]}, where the bound says "
         f"{1 / p[k]:.0f} times; the bound, from {min(bound):.1e} to {max(bound):.1e}, is "
         f"{'enough' if enough else 'not enough'}"
@@ -168,12 +166,12 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
     return [
         Picture(
             f"Recovery against width: {where}, p = {settings['p'][k]}, after {settings['after'][-1]} steps",
-            f"Lines of FRR at cosine {common.TAU} against the number of neurons M, one for each number s of features "
+            f"Lines of FRR at cosine {measures.TAU} against the number of neurons M, one for each number s of features "
             "in a row, with the range over seeds.",
             lambda figure: _curves(figure, data, k),
         ),
         Picture(
-            f"Neurons needed for FRR of {common.RECOVERED:.0%}: {where}",
+            f"Neurons needed for FRR of {measures.RECOVERED:.0%}: {where}",
             "Neurons needed against the number s of features in a row, on a logarithmic scale, after a few steps and "
             "after more, for each p, with the bound of Theorem 6.1 and with what is needed if every neuron finds a "
             "feature.",
@@ -185,11 +183,11 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
 
 def _curves(figure: Figure, data: dict[str, Any], k: int) -> None:
     axes = figure.subplots()
-    for s, at_s, style in zip(data["settings"]["s"], data["frr"], common.STYLES, strict=False):
-        common.band(axes, data["M"], at_s[k][-1], style, f"s = {s}")
-    axes.axhline(common.RECOVERED, color="0.4", linewidth=1)
+    for s, at_s, style in zip(data["settings"]["s"], data["frr"], drawing.STYLES, strict=False):
+        drawing.band(axes, data["M"], at_s[k][-1], style, f"s = {s}")
+    axes.axhline(measures.RECOVERED, color="0.4", linewidth=1)
     axes.set(xscale="log", xlabel="M, neurons")
-    common.share_axis(axes, f"FRR({common.TAU}), mean and range of seeds")
+    drawing.share_axis(axes, f"FRR({measures.TAU}), mean and range of seeds")
     axes.legend(fontsize=9)
 
 
@@ -197,7 +195,7 @@ def _needed(figure: Figure, data: dict[str, Any]) -> None:
     settings = data["settings"]
     panels = figure.subplots(1, 2, sharey=True)
     for axes, after in zip(panels, (0, len(settings["after"]) - 1), strict=True):
-        for k, (p, style) in enumerate(zip(settings["p"], common.STYLES, strict=False)):
+        for k, (p, style) in enumerate(zip(settings["p"], drawing.STYLES, strict=False)):
             points = [(s, m) for s, m in zip(settings["s"], needed(data, k, after), strict=True) if m]
             if points:
                 axes.plot(*zip(*points, strict=True), **style, label=f"p = {p}")

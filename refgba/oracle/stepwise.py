@@ -1,8 +1,8 @@
 """One step of Algorithms 1 and 2, quantity by quantity, in the order in which they are computed (section 3).
 
-`gba.step` and `gba.adapt` are the algorithm; here each line of them is a formula of its own, with a name.  `oracle`
-records these quantities and compares others' with them, and `mistakes` replaces single formulas to see what a known
-mistake makes of a step.  That the formulas give what `gba` does, to the bit, is tested in tests/test_oracle.py.
+`gba.step` and `gba.adapt` are the algorithm; here each of their lines is a formula of its own, with a name.  The other
+files of `oracle` record these quantities and compare others' with them, and `mistakes` replaces single formulas to see
+what a known mistake makes of a step.  The tests hold that the formulas give what `gba` does, to the bit.
 
 L rows in a batch, d dimensions, M neurons, K groups.  Names: "dW" is the gradient of W, "m.W", "v.W" and "updates.W"
 are its moments and their count, "moved.W" is W after AdamW and before it is renormalised.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from refgba import recipe, sae
+from refgba import adam, bias, recipe, sae
 from refgba.config import GBAConfig
 from refgba.sae import Forward, Params, unit_rows
 from refgba.types import Float64
@@ -42,12 +42,12 @@ class Step:
     ) -> None:
         """Step t = 1..T on rows (L, d) as they come, not yet scaled, from the quantities in STATE before it.
 
-        values: quantities that are given, not computed.  instead: formulas in the place of others.  last: the
-        quantities of the last step before this one that line 6 followed, None where there was none.
+        values: quantities that are not computed but taken from here.  instead: formulas in the place of others.  last:
+        the quantities of the last step before this one that line 6 followed, None where there was none.
         """
         self.config, self.t, self.last, self.instead = config, t, last, instead or {}
         self.state = dict(state)
-        if recipe.fit_begins(config, t) and config.untied:  # `gba.begin_fit`
+        if recipe.fit_begins(config, t) and config.untied:  # `recipe.begin_fit`
             self.state |= {name.replace("W", "W_dec"): state[name] for name in ("W", "m.W", "v.W", "updates.W")}
         self.values: dict[str, Any] = {"rows": rows, **(values or {})}
 
@@ -73,9 +73,10 @@ class Step:
 
 
 class Quantity(NamedTuple):
-    """What a quantity is.
+    """One quantity of a step.
 
-    shape: of letters L, d, M, K.  line: where it is computed.  formula: how.  kind: of its dtype.
+    shape: its dimensions, one letter of L, d, M, K for each.  line: the line of the algorithm that computes it.
+    formula: how.  kind: of its dtype.
     """
 
     shape: str
@@ -126,9 +127,9 @@ def _quantities() -> dict[str, Quantity]:
         "group": Quantity("M", "the groups", lambda e: e.config.group(), "i"),
         "target": Quantity("K", "the groups, p_k", lambda e: e.config.target()),
         "p": Quantity("M", "Algorithm 2", lambda e: e["counts"] / e["seen"]),
-        "T": Quantity("K", "Algorithm 2", lambda e: in_groups(e, e["peaks"]) / np.maximum(e["positive"], 1)),
-        "lowered": Quantity("M", "Algorithm 2, p_m > p_k", lambda e: e["p"] > e["target"][e["group"]], "b"),
-        "raised": Quantity("M", "Algorithm 2, p_m < eps", lambda e: ~e["lowered"] & (e["p"] < e["least"]), "b"),
+        "T": Quantity("K", "Algorithm 2", lambda e: mean_peaks(e, e["peaks"])),
+        "lowered": Quantity("M", "Algorithm 2, p_m > p_k", lambda e: bias.too_often(e["p"], e["p_k"]), "b"),
+        "raised": Quantity("M", "Algorithm 2, p_m < max(eps, floor p_k)", _raised, "b"),
         "b": Quantity("M", "Algorithm 2", lambda e: adapted(e) if e.adapts else e.was("b")),
         "left.seen": Quantity("", "line 6, empty the buffers", lambda e: e["seen"] * (not e.adapts), "i"),
         "left.counts": Quantity("M", "line 6, empty the buffers", lambda e: e["counts"] * (not e.adapts), "i"),
@@ -173,23 +174,23 @@ def _updates(e: Step, theta: str) -> Any:
 
 
 def _m(e: Step, theta: str) -> Any:
-    m: Any = e.was(f"m.{theta}")
-    return m + (1 - e.config.beta1) * (e[f"d{theta}"] - m)
+    return adam.moment(e.was(f"m.{theta}"), e[f"d{theta}"], e.config.beta1)
 
 
 def _v(e: Step, theta: str) -> Any:
-    v, g = e.was(f"v.{theta}"), e[f"d{theta}"]
-    return v + (1 - e.config.beta2) * (g * g - v)
+    return adam.moment(e.was(f"v.{theta}"), e[f"d{theta}"] ** 2, e.config.beta2)
+
+
+def factors(e: Step, theta: str) -> adam.Factors:
+    """AdamW's factors at this update of θ."""
+    return adam.factors(int(e[f"updates.{theta}"]), e["lr"], e.config)
 
 
 def moved(e: Step, theta: str) -> Any:
-    """θ after AdamW (`adam.AdamW.update`)."""
+    """θ after AdamW."""
     if theta not in e["trained"]:
         return e.was(theta)
-    c, lr = e.config, e["lr"]
-    m_hat = e[f"m.{theta}"] / (1 - c.beta1 ** int(e[f"updates.{theta}"]))
-    v_hat = e[f"v.{theta}"] / (1 - c.beta2 ** int(e[f"updates.{theta}"]))
-    return (1 - lr * c.weight_decay) * e.was(theta) - lr * m_hat / (np.sqrt(v_hat) + c.adam_eps)
+    return adam.moved(e.was(theta), e[f"m.{theta}"], e[f"v.{theta}"], factors(e, theta))
 
 
 def kept(e: Step, theta: str, unit: Callable[[Any], Any] = unit_rows) -> Any:
@@ -197,38 +198,47 @@ def kept(e: Step, theta: str, unit: Callable[[Any], Any] = unit_rows) -> Any:
     return np.where(e["held"][:, None], e.was(theta), unit(e[f"moved.{theta}"]))
 
 
-def in_groups(e: Step, value: Any) -> Any:
-    """The sum over each group of a value (M,): (K,)."""
-    return np.bincount(e["group"], value, len(e["target"]))
+def in_groups(e: Step, values: Any) -> Any:
+    """The sum over each group of values (M,): (K,)."""
+    return np.bincount(e["group"], values, len(e["target"]))
 
 
-def _least(e: Step) -> Any:
+def mean_peaks(e: Step, peaks: Any) -> Any:
+    """T_k of these peaks (M,): (K,)."""
+    return bias.mean_positive_peaks(peaks, e["group"], len(e["target"]))
+
+
+def least(e: Step) -> Any:
     """The frequency below which a neuron is raised, (M,)."""
-    return np.maximum(e.config.eps, e.config.floor * e["target"][e["group"]])
+    return np.maximum(e.config.eps, e.config.floor * e["p_k"])
+
+
+def _raised(e: Step) -> Any:
+    return ~e["lowered"] & bias.never(e["p"], e["p_k"], e.config.eps, e.config.floor)
 
 
 def adapted(e: Step) -> Any:
-    """Algorithm 2 on the decisions already taken (`bias.adapt`)."""
-    b, c = e.was("b"), e.config
-    down = np.maximum(b - c.gamma_minus * e["peaks"], -1)
-    up = np.minimum(b + c.gamma_plus * e["T"][e["group"]], 0)
-    return np.where(e["lowered"], down, np.where(e["raised"], up, b))
+    """The biases after Algorithm 2."""
+    c = e.config
+    return bias.moved(
+        e.was("b"), e["peaks"], e["T"][e["group"]], e["lowered"], e["raised"], c.gamma_minus, c.gamma_plus
+    )  # fmt: skip
 
 
 SHAPES = {"W": "Md", "W_dec": "Md", "a": "M", "b_pre": "d"}
 QUANTITIES = _quantities()
-HELPERS: dict[str, Formula] = {  # used by formulas, not recorded
+HELPERS: dict[str, Formula] = {  # for formulas, not recorded
     "z": lambda e: (e["x"] - e.was("b_pre")) @ e.was("W").T,  # (L, M)   y without b
     "gradients": _gradients,
     "trained": lambda e: recipe.trained(e.config, e.t),
-    "positive": lambda e: in_groups(e, e["peaks"] > 0),  # (K,)
-    "least": _least,
+    "p_k": lambda e: e["target"][e["group"]],  # (M,)   the target of each neuron's group
 }
-FIRST_USE = {"z": "y", "gradients": "dW.detector", "trained": "updates.W", "positive": "T", "least": "raised"}
+FIRST_USE = {"z": "y", "gradients": "dW.detector", "trained": "updates.W", "p_k": "lowered"}
 ORDER = {name: place for place, name in enumerate(QUANTITIES)}
 ORDER |= {helper: ORDER[name] for helper, name in FIRST_USE.items()}
 FORMULAS = {name: quantity.formula for name, quantity in QUANTITIES.items()} | HELPERS
-ADAPTATION = ("group", "target", "p", "T", "lowered", "raised")  # only at steps that line 6 follows
+CONSTANT = ("group", "target")  # the same at every step
+ADAPTATION = (*CONSTANT, "p", "T", "lowered", "raised")  # in a trace only at steps that line 6 follows
 STATE = (
     *THETA, "b", "held", *(f"{part}.{theta}" for theta in THETA for part in ("updates", "m", "v")),
     "left.seen", "left.counts", "left.peaks",

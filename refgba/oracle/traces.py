@@ -1,8 +1,8 @@
 """Traces of the oracle on disk, and backends written down as candidates.
 
-A trace, and what is compared with it, is a folder of two files: arrays.safetensors, arrays named "STEP/QUANTITY", and
-index.json, which says how the steps start and, of a trace, its settings.  oracle.md describes them.  Nothing in a
-folder is believed before it is checked, and nothing is ever pickled.
+A trace is a folder of two files, and so is a candidate: arrays.safetensors, arrays named "STEP/QUANTITY", and
+index.json, which says how the steps start and, for a trace, its settings.  format.md describes them.  Everything in a
+folder is checked before it is used, and nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ from refgba.adam import AdamW
 from refgba.backends.base import Backend
 from refgba.bias import Buffer
 from refgba.config import GBAConfig
-from refgba.data import files
+from refgba.data import files, store
 from refgba.errors import InputError, brief
-from refgba.oracle import Report, Starts, Trace, checked_trace, compare, record, state_arrays
+from refgba.oracle.comparison import TOLERANCE, compare
+from refgba.oracle.place import Starts
+from refgba.oracle.recording import Trace, record, state_arrays
+from refgba.oracle.report import Report
 from refgba.oracle.stepwise import QUANTITIES, Value
+from refgba.oracle.validation import checked_trace
 from refgba.sae import Params, unit_rows
 from refgba.types import Array, Dtype
 
@@ -34,8 +38,8 @@ INDEX, ARRAYS = "index.json", "arrays.safetensors"
 FORMAT, VERSION = "refgba-trace", 1
 STARTS: tuple[Starts, ...] = ("trace", "own")
 
-# Settings of a trace that is not told others: small, and with biases that move so far at a time that in a dozen steps
-# they reach -1 and 0, and neurons above, at and far below their targets, held and free.
+# The settings of a trace unless others are chosen: small, and with adaptations so large that a dozen steps show biases
+# at -1 and at 0, and neurons above, at and far below their targets, held and free.
 SMALL: dict[str, Any] = {
     "width": 12, "groups": 3, "steps": 12, "batch": 12, "adapt_every": 3, "lr": 0.02, "weight_decay": 0.1, "hold": 0.6,
     "a_init": 0.3, "b_init": -0.2, "gamma_minus": 1.2, "gamma_plus": 1.8, "seed": 11,
@@ -43,7 +47,7 @@ SMALL: dict[str, Any] = {
 
 
 def example(config: GBAConfig, d: int, steps: int | None = None) -> Trace:
-    """A trace of the first `steps` steps, or all, on synthetic rows of d dimensions: 2 or 3 of 2 d features in each."""
+    """A trace of the first `steps` steps, or all, on synthetic rows of d dimensions, each of 2 or 3 of 2 d features."""
     law = model.Uniform(2 * d, (2, 3))
     steps = config.steps if steps is None else steps
     return record(config, model.SyntheticModel(law, d, seed=config.seed).draw(0, steps * config.batch).X)
@@ -52,13 +56,19 @@ def example(config: GBAConfig, d: int, steps: int | None = None) -> Trace:
 def write_trace(trace: Trace, out: Path) -> None:
     """Write a trace to the new folder `out`, whole or not at all; InputError when it exists or cannot be written."""
     quantities = {name: {"shape": list(q.shape), "line": q.line} for name, q in QUANTITIES.items()}
-    about = {"steps": trace.steps, "d": trace.d, "config": asdict(trace.config), "quantities": quantities}
-    _write(trace.arrays, "own", out, about)
+    _write(trace.arrays, "own", out, {"steps": trace.steps, **_settings(trace), "quantities": quantities})
 
 
-def write_candidate(arrays: Mapping[str, Value], starts: Starts, out: Path) -> None:
-    """Write what is to be compared with a trace, as `write_trace`."""
-    _write(arrays, starts, out, {})
+def write_candidate(arrays: Mapping[str, Value], starts: Starts, out: Path, trace: Trace | None = None) -> None:
+    """Write arrays to compare with a trace to the new folder `out`, as `write_trace` does.
+
+    With the `trace` that they are for, its settings are written too, and `check` refuses to compare with another.
+    """
+    _write(arrays, starts, out, _settings(trace) if trace else {})
+
+
+def _settings(trace: Trace) -> dict[str, Any]:
+    return {"d": trace.d, "config": asdict(trace.config)}
 
 
 def refuse_existing(out: Path) -> None:
@@ -89,7 +99,7 @@ def read_trace(path: Path) -> Trace:
     except InputError as error:
         raise InputError(f"{path / INDEX}: {error}") from None
     try:
-        return checked_trace(config, _arrays(path / ARRAYS))
+        return checked_trace(config, _arrays(path / ARRAYS)[0])
     except InputError as error:
         raise _named(path / ARRAYS, error) from None
 
@@ -97,13 +107,21 @@ def read_trace(path: Path) -> Trace:
 def read_candidate(path: Path) -> tuple[dict[str, Value], Starts]:
     """Arrays to compare with a trace, and how their steps start; InputError, naming the file, if it cannot be read."""
     starts = _index(path)["starts"]
-    return _arrays(path / ARRAYS), starts
+    return _arrays(path / ARRAYS)[0], starts
 
 
 def check(trace: Path, candidate: Path, tolerance: float | None = None) -> Report:
-    """`oracle.compare` on files; InputError, naming the file, where they cannot be compared."""
-    arrays, starts = read_candidate(candidate)
+    """`oracle.compare` on files; InputError, naming the file, where they cannot be compared.
+
+    A candidate may repeat settings of its trace ("config", "d"), and then it is compared with no other.
+    """
+    index = _index(candidate)
+    starts = index["starts"]
+    arrays, narrow = _arrays(candidate / ARRAYS)
     recorded = read_trace(trace)
+    _refuse_other_settings(index, recorded, candidate / INDEX)
+    if tolerance is None and narrow:
+        tolerance = TOLERANCE["bfloat16"]
     try:
         return compare(recorded, arrays, starts, tolerance)
     except InputError as error:
@@ -122,12 +140,46 @@ def _index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _arrays(path: Path) -> dict[str, Value]:
+def _refuse_other_settings(index: Mapping[str, Any], trace: Trace, path: Path) -> None:
+    """InputError where a candidate repeats the settings of another trace; the arithmetic (dtype) is its own."""
+    config = index.get("config", {})
+    if not isinstance(config, dict):
+        raise InputError(f'{path}: "config" should be the trace\'s, an object of settings')
+    settings = _settings(trace)
+    pairs = [("d", index.get("d", trace.d), trace.d)]
+    pairs += [(name, value, settings["config"].get(name)) for name, value in config.items() if name != "dtype"]
+    others = [f"{name} is {brief(value)}, not {right}" for name, value, right in pairs if value != right]
+    if others:
+        raise InputError(f"{path}: made for another trace: {'; '.join(others[:5])}")
+
+
+def _arrays(path: Path) -> tuple[dict[str, Value], bool]:
+    """The arrays of a file, those in bfloat16 as float32, and whether there are such."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two for dtypes NumPy has not
+            names = list(file.keys())
+            narrow = [name for name in names if file.get_slice(name).get_dtype() == "BF16"]
+            arrays = {name: file.get_tensor(name) for name in names if name not in narrow}
+        return arrays | _widened(path, narrow), bool(narrow)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: no such dtype in NumPy
         raise InputError(f"{path}: cannot be read as safetensors of NumPy's dtypes ({brief(error)})") from None
+
+
+def _widened(path: Path, names: list[str]) -> dict[str, Value]:
+    """Arrays in bfloat16, which NumPy lacks, as float32 of the same values."""
+    if not names:
+        return {}
+    data = path.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])  # safe_open has checked it
+    arrays = {}
+    for name in names:
+        start, end = header[name]["data_offsets"]
+        bits = np.frombuffer(data[begin + start : begin + end], "<u2")
+        arrays[name] = store.values(bits.astype(np.uint16)).reshape(header[name]["shape"])
+    return arrays
 
 
 def _named(path: Path, error: InputError) -> InputError:
@@ -138,19 +190,19 @@ def _named(path: Path, error: InputError) -> InputError:
 
 
 def dump(trace: Trace, backend: Backend, dtype: Dtype, starts: Starts = "trace") -> dict[str, Value]:
-    """What a backend makes of a trace's rows in some dtype, for `oracle.compare`: all that its contract shows.
+    """What a backend makes of a trace's rows in a dtype, for `oracle.compare`: all quantities that its contract shows.
 
-    That is not the two paths of the gradient of W, W before it is renormalised, or Algorithm 2's decisions.
+    The contract hides the two paths of the gradient of W, W before it is renormalised, and Algorithm 2's decisions.
     """
     config = replace(trace.config, dtype=dtype)
-    dumped: dict[str, Value] = {}
+    arrays: dict[str, Value] = {}
     state = backend.restore(_host(config, trace, 1))
     for t in range(1, trace.steps + 1):
         if starts == "trace":
             state = backend.restore(_host(config, trace, t))
         for name, value in _step(backend, state, trace.at(t)["rows"]).items():
-            dumped[f"{t}/{name}"] = np.array(value)
-    return dumped
+            arrays[f"{t}/{name}"] = np.array(value)
+    return arrays
 
 
 def _host(config: GBAConfig, trace: Trace, t: int) -> gba.State:
@@ -172,14 +224,14 @@ def _as(config: GBAConfig, value: Value) -> Array:
 
 
 def _step(backend: Backend, state: Any, rows: Value) -> dict[str, Any]:
-    """One step of a backend, and what it shows of it."""
+    """The quantities that a backend shows of one step."""
     config, t = state.config, state.t + 1
     x = unit_rows(rows.astype(config.master))
     on_device = backend.put(state, x)
     y, s = backend.encode(state, on_device)
     seen: dict[str, Any] = {"x": x, "y": backend.get(y), "s": backend.get(s)}
     seen |= {"on": seen["y"] > 0, "f": backend.get(backend.decode(state, s))}
-    if not (config.untied and recipe.fit_begins(config, t)):  # there the decoder only begins in the step
+    if not (config.untied and recipe.fit_begins(config, t)):  # there the decoder begins within the step
         seen |= {f"d{name}": g for name, g in backend.gradients(state, on_device).arrays().items()}
     metrics = backend.step(state, on_device)
     after = _exported(backend, state)

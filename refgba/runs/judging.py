@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -13,17 +13,19 @@ import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save as to_safetensors
 
+from refgba import backends, formats
 from refgba.backends.base import AnyConfig, AnyParams, Backend
 from refgba.config import GBAConfig, Settings
 from refgba.data import files
+from refgba.data.activations import Activations, Check, open_activations
 from refgba.data.store import load_matrix
 from refgba.errors import InputError, brief
 from refgba.identifiability import partners
 from refgba.metrics import frr, matched_recovery, per_group
+from refgba.runs import folder
 from refgba.runs.accumulate import Evaluation, quantiles
-from refgba.runs.folder import FINAL
 from refgba.sae import unit_rows
-from refgba.types import Array, Int64
+from refgba.types import Array, Dtype, Int64
 
 THRESHOLDS = (0.8, 0.9)  # The cosines from which the paper calls a feature recovered.
 
@@ -32,8 +34,11 @@ ARRAYS = ("frequency", "peak", "mean", "std", "z_score", "l0_histogram")
 TOP = ("top_rows", "top_values")
 
 ENTRIES = 2**21  # Activity of so many neurons times rows is worked on at once, 16 MB in float64, or more (`_evaluate`).
+CHUNK = 2048  # rows read at a time to be judged
+SAMPLE = 65_536  # rows of its own data, at most, that a run is judged on when it has been trained
 
 Tick: TypeAlias = Callable[[int], object]
+Counting: TypeAlias = Callable[[str, int], AbstractContextManager[Tick]]  # from a label and a number of rows to come
 
 
 class Dictionary(Protocol):
@@ -110,7 +115,9 @@ def trained(run: Path) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        done = f"training is done and {run / FINAL} complete: `refgba evaluate {run}` judges it where there is more"
+        done = (
+            f"training is done and {run / folder.FINAL} complete: `refgba evaluate {run}` judges it where there is more"
+        )
         raise MemoryError(f"{error}; {done}" if str(error) else done) from None
 
 
@@ -238,3 +245,96 @@ def recovery(W: Array, V: Array) -> dict[str, Any]:
         "one_to_one": {str(tau): matched_recovery(W, V, tau) for tau in THRESHOLDS},
         "e": partners(W, V).e if len(W) >= len(V) else None,
     }
+
+
+# ---- what is named by a path -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def silent(_label: str, _rows: int) -> Iterator[Tick]:
+    """A `Counting` that shows nothing."""
+    yield id
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A network judged on data.
+
+    result: what `--json` promises, with the recovery where the true features are known.  features: the directions
+    (M, d) that its neurons stand for.  check: knows which rows of the data were left out.
+    """
+
+    evaluation: Evaluation
+    result: dict[str, Any]
+    features: Array
+    check: Check
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """`arrays` of the evaluation, with the numbers that rows have in the data."""
+        return arrays(self.evaluation, self.check.row)
+
+
+def judge(
+    network: Path,
+    data: Path,
+    backend: str | None = None,
+    dtype: Dtype | None = None,
+    drop_zero_rows: bool = False,
+    top: int = 0,
+    truth: Path | None = None,
+    most: int | None = None,
+    counting: Counting = silent,
+) -> Judged:
+    """Evaluate a run, a checkpoint or a dictionary on data, or on its first `most` rows.
+
+    backend: numpy if it is not named.  dtype: that of the run if it is not named.  truth: the file of the true features
+    (n, d).  InputError, before any row is judged, for what cannot be read or does not fit, and for a dictionary with a
+    backend or a dtype, which it does not take; and for rows that `Check` refuses.
+    """
+    config: AnyConfig | None = None
+    if formats.is_dictionary(network):
+        if backend is not None or dtype is not None:
+            raise InputError(
+                f"{network}: a dictionary is evaluated with NumPy in its own dtype, without --backend, --dtype"
+            )
+        dictionary = formats.read(network)
+        W, master = dictionary.W_dec, str(dictionary.W_dec.dtype)
+    else:
+        opened = folder.open_network(network)
+        config = opened.config if dtype is None else replace(opened.config, dtype=dtype)
+        engine = backends.load_for(backend or "numpy", config)
+        W, master = opened.params.V, config.master
+    activations = open_activations(data, W.shape[1])
+    recovered: dict[str, Any] = {} if truth is None else recovery(W, load_truth(truth, W.shape[1]))
+    check = Check(activations.store, master, drop_zero_rows)
+    rows = len(activations) if most is None else min(most, len(activations))
+    chunks = _first(rows, check.chunks(activations, CHUNK))
+    with counting("evaluating", rows) as tick:
+        if config is None:
+            evaluation = evaluate_dictionary(dictionary, chunks, tick, top)
+        else:
+            evaluation = evaluate(opened.params, config, engine, chunks, tick, top)
+    return Judged(evaluation, result(evaluation, config) | recovered, W, check)
+
+
+def judge_trained(path: Path, data: Activations, backend: Backend, counting: Counting = silent) -> dict[str, Any]:
+    """What a run that has just been trained does on a sample of its own data, at most SAMPLE rows; for `train`."""
+    network = folder.open_network(path)
+    with counting("evaluating", min(len(data), SAMPLE)) as tick, trained(path):
+        evaluation = evaluate(network.params, network.config, backend, data.sample(SAMPLE, CHUNK), tick)
+    return trained_result(evaluation, network, path)
+
+
+def trained_result(evaluation: Evaluation, network: folder.Network, path: Path) -> dict[str, Any]:
+    """What `train` and `demo` promise under `--json` of the run in the folder `path`."""
+    about = {"steps": network.state["step"], "seconds": network.seconds, "run": str(path)}
+    return result(evaluation, network.config) | about
+
+
+def _first(rows: int, chunks: Iterator[Array]) -> Iterator[Array]:
+    """So many rows of the chunks (any, d)."""
+    for x in chunks:
+        yield x[:rows]
+        rows -= len(x)
+        if rows <= 0:
+            return

@@ -1,0 +1,102 @@
+"""The GPU that backends/cupy.py computes on: its matrix products by cuBLAS, and the launches of our kernels.
+
+`Device` knows shapes and dtypes, nothing of the network.  The kernels are in cupy_kernels.cu, the arrays in
+cupy_memory.py.  tests/test_kernels.py runs each kernel by itself on the CPU, tests/test_kernels_compile.py compiles
+them for every architecture.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cupy as cp
+import numpy as np
+
+from refgba.errors import InputError
+
+KERNELS = ("narrow", "center", "scale_rows", "gate", "residual", "gate_gradient", "adamw", "adamw_rows", "agree")
+R_32F, R_64F, R_16BF = 0, 1, 14  # cudaDataType
+COMPUTE_32F, COMPUTE_64F, COMPUTE_32F_FAST_TF32 = 68, 70, 77  # cublasComputeType
+
+# By dtype of the run: what matrix products read (bfloat16 as its bits), its cudaDataType, and how cuBLAS multiplies it.
+PRODUCTS: dict[str, tuple[type, int, int]] = {
+    "float64": (np.float64, R_64F, COMPUTE_64F),
+    "float32": (np.float32, R_32F, COMPUTE_32F),
+    "tf32": (np.float32, R_32F, COMPUTE_32F_FAST_TF32),
+    "bfloat16": (np.uint16, R_16BF, COMPUTE_32F),
+}
+DTYPES = tuple(PRODUCTS)
+
+
+def unusable() -> str | None:
+    """Why CuPy cannot compute here, in one line; None when it can."""
+    try:
+        if cp.cuda.runtime.getDeviceCount() == 0:
+            return "CuPy is installed, but there is no NVIDIA GPU"
+    except cp.cuda.runtime.CUDARuntimeError as error:
+        return f"CuPy is installed, but finds no NVIDIA driver and GPU ({error}): install NVIDIA's driver"
+    try:
+        assert cp.cuda.cublas.gemmEx  # loads cuBLAS
+        cp.RawKernel('extern "C" __global__ void nothing() {}', "nothing").compile()  # wants NVRTC and CUDA's headers
+    except (ImportError, RuntimeError, cp.cuda.compiler.CompileException) as error:
+        install = "pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
+        return f"a CUDA library is missing ({' '.join(str(error).split())}): {install}"
+    return None
+
+
+class Device:
+    """The kernels and products of one dtype of a run, on the current GPU.
+
+    real: dtype of parameters and sums.  code: dtype of what matrix products read.  copies: whether these differ, and
+    products read copies of the parameters.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        """Compile the kernels, or take them from CuPy's cache.  InputError when the GPU cannot compute in dtype."""
+        if dtype in ("tf32", "bfloat16") and int(cp.cuda.Device().compute_capability) < 80:
+            raise InputError(f"this GPU has no {dtype}: that takes compute capability 8.0; float32 and float64 run")
+        self.code, self.code_type, self.compute = PRODUCTS[dtype]
+        self.real: type = np.float64 if dtype == "float64" else np.float32
+        self.real_type, self.real_compute = (R_64F, COMPUTE_64F) if dtype == "float64" else (R_32F, COMPUTE_32F)
+        self.copies = self.code != self.real
+        options = ["-DREAL=double" if dtype == "float64" else "-DREAL=float", *(["-DBF16"] if self.copies else [])]
+        source = Path(__file__).with_name("cupy_kernels.cu").read_text(encoding="utf-8")
+        kernels = cp.RawModule(code=source, options=tuple(options))
+        self._kernels = {name: kernels.get_function(name) for name in KERNELS}
+        self._handle = cp.cuda.device.get_cublas_handle()
+        self._one, self._zero = np.ones(1, self.real), np.zeros(1, self.real)  # cuBLAS reads them from the host
+
+    def launch(self, name: str, blocks: int, block: tuple[int, ...], *arguments: Any) -> None:
+        """Run a kernel on that many thread blocks, each of the shape `block`."""
+        self._kernels[name]((blocks,), block, arguments)
+
+    def each(self, name: str, n: int, *arguments: Any) -> None:
+        """Run a kernel over n entries, whatever their shape."""
+        self.launch(name, min(-(-n // 256), 2**16), (256,), np.int64(n), *arguments)
+
+    def rows(self, name: str, M: int, d: int, *arguments: Any) -> None:
+        """Run a kernel with one thread block per row of (M, d)."""
+        self.launch(name, M, (min(256, -(-d // 32) * 32),), np.int32(d), *arguments)
+
+    def columns(self, name: str, L: int, M: int, *arguments: Any) -> None:
+        """Run a kernel that sums over the L rows of (L, M), one thread block per 32 columns."""
+        self.launch(name, -(-M // 32), (32, 32), np.int32(L), np.int32(M), *arguments)
+
+    def product(
+        self, A: Any, B: Any, C: Any, *, tA: bool = False, tB: bool = False, add: bool = False, exact: bool = False
+    ) -> None:
+        """C <- op(A) op(B), or C <- C + op(A) op(B) with add; all are 2-D and C-contiguous.
+
+        op transposes where tA or tB is true.  A and B have dtype code, and C has dtype real.  exact: A and B have dtype
+        real too, and nothing is rounded.
+        """
+        kind, compute = (self.real_type, self.real_compute) if exact else (self.code_type, self.compute)
+        m, n = C.shape
+        k = A.shape[0] if tA else A.shape[1]
+        # To cuBLAS a C-contiguous array is its transpose: C^T = op(B)^T op(A)^T.
+        cp.cuda.cublas.gemmEx(
+            self._handle, int(tB), int(tA), n, m, k, self._one.ctypes.data,
+            B.data.ptr, kind, B.shape[1], A.data.ptr, kind, A.shape[1],
+            (self._one if add else self._zero).ctypes.data, C.data.ptr, self.real_type, n, compute, -1,
+        )  # fmt: skip

@@ -1,0 +1,85 @@
+"""What an experiment ends in: its numbers, the verdict that follows from them, its figures, and the files of these."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refgba.data import files
+from refgba.errors import InputError
+from refgba.experiments.drawing import Picture, png
+
+
+class Verdict(str):
+    """How a measurement compares: a grade, and one sentence with the numbers.
+
+    claims: what the paper says (or what its theory does), in words, and whether it holds in the numbers; the grade
+    counts those that hold.
+    """
+
+    claims: dict[str, bool]
+
+    def __new__(cls, claims: Mapping[str, bool], sentence: str) -> Verdict:
+        """The sentence, under the grade that the claims earn."""
+        verdict = super().__new__(cls, f"{grade(claims)}: {sentence}")
+        verdict.claims = {claim: bool(holds) for claim, holds in claims.items()}
+        return verdict
+
+
+def grade(claims: Mapping[str, bool]) -> str:
+    """The first word of a verdict: how many claims, each checked by itself, hold in the numbers."""
+    held = sum(claims.values())
+    return "Reproduced" if held == len(claims) else "Reproduced in part" if held else "Not reproduced"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment ended in.
+
+    question: what the paper claims, one sentence.  verdict: how the measurement compares, computed from `data`.  data:
+    every number, with settings, seeds, versions and seconds; nothing but JSON.
+    """
+
+    name: str
+    question: str
+    verdict: Verdict
+    data: dict[str, Any]
+    figures: tuple[Picture, ...]
+
+
+def write(outcome: Outcome, out: Path) -> list[Path]:
+    """Write NAME-1.png, NAME-2.png, ... and then NAME.json into the folder `out`, each whole or not at all.
+
+    Returns the files, JSON first.  InputError without matplotlib, or when the folder cannot be made or written.
+    """
+    images = {f"{outcome.name}-{k}.png": png(picture) for k, picture in enumerate(outcome.figures, start=1)}
+    record = {
+        "name": outcome.name,
+        "question": outcome.question,
+        "verdict": outcome.verdict,
+        "claims": outcome.verdict.claims,
+        "figures": [
+            {"file": file, "title": p.title, "alt": p.alt} for file, p in zip(images, outcome.figures, strict=True)
+        ],
+        "data": outcome.data,
+    }
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    make_folder(out)
+    try:
+        for file, image in images.items():
+            files.write(out / file, image)
+        files.write(out / f"{outcome.name}.json", text.encode())
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+    return [out / f"{outcome.name}.json", *(out / file for file in images)]
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder, where it is not there yet; InputError when that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None

@@ -1,0 +1,51 @@
+"""Why a quantity deviates: which of the known mistakes give the numbers that a candidate holds."""
+
+from __future__ import annotations
+
+from refgba.config import GBAConfig
+from refgba.oracle.mistakes import MISTAKES
+from refgba.oracle.place import Place, Starts, Steps, first_place, places, share_of
+from refgba.oracle.recording import Trace
+from refgba.oracle.stepwise import ADAPTATION, ORDER
+
+OTHER_ROWS = "the rows are not the trace's: is this the dump of another trace?"
+BEGINNING = "the port does not begin with the trace's state"
+OTHER_STATE: dict[Starts, str] = {
+    "trace": "the step starts from the port's own state, not from the trace's",
+    "own": "the step starts from the trace's state, not from the port's own",
+}
+
+
+def causes(place: Place, name: str, trace: Trace, candidate: Steps, starts: Starts) -> list[str]:
+    """The known mistakes that give all that the candidate holds of this step up to quantity `name`.
+
+    Of several, those that fit most of the rest: of this step, and of the steps after it.
+    """
+    if name == "rows":
+        return [OTHER_ROWS]
+    upto = place.ordered[: place.ordered.index(name) + 1]
+    other = [OTHER_STATE[starts]] if place.other is not None else []
+    likely = [text for text in (*MISTAKES, *other) if explains(place, text, name, upto)]
+    if name == "x" and not likely and place.off(name).any(axis=1).all():
+        return [OTHER_ROWS]
+    if len(likely) < 2:
+        return likely
+    steps = [place, *places(trace, candidate, starts, place.tolerance, place)]
+    fits = {text: sum(sum(step.fits(text, step.ordered)) for step in steps) for text in likely}
+    return [text for text in likely if fits[text] == max(fits.values())]
+
+
+def explains(place: Place, text: str, name: str, upto: list[str]) -> bool:
+    """Whether a mistake fits, and comes at least twice as near to the candidate as what was expected does."""
+    first = first_place(text)
+    if ORDER[name] < first or not all(place.fits(text, [part for part in upto if ORDER[part] >= first])):
+        return False
+    got, allowed = place.values[name], place.allowed(name)
+    return 2 * share_of(got, place.mistaken(text)[name], allowed) <= share_of(got, place.step[name], allowed)
+
+
+def why_nothing(name: str, config: GBAConfig) -> str:
+    """Why a step has no quantity of that name."""
+    if name in ADAPTATION:
+        return f"biases are adapted at this step, but only after steps that adapt_every = {config.adapt_every} divides"
+    return "there is no decoder of its own at this step"

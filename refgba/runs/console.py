@@ -1,0 +1,169 @@
+"""How commands show themselves: mistakes as one line and an exit status, progress on stderr, results as tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from refgba.errors import InputError
+from refgba.runs.demo import Demo
+from refgba.runs.launch import Launch
+from refgba.runs.log import Progress
+from refgba.runs.signals import Stopped, signals, steady_stderr
+from refgba.runs.trainer import TrainingError
+from refgba.theory import Band, resonance_band
+
+
+class Commands(click.Group):
+    """Turns a mistake in the input into one line and exit status 2, a failed run into one line and 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        with steady_stderr():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
+        try:
+            with np.errstate(all="ignore"):  # What is not finite is noticed and told where it matters.
+                return super().invoke(ctx)
+        except InputError as error:
+            _fail(ctx, str(error), 2)
+        except TrainingError as error:
+            _fail(ctx, str(error), 1)
+        except Stopped as stopped:
+            click.echo(f"\n{stopped}", err=True)
+            ctx.exit(128 + stopped.number)
+        except MemoryError as error:
+            _fail(ctx, f"not enough memory ({error})", 1)
+        except BrokenPipeError:
+            raise  # click ends quietly
+        except OSError as error:
+            _fail(ctx, f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+
+
+def _fail(ctx: click.Context, message: str, status: int) -> None:
+    click.echo(f"Error: {message}", err=True)
+    ctx.exit(status)
+
+
+def program() -> str:
+    """How this program was called, so that the commands it suggests can be pasted: make calls .venv/bin/refgba."""
+    return "refgba" if Path(sys.argv[0]).is_absolute() else sys.argv[0]
+
+
+def remark(text: str) -> None:
+    """A remark on stderr."""
+    click.echo(f"Note: {text}", err=True)
+
+
+@contextmanager
+def counting(label: str, rows: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar over rows, on stderr; yields what to call with the number of rows done."""
+    with click.progressbar(length=rows, label=label, file=sys.stderr) as bar:
+        yield bar.update
+
+
+def train(run: Launch) -> int:
+    """Train with a progress bar; returns the last step that was taken, 0 where all had been."""
+    last = 0
+    with (
+        signals() as stop,
+        click.progressbar(
+            length=run.config.steps, label="training", item_show_func=_standing, file=sys.stderr, width=18
+        ) as bar,
+    ):
+        for progress in run.steps(stop):
+            bar.update(progress.step - last, progress)
+            last = progress.step
+    return last
+
+
+def _standing(progress: Progress | None) -> str:
+    if progress is None:
+        return ""
+    return f"loss {progress.loss:.4f}  L0 {progress.l0:.1f}  FVU {progress.fvu:.3f}  dead {progress.dead:.1%}" + (
+        f"  <= target {progress.within:.0%}" if progress.within is not None else ""
+    )
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """The groups, if any, and the summary of a `refgba.runs.judging.result`."""
+    show_groups(result.get("groups", []))
+    show_summary(result)
+
+
+def show_groups(groups: list[dict[str, Any]]) -> None:
+    """One line per group of neurons, under a heading; nothing where there are none."""
+    if groups:
+        click.echo("group   target    median      mean   at or under target")
+    for k, g in enumerate(groups, start=1):
+        click.echo(f"{k:5d} {g['target']:8.4f}  {g['median']:8.4f}  {g['mean']:8.4f}   {g['within']:8.0%}")
+
+
+def show_summary(summary: dict[str, Any]) -> None:
+    """Reconstruction and sparsity in one line."""
+    l0 = summary["l0_distribution"]
+    click.echo(
+        f"FVU {summary['fvu']:.4f} (explained variance {summary['explained_variance']:.4f})   "
+        f"L0 {summary['l0']:.1f} (median {l0['median']}, 90% from {l0['p5']} to {l0['p95']})   "
+        f"dead {summary['dead']:.2%}   over {summary['rows']} rows"
+    )
+
+
+def show_recovery(result: dict[str, Any]) -> None:
+    """Which true features were recovered, of a `refgba.runs.judging.recovery`."""
+    for tau, share in result["frr"].items():
+        click.echo(f"FRR({tau}) {share:.1%}   one-to-one {result['one_to_one'][tau]:.1%}")
+    if result["e"] is not None:
+        click.echo(f"every true feature has a neuron of its own within e = {result['e']:.3f} (1 - cosine)")
+
+
+def show_demo(demo: Demo, result: dict[str, Any]) -> None:
+    """What the demonstration ended in, beside what theory and the paper say, and how to go on."""
+    truth, run = demo.truth, demo.launch
+    band = resonance_band(truth.n, truth.d, 3)
+    click.echo(
+        f"\nGBA on the imbalanced set: n = {truth.n} features in d = {truth.d} dimensions, {demo.rows} rows, "
+        f"M = {run.config.width}"
+    )
+    click.echo(
+        f"Each feature occurs in f = {truth.rows.f[0]:.3f} of the rows.  Theory's resonance band for the rows of s = 3:"
+        f" p from {band.low:.4f} to {band.high:.4f}\n"
+    )
+    show_groups(result.get("groups", []))
+    click.echo()
+    show_recovery(result)
+    click.echo("the paper's GBA: FRR(0.8) 100.0%, FRR(0.9) 100.0%")
+    show_summary(result)
+    click.echo(
+        f"\nThe run is in {run.path}, trained in {result['seconds']:.0f} s.  Judge it again, or on data of your own:"
+    )
+    click.echo(f"  {program()} evaluate {run.path} {run.path}/data/X.npy --truth {run.path}/data/V.npy")
+
+
+def show_bands(band: Band, frequencies: Band) -> None:
+    """The resonance band, and the same in terms of how often a feature occurs."""
+    empty = ", which is empty" if band.empty else ""
+    click.echo(f"resonance band   {band.low:.4g} <~ p <~ {band.high:.4g}   ({band.binding} binds){empty}")
+    click.echo(
+        f"by frequency     {frequencies.low:.4g} <~ p <~ {frequencies.high:.4g}   (f = s/n; {frequencies.binding})"
+    )
+
+
+def show_store(path: Path, facts: dict[str, Any]) -> None:
+    """A store of activations, by its `refgba.data.pack.info`."""
+    fewest, most = facts["rows_per_shard"]
+    click.echo(
+        f"{path}: {facts['rows']} rows of d = {facts['d']} in {facts['dtype']}, {facts['bytes'] / 1e9:.3g} GB, "
+        f"{facts['shards']} shards of {fewest if fewest == most else f'{fewest} to {most}'} rows, "
+        f"{facts['checksums']} with a checksum{'' if facts['complete'] else '; still being written'}"
+    )
+    for name, value in facts["about"].items():
+        click.echo(f"{name}: {json.dumps(value)}")

@@ -1,0 +1,116 @@
+"""A run made ready to train: settings, backend, folder and data, each refused in the order in which it costs least.
+
+`begin` makes a new run ready, `go_on` one that was stopped or is extended; both give a `Launch`, which has done nothing
+to the folder yet.  Training is `refgba.runs.trainer`, judging what came out `refgba.runs.judging`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from refgba import backends
+from refgba.backends.base import AnyConfig, Backend
+from refgba.data.activations import Activations, open_activations, reopen, survey
+from refgba.runs import folder
+from refgba.runs.judging import Counting, silent
+from refgba.runs.log import Progress
+from refgba.runs.settings import Request, remarks
+from refgba.runs.trainer import Saving, extended, resume_run, train_run
+
+Say = Callable[[str], object]  # It is told a remark.
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A run that is ready to train.
+
+    steps: what trains, given what is asked after each step whether to stop, as `refgba.runs.trainer.train_run`.
+    """
+
+    path: Path
+    config: AnyConfig
+    data: Activations
+    backend: Backend
+    steps: Callable[[Callable[[], int]], Iterator[Progress]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a new run in the folder `path` is to be trained, before its data have been looked at."""
+
+    path: Path
+    config: AnyConfig
+    saving: Saving
+    backend: Backend
+    names: dict[str, str]
+
+    def launch(self, data: Activations, drop_zero_rows: bool = False, tick: Callable[[int], object] = id) -> Launch:
+        """The run on these data, all of which are read and checked first; InputError as `survey`."""
+        data, surveyed = survey(data, self.config.master, drop_zero_rows, tick)
+        steps = partial(train_run, data, surveyed, self.config, self.backend, self.names, self.path, self.saving)
+        return Launch(self.path, self.config, data, self.backend, steps)
+
+
+def plan(path: Path, request: Request, d: int, say: Say = id, **defaults: Any) -> Plan:
+    """A new run on data of d dimensions.  defaults: settings of the command's own.
+
+    InputError for settings, a backend or a folder that cannot be.
+    """
+    config = request.config(d, **defaults)
+    for remark in remarks(config):
+        say(remark)
+    saving = Saving.of(config, request.checkpoint_every, request.keep)
+    name = request.backend or "numpy"
+    backend = backends.load_for(name, config)
+    folder.refuse_existing(path)
+    return Plan(path, config, saving, backend, {"backend": name, "recipe": request.recipe})
+
+
+def begin(
+    path: Path,
+    data: Path,
+    request: Request,
+    drop_zero_rows: bool = False,
+    counting: Counting = silent,
+    say: Say = id,
+) -> Launch:
+    """A new run in the folder `path` on the activations `data`; InputError as `plan`, and for bad data."""
+    activations = open_activations(data)
+    planned = plan(path, request, activations.d, say)
+    with counting("checking", len(activations)) as tick:
+        return planned.launch(activations, drop_zero_rows, tick)
+
+
+def go_on(path: Path, data: Path | None, request: Request, say: Say = id) -> Launch:
+    """A run that goes on, with its own settings, data and backend unless others are asked for.
+
+    data: where its data are, if they have moved.  InputError when it is no run, or cannot go on so.
+    """
+    record = folder.read_record(path)
+    config, about = record.config, record.about
+    steps = request.settings.get("steps", config.steps)
+    if steps != config.steps:
+        config = extended(config, steps)
+    kept = about["checkpoints"]
+    every, keep = request.checkpoint_every, request.keep
+    saving = Saving.of(config, kept["every"] if every is None else every, kept["keep"] if keep is None else keep)
+    backend = backends.load_for(request.backend or about["backend"], config)
+    activations = reopen(about["data"], record.dropped, record.crc, data)
+    if request.backend not in (None, about["backend"]):
+        say(f"the run began with backend {about['backend']}; with {request.backend} it will not be the same to the bit")
+
+    def train(stop: Callable[[], int]) -> Iterator[Progress]:
+        return resume_run(record, activations, config, backend, saving, stop, say)
+
+    return Launch(path, config, activations, backend, train)
+
+
+def free_folder(path: Path) -> Path:
+    """`path` itself, or the first of path-2, path-3, ... that does not exist."""
+    numbered = (path.with_name(f"{path.name}-{k}") for k in count(2))
+    return next(candidate for candidate in chain([path], numbered) if not candidate.exists())

@@ -1,0 +1,46 @@
+"""Options of the command line that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+from refgba.recipe import RECIPES
+from refgba.runs import settings
+from refgba.runs.settings import Request
+
+json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
+
+
+def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A flag for every setting of every method and for how a run is run; the command takes them as one `request`."""
+
+    @wraps(command)
+    def with_request(
+        method: str | None, recipe: str, config_file: Path | None, backend: str | None, checkpoint_every: int | None,
+        keep: int | None, **others: Any,
+    ) -> Any:  # fmt: skip
+        flags = {flag.name: others.pop(flag.name) for flag in settings.flags()}
+        request = Request(flags, method, recipe, config_file, backend, checkpoint_every, keep)
+        return command(request=request, **others)
+
+    options = [
+        click.option("--method", type=click.Choice(settings.METHODS), help="ba is gba of one group  [default: gba]"),
+        click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest"),
+        click.option("--config", "config_file", type=Path, help="JSON file of settings; flags win over it"),
+        click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]"),
+        click.option(
+            "--checkpoint-every", type=int, help="steps between checkpoints, 0: none  [default: a tenth of them]"
+        ),
+        click.option("--keep", type=int, help="how many checkpoints stay, the newest  [default: 2]"),
+    ]
+    for flag in settings.flags():
+        choice = click.Choice(get_args(flag.kind)) if get_origin(flag.kind) is Literal else flag.kind
+        options.append(click.option(flag.declaration, flag.name, type=choice, default=None, help=flag.help))
+    for option in reversed(options):
+        with_request = option(with_request)
+    return with_request

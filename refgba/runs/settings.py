@@ -1,0 +1,152 @@
+"""The settings of a run, put together from all who have a say: a command, a file, flags, and the recipe.
+
+`Request` is what a user asks for, on the command line or in Python; `Request.config` makes of it the settings of a run
+on data of d dimensions.  Flags win over the file, the file over the command's own defaults, and the recipe fills in
+what none of them names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from refgba.backends.base import AnyConfig
+from refgba.config import BaselineConfig, GBAConfig, Method, Settings, settings_from_json
+from refgba.errors import InputError
+from refgba.recipe import FIXED, RECIPES, derive
+
+METHODS = ("gba", "ba", *get_args(Method))  # values of `--method`
+OPPOSITES = {"untied": "tied"}  # the flag that switches off each setting that is true or false
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of a run.  None stands for a choice left to the recipe, or to the run that goes on.
+
+    flags: settings by name, of any method; a value of None counts as left out.  method: one of METHODS.  recipe: a key
+    of `refgba.recipe.RECIPES`.  file: a JSON object of settings.  backend, checkpoint_every, keep: as for `train`.
+    """
+
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    method: str | None = None
+    recipe: str = "default"
+    file: Path | None = None
+    backend: str | None = None
+    checkpoint_every: int | None = None
+    keep: int | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The flags that have a value."""
+        return {name: value for name, value in self.flags.items() if value is not None}
+
+    def config(self, d: int, **defaults: Any) -> AnyConfig:
+        """The settings of a run on data of d dimensions.  defaults: the command's own.
+
+        InputError for a setting that the method lacks, or a value that cannot be; where the file may be at fault it is
+        named.
+        """
+        stored = {} if self.file is None else read_settings(self.file)
+        chosen = defaults | stored | self.settings
+        named = chosen.pop("method", "gba")
+        method = self.method or named
+        for name in chosen:
+            if name not in settings_of(method):
+                raise InputError(f"{switch(name, self.settings.get(name))} is no setting of method {method}")
+        if method == "ba" and chosen.setdefault("groups", 1) != 1:
+            raise InputError(f"method ba has one group, not {chosen['groups']}")
+        try:
+            return _config(method, self.recipe, d, chosen)
+        except InputError as error:
+            if self.file is None:
+                raise
+            raise InputError(f"{error} (from {self.file} and the flags)") from None
+
+    def refuse_to_resume(self, **others: bool) -> None:
+        """InputError when anything is asked for that a run that goes on has already: all but steps, and how it is run.
+
+        others: further flags, by name, and whether each was given.
+        """
+        asked = [switch(name, value) for name, value in self.settings.items() if name != "steps"]
+        asked += [name for name, value in others.items() if value]
+        asked += ["--config"] * (self.file is not None) + ["--recipe"] * (self.recipe != "default")
+        asked += ["--method"] * (self.method is not None)
+        if asked:
+            raise InputError(f"a run that goes on keeps its settings: {asked[0]} cannot be given with --resume")
+
+
+def settings_of(method: str) -> list[str]:
+    """The names of all settings of a method, one of METHODS."""
+    names = [f.name for f in fields(GBAConfig if method in ("gba", "ba") else BaselineConfig)]
+    return [name for name in names if name != "method"]
+
+
+def _config(method: str, recipe: str, d: int, chosen: dict[str, Any]) -> AnyConfig:
+    """The settings of a method, completed by the recipe."""
+    if method in ("gba", "ba"):
+        return RECIPES[recipe](d, **chosen)
+    common: dict[str, Any] = {"method": method, "width": max(1024, 8 * d), "steps": FIXED["steps"]}
+    return BaselineConfig(**common | chosen)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that a JSON file names; InputError, naming the file, for anything else."""
+    try:
+        return settings_from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def remarks(config: AnyConfig) -> Iterator[str]:
+    """What a user should know of settings that are allowed and of no use."""
+    if config.adapt_every > config.steps:
+        yield f"adapt_every {config.adapt_every} > steps {config.steps}: no bias will adapt"
+
+
+# ---- settings as flags -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A setting as a flag of the command line.
+
+    declaration: `--name`, or `--name/--opposite` where it is true or false.  kind: its type, a Literal where it has
+    choices.  help: what it does, and what it is where it is not given.
+    """
+
+    name: str
+    declaration: str
+    kind: Any
+    help: str
+
+
+def flags() -> Iterator[Flag]:
+    """Every setting of every method, GBA's first, in the order in which people are to read them."""
+    ours = settings_of("gba")
+    theirs = [name for name in settings_of("topk") if name not in ours]
+    for names, config in ((ours, GBAConfig), (theirs, BaselineConfig)):
+        for name in names:
+            setting = config.__dataclass_fields__[name]
+            default = _default(name, setting.default) if config is GBAConfig else f"default: {setting.default}"
+            about = f"{setting.metadata['help']}  [{default}]"
+            yield Flag(name, _declaration(config, name), get_type_hints(config)[name], about)
+
+
+def switch(name: str, value: Any = None) -> str:
+    """The flag that gives a setting this value."""
+    return "--" + (OPPOSITES[name] if value is False else name).replace("_", "-")
+
+
+def _declaration(config: type[Settings], name: str) -> str:
+    return f"{switch(name)}/{switch(name, False)}" if get_type_hints(config)[name] is bool else switch(name)
+
+
+def _default(name: str, paper: Any) -> str:
+    """What the recipes make of a setting that is not given."""
+    if name in FIXED and FIXED[name] != paper:
+        return f"default: {FIXED[name]}; recipe paper: {paper}"
+    return f"default: from the data and the run; recipe paper: {paper}" if name in derive(1) else f"default: {paper}"

@@ -1,0 +1,111 @@
+"""Small cases of the baselines, for tests to share: settings, parameters, rows, runs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refgba import baselines, gba, sae
+from refgba.baselines import METHODS, Params, evaluation_codes
+from refgba.baselines.auxk import auxiliary
+from refgba.config import BaselineConfig
+from refgba.model import SyntheticModel, Uniform
+from refgba.sae import unit_rows
+
+BASELINES = [name for name in METHODS if name != "gba"]
+CHOOSING = ["topk", "batchtopk"]
+
+
+def config_of(method, **settings_):
+    """Settings for the small cases here; no two penalties alike."""
+    settings = {"width": 8, "k": 2, "sparsity": 0.3, "bandwidth": 0.2, "theta_init": 0.1, "aux": 0.7, "aux_k": 2}
+    return BaselineConfig(**{"method": method, "batch": 6, "steps": 40, "lr": 0.01, **settings, **settings_})
+
+
+def random_case(method, L, d, M, seed):
+    """Settings, parameters, rows, and who is dead, such that no z is within 2e-4 of another, of 0 or of a threshold."""
+    rng = np.random.default_rng(seed)
+    config = config_of(method, width=M, k=int(rng.integers(1, M + 1)), aux_k=int(rng.integers(0, M)))
+    for _ in range(1000):
+        params = Params(
+            W=rng.standard_normal((M, d)),
+            b=0.5 * rng.standard_normal(M),
+            b_pre=0.1 * rng.standard_normal(d),
+            W_dec=unit_rows(rng.standard_normal((M, d))),
+            theta=rng.uniform(0.05, 0.8, M) if method == "jumprelu" else np.zeros(M),
+        )
+        x = rng.standard_normal((L, d))
+        z = encode(params, x, config, training=True)[0]
+        edges = np.sort(np.append(z.ravel(), 0.0))
+        if min(np.diff(edges).min(), np.abs(z - params.theta).min()) > 2e-4:
+            return config, params, x, rng.random(M) < 0.5
+    raise AssertionError("no such case found")
+
+
+CASES = given(L=st.integers(1, 6), d=st.integers(1, 6), M=st.integers(1, 8), seed=st.integers(0, 2**32 - 1))
+
+
+class Loss(NamedTuple):
+    """The loss of a batch, and the two of which it is the sum."""
+
+    total: float
+    reconstruction: float
+    penalty: float
+
+
+def loss(params, x, fwd, config, aux=None):
+    """The losses on rows x, with the method's penalty, and AuxK where it has a part."""
+    reconstruction, of_aux = sae.loss(x, fwd.f), () if aux is None else (aux,)
+    penalty = METHODS[config.method].penalty(params, fwd, config, *of_aux)
+    return Loss(reconstruction + penalty, reconstruction, penalty)
+
+
+def gradients(params, x, fwd, config, aux=None):
+    """The gradients of the same."""
+    return METHODS[config.method].gradients(params, x, fwd, config, *() if aux is None else (aux,))
+
+
+def encode(params, x, config, training):
+    return METHODS[config.method].encode(params, x, config, training)
+
+
+def aux_of(x, fwd, config, dead):
+    """What AuxK needs, None for methods without it."""
+    return auxiliary(x, fwd, config, dead) if config.method in CHOOSING else None
+
+
+def axes(b=(0.0, 0.0), theta=(0.0, 0.0)):
+    """Two neurons along the axes, encoder and decoder."""
+    return Params(np.eye(2), np.array(b), np.zeros(2), np.eye(2), np.array(theta))
+
+
+def start(config, d=5):
+    return baselines.init(baselines.random_params(config, d), config)
+
+
+def rows(N=64, d=5, seed=0):
+    return unit_rows(np.random.default_rng(seed).standard_normal((N, d)))
+
+
+def synthetic(d=24, n=40, s=3, seed=1):
+    return SyntheticModel(Uniform(n, (s,)), d=d, seed=seed)
+
+
+def train(truth, config, N=10_000):
+    """The state after a run on N rows, and 2000 rows that it has not seen."""
+    X = truth.draw(0, N + 2000).X
+    state = start(config, truth.d)
+    for _ in gba.train(state, gba.minibatches(X[:N], config), baselines.step, baselines.adapt):
+        pass
+    return state, unit_rows(X[N:])
+
+
+def fvu(params, x, config):
+    _, s = evaluation_codes(params, x, config)
+    return np.sum((baselines.decode(params, s) - x) ** 2) / np.sum((x - x.mean(axis=0)) ** 2)
+
+
+QUICK = {"width": 96, "steps": 400, "batch": 128, "lr": 3e-3, "k": 5, "sparsity": 0.01, "bandwidth": 0.05}

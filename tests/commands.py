@@ -1,0 +1,23 @@
+"""What tests of the command line share: a small training run's flags, and how results and mistakes are read."""
+
+from __future__ import annotations
+
+import json
+
+QUICK = ["--width", "24", "--groups", "3", "--steps", "30", "--batch", "32"]
+
+
+def last_json(result):
+    """The object that a command with --json printed as its last line."""
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def assert_one_line(result, complaint):
+    """A mistake in the input: one line with this complaint, the last on stderr, and exit status 2."""
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1
+    assert complaint in lines[0]
+    assert result.stderr.rstrip().splitlines()[-1] == lines[0]
+    assert "Traceback" not in result.output
