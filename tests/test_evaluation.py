@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import tracemalloc
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from refgba import backends, sae
-from refgba.config import GBAConfig
+from refgba.cli import main
+from refgba.config import BaselineConfig, GBAConfig
 from refgba.errors import InputError
 from refgba.metrics import per_group
+from refgba.runs import folder, judging
 from refgba.runs.accumulate import Evaluation
 from refgba.runs.judging import evaluate, evaluate_dictionary, load, result, save
 
@@ -161,3 +165,54 @@ def test_what_follows_from_a_file_is_what_was_measured_to_the_bit(params, tmp_pa
     measured = result(evaluation, CONFIG)
     assert set(measured) - set(summary) == {"fvu", "explained_variance", "loss"}
     assert summary == {name: measured[name] for name in summary}
+
+
+def peak(work):
+    """The most memory that Python and NumPy held at once while it lasted."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("width", "d", "batch"), [(65_536, 16, 32), (16_384, 256, 8), (32_768, 4, 256)])
+@pytest.mark.parametrize("recipe", ["gba", "topk"])
+def test_judging_takes_no_more_memory_than_training(width, d, batch, recipe):
+    common = {"width": width, "batch": batch, "steps": 1, "dtype": "float32"}
+    config = GBAConfig(**common) if recipe == "gba" else BaselineConfig(method=recipe, **common)
+    backend, x = backends.load_for("numpy", config), rows(2048, d)
+    params = backend.params(backends.begin(backend, config, d))
+
+    def train():
+        state = backends.begin(backend, config, d)
+        backend.step(state, backend.put(state, sae.unit_rows(x[:batch])))
+
+    training = peak(train)
+    constant = 2**26  # finding the top rows of the first rows
+    assert peak(lambda: evaluate(params, config, backend, [x], top=2)) < 1.05 * training + constant
+
+
+def test_how_rows_are_split_changes_only_rounding(params, monkeypatch):
+    whole = evaluate(params, CONFIG, NUMPY, [rows()], top=3)
+    monkeypatch.setattr(judging, "ENTRIES", 1)
+    split = evaluate(params, replace(CONFIG, batch=7), NUMPY, [rows()], top=3)
+    assert split.summary() == pytest.approx(whole.summary(), rel=1e-6)
+    np.testing.assert_array_equal(split.top_rows, whole.top_rows)
+
+
+def test_a_run_that_cannot_be_judged_for_memory_is_said_to_be_complete(tmp_path, monkeypatch):
+    def fails(*_):
+        raise MemoryError("Unable to allocate 1. GiB")
+
+    monkeypatch.setattr(Evaluation, "update", fails)
+    np.save(tmp_path / "x.npy", rows())
+    command = ["train", str(tmp_path / "x.npy"), "-o", str(tmp_path / "run"), "--steps", "3", "--width", "12"]
+    result = CliRunner().invoke(main, [*command, "--groups", "3", "--batch", "8"])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"Error: not enough memory (Unable to allocate 1. GiB; training is done and {tmp_path / 'run' / 'final'} "
+        f"complete: `refgba evaluate {tmp_path / 'run'}` judges it where there is more)"
+    )
+    assert folder.open_network(tmp_path / "run").state["step"] == 3

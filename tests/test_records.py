@@ -7,7 +7,10 @@ train, be judged or be drawn: JSON never has a NaN, and no number is so large th
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -150,6 +153,58 @@ def test_a_damaged_record_of_a_report_is_named(run, tmp_path):
         (copy / "about.json").write_text(json.dumps(about | {"data": value}))
         with pytest.raises(Damaged, match=r"about.json: damaged: data\S* is not as it was written"):
             load_run(copy)
+
+
+# ---- what is no ordinary file ----------------------------------------------------------------------------------------
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def device(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def giant(path):
+    os.truncate(path, 2**40)  # a hole: no machine has so much memory
+
+
+@contextmanager
+def at_most(seconds):
+    """Fails when the body takes longer."""
+
+    def late(_number, _frame):
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+NAMES = ["config.json", "about.json", "data.safetensors", "metrics.jsonl"]
+NAMES += [f"checkpoints/step-6/{name}" for name in ("params.safetensors", "training.safetensors", "state.json")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("change", [pipe, device, giant])
+def test_what_is_no_ordinary_file_is_refused_at_once(run, tmp_path, name, change):
+    copy = shutil.copytree(run, tmp_path / "run")
+    shutil.copy(run.parent / "x.npy", tmp_path)
+    change(copy / name)
+    readers = [go_on, load_run if "/" not in name else lambda path: folder.open_network((path / name).parent)]
+    with at_most(30):
+        refusals = [refused(read, copy) for read in readers]
+    assert refusals[0] is not None
+    assert refusals[1] is not None or name == "data.safetensors"  # which a report does not need
+    for refusal in refusals:
+        assert refusal is None or in_one_line(refusal, copy)
 
 
 # ---- the checks ------------------------------------------------------------------------------------------------------

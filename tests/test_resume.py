@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -207,6 +207,23 @@ def test_data_that_moved_is_named_and_data_that_grew_is_the_same(cli, X, tmp_pat
     assert cli("train", "y.npy", "--resume", "run", "--steps", 40).exit_code == 0
 
 
+@pytest.mark.parametrize("steps", [[], ["--steps", 40]], ids=["finished", "extended"])
+def test_where_data_moved_to_is_remembered(cli, X, tmp_path, steps):
+    quick = ["--width", 12, "--groups", 3, "--batch", 16, "--steps", 30]
+    assert cli("train", X, "-o", "run", *quick).exit_code == 0
+    (tmp_path / "b").mkdir()
+    X.rename(tmp_path / "b" / "x.npy")
+    assert cli("train", "b/x.npy", "--resume", "run", *steps).exit_code == 0
+    about = json.loads(Path("run/about.json").read_text())
+    assert about["data"]["path"] == str((tmp_path / "b" / "x.npy").resolve())
+    for command in (["train", "--resume", "run"], ["train", "--resume", "run", "--steps", 60]):
+        result = cli(*command)
+        assert result.exit_code == 0, result.stderr
+    if importlib.util.find_spec("matplotlib"):
+        result = cli("report", "run", "-o", "r.html")
+        assert result.exit_code == 0, result.stderr
+
+
 def test_resuming_through_the_command_line_keeps_the_runs_settings(cli, X):
     quick = ["--width", 12, "--groups", 3, "--batch", 16, "--steps", 30, "--checkpoint-every", 10, "--keep", 5]
     assert cli("train", X, "-o", "run", *quick).exit_code == 0
@@ -231,7 +248,7 @@ def test_resuming_through_the_command_line_keeps_the_runs_settings(cli, X):
     assert cli("train", "--resume", "nowhere").stderr.startswith("Error: nowhere: not a run, it has no config.json")
 
 
-# ---- signals and kills -----------------------------------------------------------------------------------------------
+# ---- kills -----------------------------------------------------------------------------------------------------------
 
 
 def refgba(*arguments, **more):
@@ -241,23 +258,6 @@ def refgba(*arguments, **more):
         [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment, **more,
     )  # fmt: skip
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(X, tmp_path, number):
-    log = tmp_path / "run" / "metrics.jsonl"
-    with refgba("train", X, "-o", tmp_path / "run", "--steps", 10**6, "--width", 12, "--groups", 3) as process:
-        while not (log.exists() and log.stat().st_size) and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    step = folder.open_network(checkpoints.found(tmp_path / "run")[0]).state["step"]
-    assert stderr.splitlines()[-1] == (
-        f"{tmp_path / 'run'}: stopped after step {step} by {number.name}; "
-        f"`refgba train --resume {tmp_path / 'run'}` goes on from its checkpoint at step {step}"
-    )
-    assert "Traceback" not in stderr
 
 
 def killed(tmp_path, X, kills, saving, *flags):

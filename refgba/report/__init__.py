@@ -4,8 +4,9 @@
     run.evaluation, run.summary, _ = judging.load(Path("evaluation.safetensors"), run.config)
     Path("report.html").write_text(report([run]), encoding="utf-8")
 
-Nothing here evaluates a network: the caller does, or reads what `refgba evaluate -o` wrote.
+Only `gather` evaluates networks; a report otherwise shows what `refgba evaluate -o` wrote, or the caller measured.
 
+    gather      runs on disk, read, judged and held against the truth
     run         what is known of a run, and reading it
     findings    what to look at, in sentences
     lead        the first screen

@@ -126,12 +126,12 @@ def _require_same_run(network: folder.Network, config: AnyConfig, fingerprint: s
         right = getattr(config, name)
         if name not in EXTENDED and setting != right:
             raise InputError(f"{path}: a checkpoint of another run: its {name} is {setting}, the run's {right}")
-    formed = [0 if isinstance(c, BaselineConfig) else forming_steps(c) for c in (network.config, config)]
-    if formed[0] != formed[1] or network.config.steps > config.steps:  # an extension only adds steps, after forming
-        raise InputError(f"{path}: a checkpoint of another run: its steps or form are not the run's, nor were before")
     data = network.state.get("data")
     if data is None or data["fingerprint"] != fingerprint:
         raise InputError(f"{path}: a checkpoint of another data set than the run's")
+    formed = [0 if isinstance(c, BaselineConfig) else forming_steps(c) for c in (network.config, config)]
+    if formed[0] != formed[1] or network.config.steps > config.steps:  # an extension only adds steps, after forming
+        raise InputError(f"{path}: a checkpoint of another run: its steps or form are not the run's, nor were before")
     if path.name != f"step-{step}":
         raise Damaged(f"{path / folder.STATE}: damaged: its step is {step}")
 

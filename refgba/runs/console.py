@@ -16,7 +16,7 @@ from refgba.errors import InputError
 from refgba.runs.demo import Demo
 from refgba.runs.launch import Launch
 from refgba.runs.log import Progress
-from refgba.runs.signals import Stopped, signals
+from refgba.runs.signals import Stopped, signals, steady_stderr
 from refgba.runs.trainer import TrainingError
 from refgba.theory import Band, resonance_band
 
@@ -26,6 +26,10 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
+        with steady_stderr():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             with np.errstate(all="ignore"):  # What is not finite is noticed and told where it matters.
                 return super().invoke(ctx)

@@ -10,7 +10,7 @@ from refgba import model
 from refgba.data import synthetic
 from refgba.data.activations import open_activations
 from refgba.runs import folder
-from refgba.runs.judging import evaluate, recovery, trained_result
+from refgba.runs.judging import evaluate, recovery, trained, trained_result
 from refgba.runs.launch import Launch, Say, plan
 from refgba.runs.settings import Request
 
@@ -31,7 +31,8 @@ class Demo:
         """What the trained network does on rows that it was not trained on, and which features it recovered."""
         network = folder.open_network(self.launch.path)
         fresh = (draw.X for draw in self.truth.chunks(self.rows + HELD_OUT, synthetic.CHUNK, start=self.rows))
-        evaluation = evaluate(network.params, network.config, self.launch.backend, fresh)
+        with trained(self.launch.path):
+            evaluation = evaluate(network.params, network.config, self.launch.backend, fresh)
         return trained_result(evaluation, network, self.launch.path) | recovery(network.params.V, self.truth.V)
 
 

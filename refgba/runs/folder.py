@@ -37,11 +37,25 @@ from refgba.data.activations import Activations
 from refgba.data.store import DTYPES, LARGEST, checksum
 from refgba.errors import InputError, brief
 from refgba.recipe import forming_steps
-from refgba.runs.schema import Damaged, Table, each, entries, has, number, one_of, optional, require, text, whole
+from refgba.runs.schema import (
+    Damaged,
+    Table,
+    each,
+    entries,
+    has,
+    number,
+    one_of,
+    optional,
+    require,
+    require_file,
+    text,
+    whole,
+)
 from refgba.sae import Params
 from refgba.types import Int64
 
 CONFIG, ABOUT, DATA, METRICS, FINAL = "config.json", "about.json", "data.safetensors", "metrics.jsonl", "final"
+SMALL = 2**24  # bytes: reading a file of this size for nothing costs little
 PARAMS, TRAINING, STATE = "params.safetensors", "training.safetensors", "state.json"
 
 
@@ -143,6 +157,7 @@ def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activat
 
 def read_config(path: Path) -> AnyConfig:
     """The settings in the config.json of a run; InputError, naming the file, when it is not as it was written."""
+    require_file(path / CONFIG, files.LARGEST_JSON)
     try:
         return config_from_json((path / CONFIG).read_text(encoding="utf-8"))
     except OSError as error:
@@ -258,12 +273,20 @@ def read_network(path: Path) -> Network:
         require(path / STATE, state, STATE_FIELDS)
         config = config_from_json(json.dumps(state["config"]))
         for name, right in state["sha256"].items():
-            if checksum(path / name) != right:
+            if _checksum(path / name) != right:
                 raise InputError(f"{path / name}: damaged: it does not match its checksum in {STATE}")
         return Network(path, config, _load_params(path / PARAMS, config, state["step"]), state)
     except InputError as error:
         named = str(error) if str(path) in str(error) else f"{path / STATE}: {error}"
         raise Damaged(named) from None
+
+
+def _checksum(path: Path) -> str:
+    """The checksum of a .safetensors file, of which a large one is read only if it is as long as its header says."""
+    require_file(path)
+    if path.exists() and path.stat().st_size > SMALL:
+        load_arrays(path, ())
+    return checksum(path)
 
 
 def _load_params(path: Path, config: AnyConfig, step: int) -> AnyParams:
@@ -291,7 +314,8 @@ def check_array(path: Path, name: str, array: npt.NDArray[Any], shape: tuple[int
 
 
 def load_arrays(path: Path, names: Iterator[str] | list[str] | tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of a .safetensors file by name; Damaged when one is not there."""
+    """Arrays of a .safetensors file by name; Damaged when one is not there, or the file is longer than they are."""
+    require_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in names}

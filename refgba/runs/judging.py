@@ -34,7 +34,8 @@ THRESHOLDS = (0.8, 0.9)  # The cosines from which the paper calls a feature reco
 ARRAYS = ("frequency", "peak", "mean", "std", "z_score", "l0_histogram")
 TOP = ("top_rows", "top_values")
 
-CHUNK = 2048  # rows judged at a time
+ENTRIES = 2**21  # Activity of so many neurons times rows is worked on at once, 16 MB in float64, or more (`_evaluate`).
+CHUNK = 2048  # rows read at a time to be judged
 SAMPLE = 65_536  # rows of its own data, at most, that a run is judged on when it has been trained
 
 Tick: TypeAlias = Callable[[int], object]
@@ -78,7 +79,7 @@ def evaluate(
         y, s = backend.encode(state, backend.put(state, x))
         return x, backend.get(backend.decode(state, s)), backend.get(y)
 
-    return _evaluate(params.W, forward, chunks, tick, top)
+    return _evaluate(params.W, forward, chunks, tick, top, config.batch)
 
 
 def evaluate_dictionary(dictionary: Dictionary, chunks: Iterable[Array], tick: Tick = id, top: int = 0) -> Evaluation:
@@ -93,14 +94,32 @@ def evaluate_dictionary(dictionary: Dictionary, chunks: Iterable[Array], tick: T
 
 
 def _evaluate(
-    W: Array, forward: Callable[[Array], tuple[Array, Array, Array]], chunks: Iterable[Array], tick: Tick, top: int
-) -> Evaluation:
+    W: Array, forward: Callable[[Array], tuple[Array, Array, Array]], chunks: Iterable[Array], tick: Tick, top: int,
+    batch: int = 1,
+) -> Evaluation:  # fmt: skip
+    """Evaluate piece by piece: no more rows at a time than take the memory of a training step, or than ENTRIES allow.
+
+    A step holds W, its gradient and its moments, (M, d) each, beside the activity of its batch: so d rows are no more.
+    """
     M, d = W.shape
-    evaluation = Evaluation(M, d, top)
+    evaluation, size = Evaluation(M, d, top), max(batch, d, ENTRIES // M)
     for chunk in chunks:
-        evaluation.update(*forward(chunk))
+        for l in range(0, len(chunk), size):
+            evaluation.update(*forward(chunk[l : l + size]))
         tick(len(chunk))
     return evaluation
+
+
+@contextmanager
+def trained(run: Path) -> Iterator[None]:
+    """While a run that has just been trained is judged: an error for want of memory says that the run is complete."""
+    try:
+        yield
+    except MemoryError as error:
+        done = (
+            f"training is done and {run / folder.FINAL} complete: `refgba evaluate {run}` judges it where there is more"
+        )
+        raise MemoryError(f"{error}; {done}" if str(error) else done) from None
 
 
 # ---- the result of an evaluation, and its file -----------------------------------------------------------------------
@@ -302,7 +321,7 @@ def judge(
 def judge_trained(path: Path, data: Activations, backend: Backend, counting: Counting = silent) -> dict[str, Any]:
     """What a run that has just been trained does on a sample of its own data, at most SAMPLE rows; for `train`."""
     network = folder.open_network(path)
-    with counting("evaluating", min(len(data), SAMPLE)) as tick:
+    with counting("evaluating", min(len(data), SAMPLE)) as tick, trained(path):
         evaluation = evaluate(network.params, network.config, backend, data.sample(SAMPLE, CHUNK), tick)
     return trained_result(evaluation, network, path)
 

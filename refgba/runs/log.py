@@ -16,7 +16,7 @@ from refgba.config import LARGEST
 from refgba.data import files
 from refgba.errors import InputError
 from refgba.runs.folder import METRICS
-from refgba.runs.schema import Damaged, Table, number, optional, require, whole
+from refgba.runs.schema import Damaged, Table, number, optional, require, require_file, whole
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Progress:
     seconds: float
 
 
+LARGEST_LOG = 2**28  # bytes
 _LARGE = 1e300  # A loss that is finite may be as large before a run ends as diverged.
 LINE: Table = {
     "step": whole(1, LARGEST),
@@ -76,6 +77,7 @@ def cut(run: Path, step: int) -> None:
     A last line without its end goes too.  Damaged, naming the line, for one that is no record of a step.
     """
     path = run / METRICS
+    require_file(path, LARGEST_LOG)
     if not path.exists():
         return
     end = 0
@@ -94,6 +96,7 @@ def read(run: Path) -> list[dict[str, Any]]:
     record of a step.
     """
     path = run / METRICS
+    require_file(path, LARGEST_LOG)
     if not path.exists():
         return []
     try:

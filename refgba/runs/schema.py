@@ -22,6 +22,17 @@ class Damaged(InputError):
     """A folder or file of a run is not as it was written."""
 
 
+def require_file(path: Path, most: int | None = None) -> None:
+    """Damaged for a path that is there but no regular file, or one of more than `most` bytes.
+
+    A pipe or a device would be read without end, and a file with a hole in it can be larger than any memory.
+    """
+    if path.exists() and not path.is_file():
+        raise Damaged(f"{path}: damaged: it is not a regular file")
+    if most is not None and path.exists() and path.stat().st_size > most:
+        raise Damaged(f"{path}: damaged: it is larger than {most:,} bytes")
+
+
 def require(path: Path, record: Any, table: Table, where: str = "") -> None:
     """Damaged, naming the file and the first field that is wrong, unless a record is as its table says.
 

@@ -99,8 +99,9 @@ def resume_run(
 ) -> Iterator[Progress]:
     """Go on with the run of a `folder.read_record` from its newest checkpoint, or from its beginning; as `train_run`.
 
-    data comes from `refgba.data.activations.reopen`.  config has the run's settings, or those of `extended`.  Calls say
-    with remarks on damaged checkpoints and on what an extension means.  Yields nothing where all steps are done.
+    data comes from `refgba.data.activations.reopen`; where they lie now is remembered.  config has the run's settings,
+    or those of `extended`.  Calls say with remarks on damaged checkpoints and on what an extension means.  Yields
+    nothing where all steps are done.
     """
     path = record.path
     with folder.locked(path):
@@ -108,11 +109,13 @@ def resume_run(
         files.sweep(path / checkpoints.CHECKPOINTS)
         checkpoint = checkpoints.newest(path, record.config, data.fingerprint, say)
         done = checkpoint[0].t if checkpoint else 0
-        about = record.about
+        about = record.about | {"data": record.about["data"] | {"path": data.record()["path"]}}
         if config != record.config:
             say(_extension(config, done))
-            about = about | {"extended": [*about.get("extended", []), {"at": done, "steps": config.steps}]}
+            about |= {"extended": [*about.get("extended", []), {"at": done, "steps": config.steps}]}
+        if about != record.about:
             folder.write_about(path, about)
+        if config != record.config:
             folder.write_config(path, config)
         if checkpoint:
             checkpoint[0].config = config  # both are of the run's method
