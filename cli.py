@@ -6,6 +6,8 @@ stdout.  Exit status: 0, 1 for a run that failed, 2 for bad usage or bad input.
 
 from __future__ import annotations
 
+from refgba.runs import interrupts  # isort: split
+
 import json
 from dataclasses import asdict
 from math import isfinite
@@ -434,3 +436,6 @@ def oracle_dump(trace: Path, out: Path, backend: str, dtype: Dtype, starts: orac
 def oracle_format() -> None:
     """Print the page that describes traces and dumps."""
     click.echo(Path(oracle.__file__).with_name("format.md").read_text(encoding="utf-8"), nl=False)
+
+
+interrupts.loaded()
