@@ -6,6 +6,8 @@ stdout.  Exit status: 0, 1 for a run that failed, 2 for bad usage or bad input.
 
 from __future__ import annotations
 
+from refgba.runs import interrupts  # isort: split
+
 import json
 from dataclasses import asdict
 from math import isfinite
@@ -295,11 +297,11 @@ def data_pack(
 @click.option("--rows", default=100_000, help="N")
 @click.option("--n", default=128, help="number of features")
 @click.option("--d", default=42, help="dimensions")
-@click.option("--s", "sparsity", type=int, multiple=True, help="uniform, imbalanced: features a row; may repeat")
+@click.option("--s", "sparsity", type=int, multiple=True, help="uniform, imbalanced: features per row; may repeat")
 @click.option("--frequency", default=0.05, help="independent, zipf, pairs: mean frequency; hierarchy: of a parent")
 @click.option("--exponent", default=1.0, help="zipf: how fast frequencies fall")
 @click.option("--rho-2", default=0.2, help="pairs: how often the partner of a feature is there too")
-@click.option("--children", type=click.IntRange(min=1), default=3, help="hierarchy: children a parent")
+@click.option("--children", type=click.IntRange(min=1), default=3, help="hierarchy: children per parent")
 @click.option("--p-child", default=0.3, help="hierarchy: how often a child is there when its parent is")
 @click.option("--weights", type=click.Choice(list(model.WEIGHTS)), default="constant", help="law of the entries of H")
 @click.option("--features", type=click.Choice(list(model.FEATURES)), default="gaussian", help="law of V")
@@ -325,7 +327,7 @@ def synth(out: Path, as_json: bool, keep_h: bool, rows: int, **described: Any) -
 @main.command("theory")
 @click.option("--n", required=True, type=int, help="number of features")
 @click.option("--d", required=True, type=int, help="dimensions")
-@click.option("--s", required=True, type=int, help="features a row")
+@click.option("--s", required=True, type=int, help="features per row")
 @click.option("--p", type=float, help="a frequency to judge and, with --simulate, to run  [default: 1 / n]")
 @click.option("--simulate", is_flag=True, help="run Modified BA at --p and print what it recovers, step by step")
 @click.option("--width", type=click.IntRange(min=1), default=2048, help="simulate: M")
@@ -336,7 +338,7 @@ def synth(out: Path, as_json: bool, keep_h: bool, rows: int, **described: Any) -
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="simulate: seed of data and weights")
 @json_option
 def theory_command(n: int, d: int, s: int, p: float | None, simulate: bool, as_json: bool, **simulated: Any) -> None:
-    """What the theory (section 6) says of n features in d dimensions, s a row: the resonance band and the width.
+    """What the theory (section 6) says of n features in d dimensions, s per row: the resonance band and the width.
 
     The bounds hide constants, here set to 1: read them as orders of magnitude.
     """
@@ -439,3 +441,6 @@ def oracle_dump(trace: Path, out: Path, backend: str, dtype: Dtype, starts: orac
 def oracle_format() -> None:
     """Print the page that describes traces and dumps."""
     click.echo(Path(oracle.__file__).with_name("format.md").read_text(encoding="utf-8"), nl=False)
+
+
+interrupts.loaded()

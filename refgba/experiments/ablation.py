@@ -32,7 +32,7 @@ MANY: dict[str, dict[str, Any]] = {f"K = {K}": {"groups": K} for K in (20, 40)}
 HTF: dict[str, dict[str, Any]] = {f"HTF {p:g}": {"htf": p} for p in (0.02, 0.05, 0.2, 0.5)}
 LTF: dict[str, dict[str, Any]] = {f"LTF {p:g}": {"ltf": p} for p in (1e-4, 1e-2)}
 BA: dict[str, dict[str, Any]] = {f"BA, p = {p:g}": {"groups": 1, "htf": p} for p in (0.01, 0.02, 0.05, 0.1)}
-PIECES: dict[str, dict[str, Any]] = {  # of `recipe`, each without effect
+PIECES: dict[str, dict[str, Any]] = {  # Each leaves out one piece of `recipe`.
     "no form": {"form": 0.0},
     "no hold": {"hold": 1.0},
     "no floor": {"floor": 0.0},
@@ -40,19 +40,19 @@ PIECES: dict[str, dict[str, Any]] = {  # of `recipe`, each without effect
     "a_init 1": {"a_init": 1.0},
     "b_init 0": {"b_init": 0.0},
 }
-GIVEN: dict[str, dict[str, Any]] = {  # what is not as in the default recipe
+GIVEN: dict[str, dict[str, Any]] = {  # These settings replace those of the default recipe.
     DEFAULT: {}, **FEW, **MANY, **BA, **HTF, **LTF, "ReLU": {"activation": "relu"}, "tied": {"untied": False},
     **PIECES,
 }  # fmt: skip
-TIMES: dict[str, dict[str, float]] = {  # what is so many times as in the default recipe
+TIMES: dict[str, dict[str, float]] = {  # These settings are multiplied by a factor.
     "a_init / 10": {"a_init": 1 / 10},
     "gamma / 3": {"gamma_minus": 1 / 3, "gamma_plus": 1 / 3},
     "gamma x 3": {"gamma_minus": 3, "gamma_plus": 3},
-    "interval / 3": {"adapt_every": 1 / 3},  # gamma follows (`recipe.derive`): biases get as far, in finer steps
+    "interval / 3": {"adapt_every": 1 / 3},  # Since gamma follows (`recipe.derive`), biases get as far, in finer steps.
     "interval x 10": {"adapt_every": 10},
 }
 VARIANTS = (*GIVEN, *TIMES)
-STEADY = {"fvu": 0.05, "l0": 0.15, "frr": 0.05}  # what counts as stable: relative, relative, difference
+STEADY = {"fvu": 0.05, "l0": 0.15, "frr": 0.05}  # Changes up to these count as stable: relative, relative, difference.
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
     given: dict[str, Any] = {"batch": sizes.batch, "dtype": "float32"}
     on_real = given | {"width": sizes.width, "steps": sizes.steps}
     on_known = given | {"width": sizes.M, "steps": sizes.known_steps}
-    found: dict[str, dict[str, list[Any]]] = {name: {"fvu": [], "l0": [], "dead": [], "frr": []} for name in VARIANTS}
+    names = ("fvu", "l0", "dead", "frr")
+    variants: dict[str, dict[str, list[Any]]] = {variant: {name: [] for name in names} for variant in VARIANTS}
     topk: dict[str, dict[str, list[float]]] = {str(k): {"fvu": [], "l0": [], "dead": []} for k in sizes.k}
     for seed in range(sizes.seeds):
         truth = model.imbalanced(seed)
@@ -95,14 +96,14 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
         for name in VARIANTS:
             tick(f"{name}, seed {seed}")
             config = settings(name, real.train.d, seed=seed, **on_real)
-            _append(found[name], frontier.judged(training.evaluated(real, config, backend)[1]))
+            _append(variants[name], frontier.judged(training.evaluated(real, config, backend)[1]))
             config = settings(name, truth.d, seed=seed, **on_known)
-            found[name]["frr"].append(rates(training.train(X, config, backend).neurons, truth.V))
+            variants[name]["frr"].append(rates(training.train(X, config, backend).neurons, truth.V))
         for k in sizes.k:
             tick(f"TopK, K = {k}, seed {seed}")
             baseline = BaselineConfig(method="topk", k=k, lr=sizes.topk_lr, seed=seed, **on_real)
             _append(topk[str(k)], frontier.judged(training.evaluated(real, baseline, backend)[1]))
-    return {"data": real.about(), "found": found, "topk": topk}
+    return {"data": real.about(), "found": variants, "topk": topk}
 
 
 def settings(variant: str, d: int, **given: Any) -> GBAConfig:
@@ -122,9 +123,9 @@ def _append(lists: dict[str, list[Any]], values: dict[str, float]) -> None:
 # ---- what the numbers say --------------------------------------------------------------------------------------------
 
 
-def points(found: dict[str, Any]) -> list[tuple[float, float]]:
+def points(variants: dict[str, Any]) -> list[tuple[float, float]]:
     """(L0, FVU) of each entry, means over the seeds, by L0."""
-    return sorted((float(np.mean(entry["l0"])), float(np.mean(entry["fvu"]))) for entry in found.values())
+    return sorted((float(np.mean(entry["l0"])), float(np.mean(entry["fvu"]))) for entry in variants.values())
 
 
 def htf_line(data: dict[str, Any]) -> list[tuple[float, float]]:
@@ -144,12 +145,12 @@ def excess(entry: dict[str, Any], line: list[tuple[float, float]]) -> Float64:
 
 def verdict(data: dict[str, Any]) -> Verdict:
     """The paper's claims; FVU at the same L0 is judged by GBA's own line over HTF, and that of HTF itself by TopK's."""
-    found, line, topk = data["found"], htf_line(data), points(data["topk"])
-    over = {name: float(excess(found[name], line).mean()) for name in VARIANTS}
-    l0 = {name: float(np.mean(found[name]["l0"])) for name in VARIANTS}
-    fvu = {name: float(np.mean(found[name]["fvu"])) for name in VARIANTS}
-    frr = {name: float(np.mean(found[name]["frr"], axis=0)[1]) for name in VARIANTS}
-    beyond = {name: float(excess(found[name], topk).mean()) for name in (DEFAULT, "HTF 0.05")}
+    variants, line, topk = data["found"], htf_line(data), points(data["topk"])
+    over = {name: float(excess(variants[name], line).mean()) for name in VARIANTS}
+    l0 = {name: float(np.mean(variants[name]["l0"])) for name in VARIANTS}
+    fvu = {name: float(np.mean(variants[name]["fvu"])) for name in VARIANTS}
+    frr = {name: float(np.mean(variants[name]["frr"], axis=0)[1]) for name in VARIANTS}
+    beyond = {name: float(excess(variants[name], topk).mean()) for name in (DEFAULT, "HTF 0.05")}
     denser = {name: l0[name] / l0[DEFAULT] for name in (*FEW, *MANY)}
     claims = {
         f"{' and '.join(MANY)} change FVU at the same L0 by {STEADY['fvu']:.0%} at most": all(
@@ -200,8 +201,8 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
         ),
         Picture(
             f"One setting at a time: {about['name']} and the imbalanced set",
-            "For each variant a row in four dot plots, a dot a seed: by how much FVU exceeds that of GBA's line over "
-            "HTF at the same L0, L0, share of dead neurons, and FRR at cosine 0.8 and 0.9; dotted: the default.",
+            "For each variant a row in four dot plots, one dot per seed: by how much FVU exceeds that of GBA's line "
+            "over HTF at the same L0, L0, share of dead neurons, and FRR at cosine 0.8 and 0.9; dotted: the default.",
             lambda figure: _rows(figure, data),
             (10.0, 7.5),
         ),
@@ -215,12 +216,12 @@ def _plane(figure: Figure, data: dict[str, Any]) -> None:
         "GBA over gamma": (DEFAULT, "gamma / 3", "gamma x 3"), "BA over p": tuple(BA),
     }  # fmt: skip
     lines = {label: {name: data["found"][name] for name in names} for label, names in families.items()}
-    for (label, found), style in zip((lines | {"TopK over K": data["topk"]}).items(), drawing.STYLES, strict=True):
-        x, y = np.array(points(found)).T
+    for (label, variants), style in zip((lines | {"TopK over K": data["topk"]}).items(), drawing.STYLES, strict=True):
+        x, y = np.array(points(variants)).T
         axes.plot(x, y, label=label, markersize=6, linewidth=1.6, **style)
     [(x, y)] = points({DEFAULT: data["found"][DEFAULT]})
     axes.plot(x, y, "*", color="white", markeredgecolor="black", markersize=16, label="default", zorder=5)
-    axes.set(xscale="log", yscale="log", xlabel="L0, active neurons a row", ylabel="FVU on held-out rows")
+    axes.set(xscale="log", yscale="log", xlabel="L0, active neurons per row", ylabel="FVU on held-out rows")
     drawing.log_ticks(axes.xaxis, (1, 2, 5))
     drawing.log_ticks(axes.yaxis, (1, 1.5, 2, 3, 4, 5, 7))
     axes.grid(alpha=0.25)
@@ -230,12 +231,12 @@ def _plane(figure: Figure, data: dict[str, Any]) -> None:
 def _rows(figure: Figure, data: dict[str, Any]) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    found, line = data["found"], htf_line(data)
+    variants, line = data["found"], htf_line(data)
     at = np.arange(len(VARIANTS))
     values = {
-        "FVU above the line": [excess(found[name], line) for name in VARIANTS],
-        "L0": [found[name]["l0"] for name in VARIANTS],
-        "dead": [found[name]["dead"] for name in VARIANTS],
+        "FVU above the line": [excess(variants[name], line) for name in VARIANTS],
+        "L0": [variants[name]["l0"] for name in VARIANTS],
+        "dead": [variants[name]["dead"] for name in VARIANTS],
     }
     panels = figure.subplots(1, 4, sharey=True)
     for axes, (label, seeds), style in zip(panels, values.items(), drawing.STYLES, strict=False):
@@ -243,7 +244,7 @@ def _rows(figure: Figure, data: dict[str, Any]) -> None:
         axes.axvline(np.mean(seeds[0]), color="black", linestyle=":", linewidth=1)
         axes.set_xlabel(label)
     for k, style in enumerate(drawing.STYLES[: len(LEVELS)]):
-        frr = np.array([[seed[k] for seed in found[name]["frr"]] for name in VARIANTS])
+        frr = np.array([[seed[k] for seed in variants[name]["frr"]] for name in VARIANTS])
         panels[3].plot(frr, at, style["marker"], color=style["color"], markersize=5, alpha=0.8)
         panels[3].plot([], [], style["marker"], color=style["color"], label=f"FRR({LEVELS[k]})")
         panels[3].axvline(frr[0].mean(), color=style["color"], linestyle=":", linewidth=1)

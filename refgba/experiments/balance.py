@@ -28,7 +28,7 @@ TAKES_DATA = False
 
 @dataclass(frozen=True)
 class Sizes:
-    """Settings: Zipf frequencies of that exponent with s features a row on average; BA is run at each target p."""
+    """Settings: Zipf frequencies of that exponent with s features per row on average; BA is run at each target p."""
 
     n: int
     d: int
@@ -76,7 +76,7 @@ def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
 # ---- what the numbers say --------------------------------------------------------------------------------------------
 
 
-def found(data: dict[str, Any], name: str) -> Float64:
+def recovered(data: dict[str, Any], name: str) -> Float64:
     """Which features a method recovered, 0 or 1, (seeds, n), the most frequent first."""
     return (np.asarray(data["cosine"][name]) >= measures.TAU).astype(np.float64)
 
@@ -85,7 +85,7 @@ def verdict(data: dict[str, Any]) -> Verdict:
     """Is GBA above BA at every target, over all features and over the commonest and the rarest quarter?"""
     quarter = len(data["f"]) // 4
     parts = {"all": slice(None), "commonest quarter": slice(quarter), "rarest quarter": slice(-quarter, None)}
-    frr = {name: {part: found(data, name)[:, at].mean() for part, at in parts.items()} for name in data["cosine"]}
+    frr = {name: {part: recovered(data, name)[:, at].mean() for part, at in parts.items()} for name in data["cosine"]}
     ba = [name for name in frr if name != "GBA"]
     best = {part: max(ba, key=lambda name: frr[name][part]) for part in parts}
     claims = {
@@ -94,10 +94,10 @@ def verdict(data: dict[str, Any]) -> Verdict:
         )
         for part in parts
     }
-    spread = measures.spread(found(data, "GBA").mean(axis=1).tolist())
-    best_spread = measures.spread(found(data, best["all"]).mean(axis=1).tolist())
+    spread = measures.spread(recovered(data, "GBA").mean(axis=1).tolist())
+    best_spread = measures.spread(recovered(data, best["all"]).mean(axis=1).tolist())
     worst = min(ba, key=lambda name: frr[name]["all"])
-    told = " and ".join(
+    comparisons = " and ".join(
         f"{frr['GBA'][part]:.1%} against {frr[best[part]][part]:.1%} ({best[part]}) of the {part}"
         for part in ("commonest quarter", "rarest quarter")
     )
@@ -105,7 +105,7 @@ def verdict(data: dict[str, Any]) -> Verdict:
         claims,
         f"with frequencies from {data['f'][-1]:.4f} to {data['f'][0]:.2f} GBA recovers "
         f"{spread} of the features, BA {best_spread} at the best of its targets ({best['all']}) and "
-        f"{frr[worst]['all']:.1%} at the worst ({worst}); {told}, each against the BA best there.",
+        f"{frr[worst]['all']:.1%} at the worst ({worst}); {comparisons}, each against the BA best there.",
     )
 
 
@@ -126,7 +126,7 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
         Picture(
             f"Features recovered by each method: {where}",
             "For GBA and BA at several targets the share of all features that is recovered, and of the commonest and "
-            "the rarest quarter, a point a seed and a bar at the mean.",
+            "the rarest quarter, one point per seed and a bar at the mean.",
             lambda figure: _overall(figure, data),
         ),
     ]
@@ -137,10 +137,10 @@ def _by_frequency(figure: Figure, data: dict[str, Any]) -> None:
     bins = np.array_split(np.arange(len(data["f"])), data["settings"]["bins"])
     at = [float(np.exp(np.mean(np.log(np.take(data["f"], i))))) for i in bins]
     for k, (name, style) in enumerate(zip(data["cosine"], drawing.STYLES, strict=False)):
-        shares = np.array([[seed[i].mean() for i in bins] for seed in found(data, name)])
+        shares = np.array([[seed[i].mean() for i in bins] for seed in recovered(data, name)])
         mean = shares.mean(axis=0)
         reach = np.abs(np.stack([shares.min(axis=0), shares.max(axis=0)]) - mean)
-        x = np.array(at) * 1.012 ** (k - len(data["cosine"]) / 2)  # beside one another
+        x = np.array(at) * 1.012 ** (k - len(data["cosine"]) / 2)  # The error bars stand beside one another.
         axes.errorbar(x, mean, reach, label=name, markersize=4.5, linewidth=1.5, elinewidth=0.8, capsize=2, **style)
     axes.set(xscale="log", xlabel="frequency f of the features in a bin, geometric mean")
     drawing.share_axis(axes, f"FRR({measures.TAU}), mean and range of seeds")
@@ -154,7 +154,7 @@ def _overall(figure: Figure, data: dict[str, Any]) -> None:
     panels = figure.subplots(1, 3, sharey=True)
     for axes, (part, at) in zip(panels, parts.items(), strict=True):
         for x, (name, style) in enumerate(zip(names, drawing.STYLES, strict=False)):
-            shares = found(data, name)[:, at].mean(axis=1)
+            shares = recovered(data, name)[:, at].mean(axis=1)
             axes.bar(x, shares.mean(), color=style["color"], alpha=0.35, width=0.7)
             axes.plot([x] * len(shares), shares, style["marker"], color=style["color"], markersize=5)
         axes.set_title(part, fontsize=10)

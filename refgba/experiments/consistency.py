@@ -2,9 +2,9 @@
 
 The MCS (section 6) of a neuron of run A is the largest cosine of a neuron of run B.  Runs differ in their seed: in the
 initial neurons and in the order of the rows, which are the same.  What a neuron stands for is its decoder row, as in
-`imbalanced`: encoder rows of untied networks also lean away from other neurons, to tell features apart, and are told
-beside them.  Frequency, peak and Z-score of the pre-activations are those on the held-out rows; of TopK they are what
-`baselines.evaluation_codes` says.
+`imbalanced`.  Encoder rows of untied networks also lean away from other neurons, to tell features apart; their MCS is
+reported as well.  Frequency, peak and Z-score of the pre-activations are those on the held-out rows; for TopK they are
+what `baselines.evaluation_codes` says.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TAKES_DATA = True
 THRESHOLDS = (0.7, 0.8, 0.9, 0.95)
 SELECTED_BY = ("peak", "frequency")
 SCORES = ("frequency", "peak", "z_score")
-BINS = 12  # of equally many neurons
+BINS = 12  # Each bin has equally many neurons.
 STYLES = (*drawing.STYLES, {"color": "#56B4E9", "marker": "X", "linestyle": (0, (1, 1))})
 LABELS = {"frequency": "activation frequency", "peak": "peak pre-activation", "z_score": "Z-score of the peak"}
 
@@ -86,11 +86,11 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
             tick(f"{name}, lr {config.lr:g}, seed {config.seed}")
             return training.evaluated(real, config, backend)
 
-        tried = [trained(config) for config in configs]
-        best = int(np.argmin([evaluation.fvu for _, evaluation in tried]))
+        trials = [trained(config) for config in configs]
+        best = int(np.argmin([evaluation.fvu for _, evaluation in trials]))
         others = [trained(replace(configs[best], seed=seed)) for seed in range(1, sizes.seeds)]
-        found = compared([tried[best], *others])
-        networks.append({"method": method, "setting": setting, "lr": configs[best].lr} | found)
+        comparison = compared([trials[best], *others])
+        networks.append({"method": method, "setting": setting, "lr": configs[best].lr} | comparison)
     return {"data": real.about(), "thresholds": THRESHOLDS, "selections": TOP_SHARES, "networks": networks}
 
 
@@ -99,7 +99,7 @@ def candidates(sizes: Sizes, d: int) -> list[tuple[str, float | None, list[AnyCo
     given: dict[str, Any] = {"steps": sizes.steps, "dtype": "float32"} | ({"width": sizes.width} if sizes.width else {})
     default = partial(recipe.default, d, **given)
     width = default().width
-    found: list[tuple[str, float | None, list[AnyConfig]]] = [
+    networks: list[tuple[str, float | None, list[AnyConfig]]] = [
         ("GBA", None, [default()]),
         ("GBA, tied", None, [default(untied=False)]),
         ("BA", sizes.htf, [default(groups=1, htf=sizes.htf)]),
@@ -110,12 +110,12 @@ def candidates(sizes: Sizes, d: int) -> list[tuple[str, float | None, list[AnyCo
         for value in values:
             chosen: Any = {"method": method, "k" if "topk" in method else "sparsity": value}
             rates: list[AnyConfig] = [BaselineConfig(lr=lr, **(given | {"width": width} | chosen)) for lr in sizes.lr]
-            found.append((names[method], value, rates))
-    return found
+            networks.append((names[method], value, rates))
+    return networks
 
 
 def compared(runs: Sequence[tuple[AnyParams, Evaluation]]) -> dict[str, Any]:
-    """What the runs of a network, one a seed, have in common.
+    """What the runs of a network, one per seed, have in common.
 
     share: [seed A][selected by][selection][threshold] of neurons of A, a mean over the other seeds B.  encoder: [seed
     A][threshold] over all neurons by encoder rows.  distinct: [seed] the share of neurons with a mean MCS above
@@ -124,24 +124,24 @@ def compared(runs: Sequence[tuple[AnyParams, Evaluation]]) -> dict[str, Any]:
     """
     seeds = range(len(runs))
     decoders, encoders = [params.V for params, _ in runs], [params.W for params, _ in runs]
-    found: dict[str, Any] = {name: [round(e.summary()[name], 5) for _, e in runs] for name in ("fvu", "l0", "dead")}
+    shared: dict[str, Any] = {name: [round(e.summary()[name], 5) for _, e in runs] for name in ("fvu", "l0", "dead")}
     cosines = {(a, b): mcs(decoders[a], decoders[b]) for a, b in permutations(seeds, 2)}
     means = [np.mean([cosines[a, b] for b in seeds if b != a], axis=0) for a in seeds]  # (M,) each
-    found["share"] = [
+    shared["share"] = [
         np.mean([selected(cosines[a, b], runs[a][1]) for b in seeds if b != a], axis=0).round(5).tolist() for a in seeds
     ]
     by_encoder = {(a, b): mcs(encoders[a], encoders[b]) for a, b in permutations(seeds, 2)}
-    found["encoder"] = [
+    shared["encoder"] = [
         [round(float(np.mean([by_encoder[a, b] > tau for b in seeds if b != a])), 5) for tau in THRESHOLDS]
         for a in seeds
     ]
-    found["distinct"] = [distinct(decoders[a], runs[a][1].peak, means[a] > measures.TAU) for a in seeds]
+    shared["distinct"] = [distinct(decoders[a], runs[a][1].peak, means[a] > measures.TAU) for a in seeds]
     alive = [evaluation.frequency > 0 for _, evaluation in runs]
     scores = {name: [getattr(e, name)[on] for (_, e), on in zip(runs, alive, strict=True)] for name in SCORES}
     firing = [m[on] for m, on in zip(means, alive, strict=True)]
-    found["spearman"] = {name: list(map(correlation, scores[name], firing)) for name in SCORES}
-    found["curves"] = {name: curve(np.concatenate(scores[name]), np.concatenate(firing)) for name in SCORES}
-    return found
+    shared["spearman"] = {name: list(map(correlation, scores[name], firing)) for name in SCORES}
+    shared["curves"] = {name: curve(np.concatenate(scores[name]), np.concatenate(firing)) for name in SCORES}
+    return shared
 
 
 def selected(cosines: Array, evaluation: Evaluation) -> Float64:
@@ -255,7 +255,7 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
         Picture(
             f"Neurons that another seed finds too: {where}",
             f"The share of neurons with an MCS above {measures.TAU} among those with the highest peak and among the "
-            "most frequent, and the share of all neurons against the threshold, a line a method at comparable L0.",
+            "most frequent, and the share of all neurons against the threshold, one line per method at comparable L0.",
             lambda figure: _by_selection(figure, data),
             (11.0, 5.2),
         ),
@@ -268,7 +268,7 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
         Picture(
             f"MCS against frequency, peak and Z-score: {where}",
             "Median and quartiles of the MCS in bins of equally many neurons that fire, against their activation "
-            "frequency, their peak and their Z-score, a line a method at comparable L0.",
+            "frequency, their peak and their Z-score, one line per method at comparable L0.",
             lambda figure: _by_score(figure, data),
             (11.0, 5.2),
         ),
@@ -306,7 +306,7 @@ def _by_sparsity(figure: Figure, data: dict[str, Any]) -> None:
         axes.errorbar(x, mean, reach, label=method, capsize=3, markersize=7, **style)
         once = [np.mean(network["distinct"]) for network in networks]
         axes.plot(x, once, style["marker"], color=style["color"], markersize=7, markerfacecolor="none")
-    axes.set(xlabel="L0, active neurons a row")
+    axes.set(xlabel="L0, active neurons per row")
     drawing.share_axis(axes, f"share of neurons with MCS above {measures.TAU}")
     axes.set_ylim(auto=True)
     axes.autoscale(axis="y")

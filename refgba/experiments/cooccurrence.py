@@ -100,11 +100,11 @@ def verdict(data: dict[str, Any]) -> Verdict:
         "features are recovered up to rho_2 = n^-1/2": enough,
         f"they are not where rho_2 = {last:g}": all(np.mean(v) < 0.5 for v in at_last.values()),
     }
-    told = ", ".join(f"{rho:.2f} ({rho / bound:.1f} n^-1/2) for {name}" for name, rho in limits.items())
+    limits_by_method = ", ".join(f"{rho:.2f} ({rho / bound:.1f} n^-1/2) for {name}" for name, rho in limits.items())
     ends = "; ".join(f"{measures.spread(v)} for {name}" for name, v in at_last.items())
     return Verdict(
         claims,
-        f"FRR({measures.TAU}) stays at {measures.RECOVERED:.0%} up to rho_2 = {told}, so that "
+        f"FRR({measures.TAU}) stays at {measures.RECOVERED:.0%} up to rho_2 = {limits_by_method}, so that "
         f"n^-1/2 = {bound:.3f} is {'enough' if enough else 'not always enough'}"
         f"{' and more than the data ask for' if min(limits.values()) > 2 * bound else ''}; at rho_2 = {last:g} FRR is "
         f"{ends}.",

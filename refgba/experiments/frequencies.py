@@ -39,18 +39,18 @@ QUESTION = (
 )
 TAKES_DATA = True
 WEIGHTS = ("constant", "half-normal")  # laws of the known features' strengths
-LEVELS = (3.0, 4.0, 5.0)  # standard deviations beyond which rows are counted
-LEVEL = 4.0  # best of them on known features; the others say how much hangs on it
-WIDE: dict[str, Any] = {"htf": 0.5, "ltf": 1e-4}  # the conference version's
-FEW = 0.05  # a range covers the features if no more of them lie above it, and no more below
-SAME = 0.8  # cosine from which on two directions count as one: about that of two neurons each at TAU from one feature
+LEVELS = (3.0, 4.0, 5.0)  # Rows are counted beyond so many standard deviations.
+LEVEL = 4.0  # This one is best on known features; the others show how much hangs on it.
+WIDE: dict[str, Any] = {"htf": 0.5, "ltf": 1e-4}  # This is the range of the conference version.
+FEW = 0.05  # A range covers the features if no more of them lie above it, and no more below.
+SAME = 0.8  # Directions this near count as one: two neurons, each at TAU from one feature, are about that near.
 ROUNDS = 30
 BINS = 8
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Settings: of the real networks (width 0 is the default recipe's), and of n known features, s a row on average."""
+    """Settings of the real networks (width 0: the default recipe's), and of n known features, s per row on average."""
 
     width: int
     steps: int
@@ -144,8 +144,8 @@ def agreed(V: Sequence[Array]) -> list[tuple[int, int]]:
 def estimates(W: Array, X: Array) -> list[list[float]]:
     """The `occurrence` in rows X (N, d) of features that are detected by W (features, d), [feature][level]."""
     z = X @ unit_rows(W).T if len(W) else np.empty((len(X), 0))
-    found: list[list[float]] = np.stack([occurrence(z, k) for k in LEVELS], axis=1).round(6).tolist()
-    return found
+    by_level: list[list[float]] = np.stack([occurrence(z, k) for k in LEVELS], axis=1).round(6).tolist()
+    return by_level
 
 
 def on_known(weights: str, sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
@@ -168,11 +168,11 @@ def on_known(weights: str, sizes: Sizes, backend: str, tick: Tick) -> dict[str, 
     nearest = cosine(W, model.V) if len(W) else np.zeros((0, sizes.n))
     feature = np.where(nearest.max(axis=1) >= measures.TAU, nearest.argmax(axis=1), -1)
     occurs = support.mean(axis=0).round(6).tolist()
-    found = estimates(W, judged - X.mean(axis=0))
+    estimated = estimates(W, judged - X.mean(axis=0))
     return {
         "f": occurs,
         "found": sorted({int(i) for i in feature if i >= 0}),
-        "points": [[None if i < 0 else occurs[i], *levels] for i, levels in zip(feature, found, strict=True)],
+        "points": [[None if i < 0 else occurs[i], *levels] for i, levels in zip(feature, estimated, strict=True)],
     }
 
 
@@ -207,7 +207,7 @@ def on_real(
 
 
 def at_level(rows: Sequence[Sequence[float]], level: float = LEVEL) -> Float64:
-    """The estimates at a level, (features,); an estimate is the last of the entries of a row, one a level."""
+    """The estimates at a level, (features,); the last entries of a row are the estimates, one per level."""
     return np.array([row[LEVELS.index(level) - len(LEVELS)] for row in rows], np.float64)
 
 
@@ -219,10 +219,10 @@ def matched(data: dict[str, Any], weights: str) -> list[list[float]]:
 def accuracy(data: dict[str, Any], weights: str, level: float = LEVEL) -> tuple[float, float]:
     """On known features the median of estimate over truth, and the rank correlation; 0 with fewer than 3."""
     points = matched(data, weights)
-    true, found = np.array([p[0] for p in points]), at_level(points, level)
-    if len(points) < 3 or np.ptp(true) == 0 or np.ptp(found) == 0:
+    true, estimate = np.array([p[0] for p in points]), at_level(points, level)
+    if len(points) < 3 or np.ptp(true) == 0 or np.ptp(estimate) == 0:
         return 0.0, 0.0
-    return float(np.median(found / true)), float(spearmanr(found, true).statistic)
+    return float(np.median(estimate / true)), float(spearmanr(estimate, true).statistic)
 
 
 def outside(data: dict[str, Any], name: str) -> tuple[float, float, float]:
@@ -243,25 +243,25 @@ def verdict(data: dict[str, Any]) -> Verdict:
     known = [accuracy(data, weights) for weights in WEIGHTS]
     good = all(0.5 <= ratio <= 2 and rho >= 0.8 for ratio, rho in known)
     claims: dict[str, bool] = {}
-    told = []
-    for name, found in data["real"].items():
-        f = at_level(found["estimates"])
+    shares = []
+    for name, network in data["real"].items():
+        f = at_level(network["estimates"])
         if not len(f):
-            told.append(f"{name} none")
+            shares.append(f"{name} none")
             continue
         above, below, uncovered = outside(data, name)
         claims |= {
             f"few features that {name} finds occur more often than HTF": good and above <= FEW,
             f"few that {name} finds occur less often than LTF": good and below <= FEW,
         }
-        told.append(f"{name} ({len(f)}, median {np.median(f):.2g}) {above:.0%}, {below:.0%}, {uncovered:.0%}")
+        shares.append(f"{name} ({len(f)}, median {np.median(f):.2g}) {above:.0%}, {below:.0%}, {uncovered:.0%}")
     ratios, rhos = (", ".join(f"{value:.2f}" for value in values) for values in zip(*known, strict=True))
     return Verdict(
         claims or {"there are features that seeds agree on": False},
         f"known features are estimated at {ratios} of the truth "
         f"({', '.join(WEIGHTS)} strengths; rank correlation {rhos}){'' if good else ', too poor to tell'}. Of the "
         f"real ones that seeds agree on lie above HTF {data['range']['htf']:g}, below LTF "
-        f"{data['range']['ltf']:g} or unseen, in no target's theoretical band: {'; '.join(told)}.",
+        f"{data['range']['ltf']:g} or unseen, in no target's theoretical band: {'; '.join(shares)}.",
     )
 
 
@@ -299,18 +299,18 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
 
 def _known(figure: Figure, data: dict[str, Any]) -> None:
     left, middle, right = figure.subplots(1, 3)
-    for (weights, found), style in zip(data["known"].items(), drawing.STYLES, strict=False):
-        f, points = np.array(found["f"]), matched(data, weights)
+    for (weights, known), style in zip(data["known"].items(), drawing.STYLES, strict=False):
+        f, points = np.array(known["f"]), matched(data, weights)
         ratio, rho = accuracy(data, weights)
         left.plot(
             [p[0] for p in points], at_level(points), style["marker"], color=style["color"], markersize=4, alpha=0.6,
             label=f"{weights}: median ratio {ratio:.2f}, rank corr. {rho:.2f}",
         )  # fmt: skip
         bins = np.array_split(np.argsort(-f), BINS)
-        share = [float(np.isin(i, found["found"]).mean()) for i in bins]
+        share = [float(np.isin(i, known["found"]).mean()) for i in bins]
         middle.plot([float(np.median(f[i])) for i in bins], share, label=weights, **style)
-        false = f"{len(found['points']) - len(points)} of {len(found['points'])} false"
-        for values, kind, width in ((f, "true", 0.9), (at_level(found["points"]), false, 2.0)):
+        false = f"{len(known['points']) - len(points)} of {len(known['points'])} false"
+        for values, kind, width in ((f, "true", 0.9), (at_level(known["points"]), false, 2.0)):
             _cumulative(right, values, 1e-4, color=style["color"], linewidth=width, label=f"{weights}, {kind}")
     ends = (1e-4, 1.0)
     left.plot(ends, ends, color="0.5", linewidth=1)
@@ -333,9 +333,9 @@ def _cumulative(axes: Axes, f: Float64, least: float, **style: Any) -> None:
 def _distribution(figure: Figure, data: dict[str, Any]) -> None:
     axes = figure.subplots()
     least = 1 / data["data"]["held_out"]
-    for (name, found), style in zip(data["real"].items(), drawing.STYLES, strict=False):
+    for (name, network), style in zip(data["real"].items(), drawing.STYLES, strict=False):
         for level in data["levels"]:
-            f, main = at_level(found["estimates"], level), level == LEVEL
+            f, main = at_level(network["estimates"], level), level == LEVEL
             _cumulative(
                 axes, f, least, color=style["color"], linestyle=style["linestyle"], linewidth=2 if main else 0.8,
                 alpha=1 if main else 0.5, label=f"{name}, {len(f)} features" if main else None,
@@ -351,8 +351,8 @@ def _distribution(figure: Figure, data: dict[str, Any]) -> None:
 def _firing(figure: Figure, data: dict[str, Any]) -> None:
     axes = figure.subplots()
     least = 1 / data["data"]["held_out"]
-    for (name, found), style in zip(data["real"].items(), drawing.STYLES, strict=False):
-        x, y = np.maximum(found["firing"], least), np.maximum(at_level(found["estimates"]), least)
+    for (name, network), style in zip(data["real"].items(), drawing.STYLES, strict=False):
+        x, y = np.maximum(network["firing"], least), np.maximum(at_level(network["estimates"]), least)
         axes.plot(x, y, style["marker"], color=style["color"], markersize=5, alpha=0.6, label=name)
     axes.plot((least, 1), (least, 1), color="0.5", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="how often the neuron fires", ylabel="estimated frequency")

@@ -26,7 +26,7 @@ QUESTION = (
     "above L1 and BA."
 )
 TAKES_DATA = True
-GBA = ("GBA", "GBA, tied")  # the default, and the paper's network
+GBA = ("GBA", "GBA, tied")  # These are the default and the paper's network.
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
 
     def point(method: str, setting: float | None, config: AnyConfig) -> dict[str, Any]:
         tick(f"{method} {'' if setting is None else setting}, lr {config.lr:g}, seed {config.seed}")
-        found = judged(training.evaluated(real, config, backend)[1])
-        points.append({"method": method, "setting": setting, "lr": config.lr, "seed": config.seed} | found)
+        summary = judged(training.evaluated(real, config, backend)[1])
+        points.append({"method": method, "setting": setting, "lr": config.lr, "seed": config.seed} | summary)
         return points[-1]
 
     width = {"width": sizes.width} if sizes.width else {}
@@ -95,8 +95,8 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
 
 def judged(evaluation: Evaluation) -> dict[str, float]:
     """FVU, L0 and dead, rounded."""
-    found = evaluation.summary()
-    return {name: round(found[name], 5) for name in ("fvu", "l0", "dead")}
+    summary = evaluation.summary()
+    return {name: round(summary[name], 5) for name in ("fvu", "l0", "dead")}
 
 
 # ---- what the numbers say --------------------------------------------------------------------------------------------
@@ -105,13 +105,13 @@ def judged(evaluation: Evaluation) -> dict[str, float]:
 def best(data: dict[str, Any], method: str) -> list[tuple[float, float]]:
     """(L0, FVU) of each setting of a method at the learning rate it kept, means over the seeds, by L0."""
     points = [p for p in data["points"] if p["method"] == method]
-    found = []
+    averages = []
     for setting in {p["setting"] for p in points}:
         here = [p for p in points if p["setting"] == setting]
         lr = min(here, key=lambda p: p["fvu"])["lr"]
         kept = [p for p in here if p["lr"] == lr]
-        found.append((float(np.mean([p["l0"] for p in kept])), float(np.mean([p["fvu"] for p in kept]))))
-    return sorted(found)
+        averages.append((float(np.mean([p["l0"] for p in kept])), float(np.mean([p["fvu"] for p in kept]))))
+    return sorted(averages)
 
 
 def line(points: list[tuple[float, float]], l0: float) -> float:
@@ -134,7 +134,7 @@ def against(data: dict[str, Any], method: str, lines: tuple[str, ...]) -> float:
 def verdict(data: dict[str, Any]) -> Verdict:
     """Is GBA on or under the line of TopK and BatchTopK, and under those of L1 and BA?"""
     claims: dict[str, bool] = {}
-    told = []
+    sentences = []
     for method in GBA:
         top, other = against(data, method, ("topk", "batchtopk")), against(data, method, ("l1", "BA"))
         claims |= {
@@ -143,11 +143,11 @@ def verdict(data: dict[str, Any]) -> Verdict:
         }
         [(l0, fvu)] = best(data, method)
         dead = np.mean([p["dead"] for p in data["points"] if p["method"] == method])
-        told.append(
+        sentences.append(
             f"{method} has FVU {fvu:.3f} at L0 {l0:.0f} with {dead:.1%} dead, {top - 1:+.1%} from the line of TopK and "
             f"BatchTopK and {other - 1:+.1%} from that of L1 and BA"
         )
-    return Verdict(claims, f"{'; '.join(told)}; each of them at the best of its learning rates.")
+    return Verdict(claims, f"{'; '.join(sentences)}; each of them at the best of its learning rates.")
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def _draw(figure: Figure, data: dict[str, Any]) -> None:
             [p["l0"] for p in runs], [p["fvu"] for p in runs], "*", color=colour, markeredgecolor="black",
             markersize=15, label=name,
         )  # fmt: skip
-    axes.set(xscale="log", yscale="log", xlabel="L0, active neurons a row", ylabel="FVU on held-out rows")
+    axes.set(xscale="log", yscale="log", xlabel="L0, active neurons per row", ylabel="FVU on held-out rows")
     drawing.log_ticks(axes.xaxis, (1, 2, 3, 5))
     drawing.log_ticks(axes.yaxis, (1, 1.5, 2, 3, 5))
     axes.grid(alpha=0.25)

@@ -38,8 +38,8 @@ QUESTION = (
 TAKES_DATA = True
 STAGES = ("start", "formed", "end")
 ROWS = ("train", "held_out")
-MET = 0.8  # targets count as met where this share of neurons is between half of its target and it
-EDGES = np.linspace(-6, 16, 89)  # of histograms, in standard deviations
+MET = 0.8  # Targets are met where this share of neurons fires between half as often as its target and as often.
+EDGES = np.linspace(-6, 16, 89)  # These bins of histograms are in standard deviations.
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
     real = training.opened(data)
     given: dict[str, Any] = {"width": sizes.width} if sizes.width else {}
     default = recipe.default(real.train.d, steps=sizes.steps, dtype="float32", **given)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "data": real.about(), "target": default.target().tolist(), "edges": EDGES.tolist(),
         "steps": dict(zip(STAGES, stops(default), strict=True)), "drawn": drawn(default),
         "frequency": {stage: {rows: [] for rows in ROWS} for stage in STAGES}, "by_chance": [],
@@ -74,14 +74,14 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
             trained = evaluate(params, config, engine, real.seen(config))
             judged[stage] = evaluate(params, config, engine, real.judged(config))
             for rows, evaluation in zip(ROWS, (trained, judged[stage]), strict=True):
-                found["frequency"][stage][rows].append(frequencies(evaluation.frequency, config))
-        found["by_chance"].append(by_chance(trained.frequency, len(real.held_out), config))
+                result["frequency"][stage][rows].append(frequencies(evaluation.frequency, config))
+        result["by_chance"].append(by_chance(trained.frequency, len(real.held_out), config))
         if seed == 0:
             X = unit_rows(np.concatenate(list(real.judged(config))).astype(config.master))
             y = {stage: sae.encode(params, X, config.activation)[0] for stage, params in seen.items()}
-            found["pooled"] = {stage: pooled(y[stage], judged[stage], config) for stage in STAGES}
-            found["single"] = single(y, seen, judged["end"].frequency, config)
-    return found
+            result["pooled"] = {stage: pooled(y[stage], judged[stage], config) for stage in STAGES}
+            result["single"] = single(y, seen, judged["end"].frequency, config)
+    return result
 
 
 def stops(config: GBAConfig) -> tuple[int, ...]:
@@ -109,7 +109,7 @@ def frequencies(p: Float64, config: GBAConfig) -> list[dict[str, float]]:
 
     within: from 1/2 to 1.  above: over 1.  below: under 1/2.  never: 0, which are below as well.
     """
-    found = []
+    groups = []
     for k, target in enumerate(config.target()):
         here = p[config.group() == k] / target
         low, median, high = np.quantile(here, (0.1, 0.5, 0.9)) * target
@@ -120,8 +120,8 @@ def frequencies(p: Float64, config: GBAConfig) -> list[dict[str, float]]:
             "never": np.mean(here == 0),
         }
         quantiles = {"low": low, "median": median, "high": high}
-        found.append({name: float(f"{value:.4g}") for name, value in (quantiles | shares).items()})
-    return found
+        groups.append({name: float(f"{value:.4g}") for name, value in (quantiles | shares).items()})
+    return groups
 
 
 def by_chance(p: Float64, rows: int, config: GBAConfig) -> float:
@@ -139,31 +139,31 @@ def pooled(y: Array, evaluation: Evaluation, config: GBAConfig) -> list[dict[str
     Both in standard deviations of each neuron from its mean; gate: the quartiles over neurons.
     """
     mean, std = evaluation.mean, np.maximum(evaluation.std, np.finfo(np.float32).tiny)
-    gate, found = -mean / std, []
+    gate, groups = -mean / std, []
     for k in drawn(config):
         group = config.group() == k
         standard = ((y[:, group] - mean[group]) / std[group]).ravel()
         counts, _ = np.histogram(standard, EDGES)
         density = counts / (standard.size * np.diff(EDGES))
-        found.append({"density": _rounded(density), "gate": _rounded(np.percentile(gate[group], (25, 50, 75)))})
-    return found
+        groups.append({"density": _rounded(density), "gate": _rounded(np.percentile(gate[group], (25, 50, 75)))})
+    return groups
 
 
 def single(
     y: dict[str, Array], params: dict[str, Params], frequency: Float64, config: GBAConfig
 ) -> list[dict[str, Any]]:
     """Of each group drawn the neuron of median frequency at the end: histograms of its projections z = y - b."""
-    found = []
+    neurons = []
     for k in drawn(config):
         group = np.flatnonzero(config.group() == k)
         m = int(group[np.argsort(frequency[group], kind="stable")[len(group) // 2]])
         z = {stage: y[stage][:, m] - params[stage].b[m] for stage in STAGES}
         edges = np.linspace(min(v.min() for v in z.values()), max(v.max() for v in z.values()), 61)
-        found.append({
+        neurons.append({
             "neuron": m, "edges": _rounded(edges), "gate": {s: round(float(-params[s].b[m]), 5) for s in STAGES},
             "counts": {stage: np.histogram(v, edges)[0].tolist() for stage, v in z.items()},
         })  # fmt: skip
-    return found
+    return neurons
 
 
 def _rounded(values: Float64) -> list[float]:

@@ -59,7 +59,7 @@ WRONG = "GBA, wrong range"
 VARIANTS: dict[str, dict[str, Any]] = {
     "GBA": {},
     "GBA, tied": {"untied": False},
-    WRONG: {"htf": 0.9, "ltf": 0.5},  # far above the features' f = 0.09
+    WRONG: {"htf": 0.9, "ltf": 0.5},  # The features' f = 0.09 lies far below.
     "BA, p = 0.02": {"groups": 1, "htf": 0.02},
 }
 BASELINES: dict[str, dict[str, Any]] = {
@@ -76,8 +76,8 @@ def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
     first, kept = of_seed(0, sizes, backend, None, tick)
     others = partial(of_seed, sizes=sizes, backend=backend, kept=kept)
     seeds = [first, *(one for one, _ in workers.at_once(others, range(1, sizes.seeds), backend, tick))]
-    found = {name: [one[name] for one in seeds if name in one] for name in first}
-    return {"frr": found, "lr": kept, "paper": PAPER}
+    frr = {name: [one[name] for one in seeds if name in one] for name in first}
+    return {"frr": frr, "lr": kept, "paper": PAPER}
 
 
 def of_seed(
@@ -86,30 +86,30 @@ def of_seed(
     """FRR of each method at both levels, and the learning rates that baselines kept; `kept` if they are known."""
     truth = model.imbalanced(seed)
     X = truth.draw(0, sizes.rows).X
-    found: dict[str, list[float]] = {}
+    frr: dict[str, list[float]] = {}
     best = dict(kept or {})
     for name, given in VARIANTS.items():
         if name == WRONG and seed >= sizes.few:
             continue
         tick(f"{name}, seed {seed}")
         config = recipe.default(truth.d, width=sizes.M, steps=sizes.steps, seed=seed, dtype="float32", **given)
-        found[name] = rates(training.train(X, config, backend).neurons, truth.V)
+        frr[name] = rates(training.train(X, config, backend).neurons, truth.V)
     for name, given in BASELINES.items():
-        tried = {}
+        frr_by_rate = {}
         for lr in sizes.lr if kept is None else (kept[name],):
             tick(f"{name}, lr {lr:g}, seed {seed}")
             baseline = BaselineConfig(width=sizes.M, steps=sizes.steps, seed=seed, lr=lr, dtype="float32", **given)
-            tried[lr] = rates(trained(X, baseline, backend), truth.V)
-        best[name] = max(tried, key=lambda lr: sum(tried[lr]))
-        found[name] = tried[best[name]]
+            frr_by_rate[lr] = rates(trained(X, baseline, backend), truth.V)
+        best[name] = max(frr_by_rate, key=lambda lr: sum(frr_by_rate[lr]))
+        frr[name] = frr_by_rate[best[name]]
     for k in KS if seed < sizes.few else ():
         tick(f"TopK, K = {k}, from the truth and tied, seed {seed}")
         given = {"width": truth.n, "steps": sizes.steps, "seed": seed, "dtype": "float32"}
         baseline = BaselineConfig(method="topk", k=k, **given)
-        found[FROM_TRUTH.format(k)] = rates(trained(X, baseline, backend, truth.V), truth.V)
+        frr[FROM_TRUTH.format(k)] = rates(trained(X, baseline, backend, truth.V), truth.V)
         config = GBAConfig(lr=1e-2, lr_decay=0.5, **given | {"width": sizes.M})
-        found[TIED.format(k)] = rates(tied(X, config, k), truth.V)
-    return found, best
+        frr[TIED.format(k)] = rates(tied(X, config, k), truth.V)
+    return frr, best
 
 
 def trained(X: Array, config: BaselineConfig, backend: str, W: Array | None = None) -> Array:
@@ -171,10 +171,10 @@ def verdict(data: dict[str, Any]) -> Verdict:
     best = max(rest, key=lambda name: sum(mean(data, name)))
     return Verdict(
         claims,
-        f"at cosine 0.8 / 0.9 GBA recovers {shares(gba)} (paper 100 / 100%), TopK at K = 20, "
-        f"30, 50 {told(top)} (paper 100 / 98.4, 98.4 / 24.2, 94.5 / 23.4%), in GBA's tied network {told(tied)}; begun "
-        f"as the features it keeps {told(truth)}. GBA in a wrong range {shares(wrong)} (paper 38.3 / 3.9%); of the "
-        f"others {best} does best, {shares(mean(data, best))}.",
+        f"at cosine 0.8 / 0.9 GBA recovers {shares(gba)} (paper 100 / 100%), TopK at K = "
+        f"20, 30, 50 {listed(top)} (paper 100 / 98.4, 98.4 / 24.2, 94.5 / 23.4%), in GBA's tied network "
+        f"{listed(tied)}; begun as the features it keeps {listed(truth)}. GBA in a wrong range {shares(wrong)} (paper "
+        f"38.3 / 3.9%); of the others {best} does best, {shares(mean(data, best))}.",
     )
 
 
@@ -183,7 +183,7 @@ def shares(at: tuple[float, float]) -> str:
     return f"{100 * at[0]:.1f} / {at[1]:.1%}"
 
 
-def told(means: list[tuple[float, float]]) -> str:
+def listed(means: list[tuple[float, float]]) -> str:
     """FRR at both levels of several."""
     return ", ".join(map(shares, means))
 

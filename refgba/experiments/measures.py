@@ -53,8 +53,8 @@ def _crossing(x: Sequence[float], y: Sequence[float], out: int, within: int, lev
 
 def decades(x: Sequence[float], y: Sequence[float], level: float) -> float:
     """The length in decades of x of the interval that `edges` gives; 0 where there is none."""
-    found = edges(x, y, level)
-    return float(np.log10(found[1] / found[0])) if found else 0.0
+    interval = edges(x, y, level)
+    return float(np.log10(interval[1] / interval[0])) if interval else 0.0
 
 
 def power(x: Sequence[float], y: Sequence[float]) -> float | None:

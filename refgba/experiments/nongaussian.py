@@ -35,7 +35,7 @@ TAKES_DATA = False
 CENTRED = "Modified BA, rows centred, for V - mean"
 RELATIVE = "GBA, for V - mean"
 METHODS = ("Modified BA", CENTRED, "GBA", RELATIVE)
-OWN_NOISE = 0.3  # standard deviation of the entries that a low-rank feature has of its own, beside 1
+OWN_NOISE = 0.3  # A low-rank feature also has entries of its own, of this standard deviation beside 1.
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def draw(law: str, n: int, d: int, seed: int) -> Array:
 
 def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
     """Of each law and seed every feature's largest |cos| to another, and of each method that to the nearest neuron."""
-    found: dict[str, dict[str, list[list[float]]]] = {}
+    by_law: dict[str, dict[str, list[list[float]]]] = {}
     for law in sizes.laws:
-        found[law] = {name: [] for name in ("coherence", *METHODS)}
+        by_law[law] = {name: [] for name in ("coherence", *METHODS)}
         for seed in range(sizes.seeds):
             tick(f"{law}, seed {seed}")
             V = draw(law, sizes.n, sizes.d, seed)
@@ -101,14 +101,14 @@ def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
             config = recipe.default(
                 sizes.d, width=sizes.M, steps=sizes.steps, batch=sizes.batch, seed=seed, dtype="float32"
             )  # fmt: skip
-            found[law]["coherence"].append(coherence(V).round(4).tolist())
-            found[law]["Modified BA"].append(measures.nearest(V, climbed))
-            found[law][CENTRED].append(measures.nearest(V - V.mean(axis=0), centred))
+            by_law[law]["coherence"].append(coherence(V).round(4).tolist())
+            by_law[law]["Modified BA"].append(measures.nearest(V, climbed))
+            by_law[law][CENTRED].append(measures.nearest(V - V.mean(axis=0), centred))
             trained = training.train(X, config, backend).neurons
-            found[law]["GBA"].append(measures.nearest(V, trained))
-            found[law][RELATIVE].append(measures.nearest(V - V.mean(axis=0), trained))
-    # What V1 is held against in `identifiability`: what Gaussian features of this shape reach.
-    return {"laws": found, "threshold": float(np.sqrt(4 * np.log(sizes.n) / sizes.d))}
+            by_law[law]["GBA"].append(measures.nearest(V, trained))
+            by_law[law][RELATIVE].append(measures.nearest(V - V.mean(axis=0), trained))
+    # `identifiability` compares V1 with what Gaussian features of this shape reach.
+    return {"laws": by_law, "threshold": float(np.sqrt(4 * np.log(sizes.n) / sizes.d))}
 
 
 def coherence(V: Array) -> Float64:
@@ -133,7 +133,7 @@ def incoherence(data: dict[str, Any], law: str) -> float:
 def verdict(data: dict[str, Any]) -> Verdict:
     """Does each method keep its recovery under every law that is as incoherent as Gaussian features are?
 
-    What happens beyond is told, but not judged: incoherence is said to be enough, not to be needed.
+    What happens beyond is reported, but not judged: incoherence is said to be enough, not to be needed.
     """
     laws, threshold = list(data["laws"]), data["threshold"]
     incoherent = [law for law in laws if incoherence(data, law) <= threshold]
@@ -171,14 +171,14 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
         Picture(
             f"Recovery under laws of V other than the theory's: {where}",
             f"Above, bars of FRR at cosine {measures.TAU} for Modified BA and GBA, each also against features without "
-            "their mean, for each law of the features, with a point a seed; below, the incoherence of each law against "
-            "what Gaussian features reach.",
+            "their mean, for each law of the features, with one point per seed; below, the incoherence of each law "
+            "against what Gaussian features reach.",
             lambda figure: _by_law(figure, data),
             (9, 6),
         ),
         Picture(
             f"Feature by feature, GBA: {where}",
-            "Scatter plots, one a law: each feature's largest cosine to another feature across, the cosine of its "
+            "Scatter plots, one per law: each feature's largest cosine to another feature across, the cosine of its "
             "nearest neuron upwards, with a line at the cosine from which it counts as recovered.",
             lambda figure: _by_feature(figure, data),
             (10, 0.8 + 2.5 * rows),

@@ -29,12 +29,12 @@ QUESTION = (
     "Theorem 6.1, which is narrow in heavy superposition (d < sqrt n) and wide in light (d > sqrt n)."
 )
 TAKES_DATA = False
-HALF = 0.5  # the FRR that marks the edges of a band, whose dependence on n is compared with the theorem's
+HALF = 0.5  # This FRR marks the edges of a band, whose dependence on n is compared with the theorem's.
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Settings: s features a row.  The (d, p) map has n features; of the (n, p) maps one has d = few, one d = n / 2.
+    """Settings: s features per row.  The (d, p) map has n features; of the (n, p) maps one has d = few, one d = n / 2.
 
     So the first crosses d = sqrt n and the second stays on its light side, as the theorem's limits without d ask for.
     """
@@ -115,10 +115,10 @@ def _map(name: str, places: list[tuple[int, int]], sizes: Sizes, backend: str | 
             W = training.neurons(M, d, seed)
             chance[-1].append(measures.recovery(measures.nearest(V, W)))
             if backend:
-                found = [_ba(X, M, q, seed, sizes, backend) for q in p]
+                neurons = [_ba(X, M, q, seed, sizes, backend) for q in p]
             else:
-                found = [training.climb(X, W, q, sizes.steps) for q in p]
-            frr[-1].append([measures.recovery(measures.nearest(V, w)) for w in found])
+                neurons = [training.climb(X, W, q, sizes.steps) for q in p]
+            frr[-1].append([measures.recovery(measures.nearest(V, w)) for w in neurons])
     return {
         "n": [n for n, _ in places],
         "d": [d for _, d in places],
@@ -155,9 +155,9 @@ def widths(measured: dict[str, Any]) -> list[float]:
 
 def exponents(measured: dict[str, Any]) -> tuple[float | None, float | None]:
     """How the band's edges, at FRR HALF, move with n: k of p ~ n^k, of the lower one and of the upper one."""
-    found = [measures.edges(measured["p"], curve, HALF) for curve in mean(measured).tolist()]
-    at = [n for n, pair in zip(measured["n"], found, strict=True) if pair]
-    pairs = [pair for pair in found if pair]
+    bands = [measures.edges(measured["p"], curve, HALF) for curve in mean(measured).tolist()]
+    at = [n for n, pair in zip(measured["n"], bands, strict=True) if pair]
+    pairs = [pair for pair in bands if pair]
     return measures.power(at, [low for low, _ in pairs]), measures.power(at, [high for _, high in pairs])
 
 
@@ -187,7 +187,7 @@ def verdict(data: dict[str, Any]) -> Verdict:
     }
     opens = f"first at d = {first} = {first / n**0.5:.1f} sqrt n" if first else "at no d"
     at_lowest, at_lowest_modified = mean(ba)[-1][0], mean(modified)[-1][0]
-    least = "at least " if at_lowest >= measures.RECOVERED else ""  # the band goes on below the lowest p
+    least = "at least " if at_lowest >= measures.RECOVERED else ""  # The band goes on below the lowest p.
     passing = " as biases pass through the band on their way down" if at_lowest > at_lowest_modified + 0.2 else ""
     return Verdict(
         claims,
@@ -204,8 +204,8 @@ def verdict(data: dict[str, Any]) -> Verdict:
 
 def lower_edges(data: dict[str, Any]) -> tuple[float | None, float | None]:
     """The lower edge of the band, at FRR HALF, with fewer rows and with more."""
-    found = [measures.edges(m["p"], mean(m)[0].tolist(), HALF) for m in data["lower"]["modified"]]
-    fewer, more = (pair[0] if pair else None for pair in found)
+    bands = [measures.edges(m["p"], mean(m)[0].tolist(), HALF) for m in data["lower"]["modified"]]
+    fewer, more = (pair[0] if pair else None for pair in bands)
     return fewer, more
 
 

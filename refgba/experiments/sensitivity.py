@@ -34,10 +34,10 @@ QUESTION = (
 TAKES_DATA = True
 METHODS = ("GBA", "TopK")
 LOWERED = "GBA, lowered"
-KNOWN_K = 20  # TopK's on the imbalanced set: there it recovers most in the paper
-WINDOW = 4  # learning rates, next to one another, that span a factor of about 30
+KNOWN_K = 20  # TopK gets this K on the imbalanced set, where it recovers most in the paper.
+WINDOW = 4  # So many neighbouring learning rates span a factor of about 30.
 MEASURED = {"fvu": "FVU on held-out rows", "alive": "share of neurons alive", "frr": f"FRR({LEVELS[-1]})"}
-STEADY = {"fvu": 0.05, "frr": 0.05}  # a move up to this matters little: relative, difference
+STEADY = {"fvu": 0.05, "frr": 0.05}  # A move up to this matters little: relative, difference.
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
             tick(f"{method}, {setting:g}, seed {seed}")
             params, seconds = trained(feed.minibatches(real.train, config), real.train.d, config, backend)
             evaluation = evaluate(params, config, backends.load_for(backend, config), real.judged(config))
-            found: dict[str, Any] = judged(evaluation) | {"seconds": round(seconds, 3)}
+            point: dict[str, Any] = judged(evaluation) | {"seconds": round(seconds, 3)}
             params, seconds = trained(gba.minibatches(X, known), truth.d, known, backend)
-            found |= {
-                "alive": round(1 - found["dead"], 5),
+            point |= {
+                "alive": round(1 - point["dead"], 5),
                 "frr": rates(params.V, truth.V),
                 "known_seconds": round(seconds, 3),
             }
-            points.append({"method": method, "setting": setting, "seed": seed} | found)
+            points.append({"method": method, "setting": setting, "seed": seed} | point)
     return {"data": real.about(), "points": points}
 
 
@@ -176,12 +176,12 @@ def over_rates(data: dict[str, Any], method: str) -> tuple[float, float, Float64
 def verdict(data: dict[str, Any]) -> Verdict:
     """Is GBA's FVU as steady as TopK's over 30-fold rates, its FRR as high, and is either the same from any start?"""
     (fvu, alive, frr), (topk_fvu, topk_alive, topk_frr) = (over_rates(data, method) for method in METHODS)
-    start, found = means(data, LOWERED, "fvu"), means(data, LOWERED, "frr")
+    start, start_frr = means(data, LOWERED, "fvu"), means(data, LOWERED, "frr")
     claims = {
         "over 30-fold learning rates GBA's FVU moves no more than TopK's": fvu <= topk_fvu,
         "GBA at its worst rate recovers as much as TopK at its worst": bool(frr.min() >= topk_frr.min()),
         f"where biases begin moves FVU by {STEADY['fvu']:.0%} at most": factor(start) <= STEADY["fvu"],
-        f"where biases begin moves recovery by {STEADY['frr']:.0%} at most": gap(found) <= STEADY["frr"],
+        f"where biases begin moves recovery by {STEADY['frr']:.0%} at most": gap(start_frr) <= STEADY["frr"],
     }
     c, best = curve(data, LOWERED, "fvu")[0], int(start.argmin())
     ratio = np.median(time_ratio(data, "seconds")[:, best])
@@ -190,8 +190,8 @@ def verdict(data: dict[str, Any]) -> Verdict:
         f"over the 30-fold rates that suit each best FVU moves by {fvu:.0%} in GBA (at least "
         f"{alive:.0%} alive) and {topk_fvu:.0%} in TopK ({topk_alive:.0%}), FRR(0.9) is {frr.min():.0%} to "
         f"{frr.max():.0%} and {topk_frr.min():.0%} to {topk_frr.max():.0%}; where biases begin moves FVU by "
-        f"{factor(start):.0%}, FRR by {gap(found):.0%} of the features: FVU is best at c = {c[best]:g}, "
-        f"{start[best]:.3f} for {start[0]:.3f}, FRR {found[best]:.0%} for {found[0]:.0%}, in "
+        f"{factor(start):.0%}, FRR by {gap(start_frr):.0%} of the features: FVU is best at c = {c[best]:g}, "
+        f"{start[best]:.3f} for {start[0]:.3f}, FRR {start_frr[best]:.0%} for {start_frr[0]:.0%}, in "
         f"{ratio:.2f} of the CPU time.",
     )
 

@@ -137,13 +137,13 @@ def verdict(data: dict[str, Any]) -> Verdict:
         and all(a < b for (_, a), (_, b) in pairwise(reached)),
         "it takes more by the factor of the bound": grows_so,
     }
-    told = ", ".join(f"{m:.0f} for s = {s}" for s, m in reached) or "more than was tried"
+    widths = ", ".join(f"{m:.0f} for s = {s}" for s, m in reached) or "more than was tried"
     short = f" (s = {', '.join(map(str, missed))}: not with {largest})" if missed else ""
     steps = settings["after"]
     return Verdict(
         claims,
         f"at n = {settings['n']}, d = {settings['d']}, p = {p[k]} FRR({measures.TAU}) of "
-        f"{measures.RECOVERED:.0%} takes M = {told}{short}, {_times(factor)} as many for each further feature in a "
+        f"{measures.RECOVERED:.0%} takes M = {widths}{short}, {_times(factor)} as many for each further feature in a "
         f"row after {steps[-1]} steps and {_times(early)} after {steps[0]}, where the bound says "
         f"{1 / p[k]:.0f} times; the bound, from {min(bound):.1e} to {max(bound):.1e}, is "
         f"{'enough' if enough else 'not enough'}"

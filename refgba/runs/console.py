@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import click
 import numpy as np
 
 from refgba.errors import InputError
+from refgba.runs import interrupts
 from refgba.runs.demo import Demo
 from refgba.runs.launch import Launch
 from refgba.runs.log import Progress
@@ -22,7 +23,16 @@ from refgba.theory import Band, resonance_band
 
 
 class Commands(click.Group):
-    """Turns a mistake in the input into one line and exit status 2, a failed run into one line and 1."""
+    """Turns a mistake in the input into one line and exit status 2, a failed run into one line and 1.
+
+    Ctrl-C is one line and `interrupts.STATUS`, and nothing else is taken for it.
+    """
+
+    def main(self, args: Sequence[str] | None = None, *others: Any, **named: Any) -> Any:
+        """Run the program, or in Python a command with these arguments."""
+        if args is None:
+            interrupts.quiet()
+        return super().main(args, *others, **named)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
@@ -40,6 +50,11 @@ class Commands(click.Group):
         except Stopped as stopped:
             click.echo(f"\n{stopped}", err=True)
             ctx.exit(128 + stopped.number)
+        except KeyboardInterrupt:
+            click.echo(f"\n{interrupts.ABORTED}", err=True)
+            ctx.exit(interrupts.STATUS)
+        except EOFError as error:  # click would take it for Ctrl-C
+            _fail(ctx, f"something that was read ended too early ({error})", 1)
         except MemoryError as error:
             _fail(ctx, f"not enough memory ({error})", 1)
         except BrokenPipeError:
