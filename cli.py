@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import click
 
@@ -395,8 +395,7 @@ def oracle_record(
 ) -> None:  # fmt: skip
     """Record a trace of the reference in float64, on synthetic rows: every quantity of every step."""
     traces.refuse_existing(out)
-    config = Request(flags, "gba", recipe, config_file).config(d, **traces.SMALL)
-    assert isinstance(config, GBAConfig)
+    config = cast(GBAConfig, Request(flags, "gba", recipe, config_file).config(d, **traces.SMALL))
     trace = traces.example(config, d, first)
     traces.write_trace(trace, out)
     click.echo(f"Wrote {out}: {trace.steps} steps of {config.width} neurons, d = {d}, {len(trace.arrays)} arrays")

@@ -6,6 +6,7 @@ cli -> experiments -> report, oracle -> runs -> formats -> data -> backends -> b
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,13 +145,32 @@ def test_no_file_is_too_long():
 
 
 def decides_by_method(node: ast.AST) -> bool:
-    """Whether an expression asks a settings object for its class, or compares its method with a name."""
+    """Whether an expression asks settings or parameters for their class, or compares a method with a name."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
         asked = ast.unparse(node.args[1])
         return "Config" in asked or "baselines." in asked or asked in {"Params", "gba.State", "State"}
     if isinstance(node, ast.Compare):
-        return any(ast.unparse(side) in {"method", "config.method"} for side in (node.left, *node.comparators))
+        sides = (node.left, *node.comparators)
+        literals = (ast.Constant, ast.Tuple, ast.List, ast.Set)
+        literal = any(isinstance(side, literals) and ast.unparse(side) != "None" for side in sides)
+        return literal and any(re.fullmatch(r"(.*[.])?method", ast.unparse(side)) for side in sides)
     return False
+
+
+@pytest.mark.parametrize(
+    ("code", "decides"),
+    [
+        ("isinstance(config, GBAConfig)", True),
+        ("isinstance(state.params, baselines.Params)", True),
+        ("config.method == 'topk'", True),
+        ("method not in ('gba', 'ba')", True),
+        ("row['method'] == method", False),
+        ("self.method is None", False),
+        ("isinstance(value, dict)", False),
+    ],
+)
+def test_a_decision_by_method_is_recognised(code, decides):
+    assert decides_by_method(ast.parse(code, mode="eval").body) is decides
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -244,6 +244,4 @@ def _step(backend: Backend, state: Any, rows: Value) -> dict[str, Any]:
 
 
 def _exported(backend: Backend, state: Any) -> dict[str, Value]:
-    exported = backend.export(state)
-    assert isinstance(exported, gba.State)
-    return state_arrays(exported)
+    return state_arrays(cast(gba.State, backend.export(state)))
