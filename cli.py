@@ -620,19 +620,27 @@ def data_info(store: Path, as_json: bool) -> None:
     "--dtype", type=click.Choice(["float64", "float32"]), default="float64", help="arithmetic to train in: as `train`"
 )
 @click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
+@click.option("--drop-below", default=0.0, metavar="SHARE", help="skip rows with less than this of the median norm")
 @_json
-def data_verify(store: Path, dtype: str, drop_zero_rows: bool, as_json: bool) -> None:
+def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float, as_json: bool) -> None:
     """Read all of STORE: checksums, shapes, and whether every row is finite and has a direction."""
     opened = open_store(store)
     with _counting("checking", len(opened)) as tick:
-        found = inspection.verify(opened, dtype, drop_zero_rows, tick)
+        found = inspection.verify(opened, dtype, drop_zero_rows, tick, drop_below)
     if as_json:
         return click.echo(json.dumps(found))
-    dropped = f", {found['dropped']} rows of zeros besides" if found["dropped"] else ""
+    zeros = found["dropped"] - found["faint_dropped"]
+    dropped = f", {zeros} rows of zeros besides" if zeros else ""
+    dropped += f", {found['faint_dropped']} rows below {drop_below:g} of the median norm besides" * (drop_below > 0)
     click.echo(
         f"{store}: {found['rows']} rows are sound{dropped}; {found['checksums']} of {found['shards']} shards have a "
         "checksum, and match it"
     )
+    if found["faint"]:
+        click.echo(
+            f"{found['faint']} of these rows have a norm under a thousandth of the median, {found['median_norm']:.3g}, "
+            "and count in full once they are scaled; --drop-below 0.001 skips them"
+        )
     return None
 
 
