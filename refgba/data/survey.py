@@ -7,7 +7,9 @@ evaluation does.
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -46,25 +48,29 @@ class Survey:
 class _Norms:
     """How many norms there are of each size, 64 sizes per octave: enough for quantiles to within 1%."""
 
-    PER_OCTAVE, LOWEST = 64, -1100  # log2 of the smallest number above 0 is -1074
+    PER_OCTAVE = 64
 
     def __init__(self) -> None:
-        self.counts = np.zeros(0, np.int64)
+        self.counts: Counter[int] = Counter()  # by the size
 
     def add(self, norm: Float64, sign: int = 1) -> None:
         """Count norms above 0, or with the sign -1 no longer."""
-        size = ((np.log2(norm) - self.LOWEST) * self.PER_OCTAVE).astype(np.int64)
-        counts = np.bincount(size, minlength=len(self.counts))
-        self.counts = np.pad(self.counts, (0, len(counts) - len(self.counts))) + sign * counts
+        sizes, counts = np.unique(np.floor(np.log2(norm) * self.PER_OCTAVE).astype(np.int64), return_counts=True)
+        self.counts.update(dict(zip(sizes.tolist(), (sign * counts).tolist(), strict=True)))
 
     def median(self) -> float:
         """The median, as the middle of its size; of an even number the lower one."""
-        size = int(np.searchsorted(np.cumsum(self.counts), (self.counts.sum() + 1) // 2))
-        return float(2.0 ** ((size + 0.5) / self.PER_OCTAVE + self.LOWEST))
+        left = (self.counts.total() + 1) // 2
+        for size in sorted(self.counts):
+            left -= self.counts[size]
+            if left <= 0:
+                break
+        return float(2.0 ** ((size + 0.5) / self.PER_OCTAVE))
 
     def under(self, norm: float) -> int:
         """How many are smaller, by their sizes."""
-        return int(self.counts[: max(0, int((np.log2(norm) - self.LOWEST) * self.PER_OCTAVE))].sum())
+        limit = math.floor(math.log2(norm) * self.PER_OCTAVE)
+        return sum(count for size, count in self.counts.items() if size < limit)
 
 
 class Check:
