@@ -250,20 +250,16 @@ def data_info(store: Path, as_json: bool) -> None:
     "--dtype", type=click.Choice(["float64", "float32"]), default="float64", help="arithmetic to train in: as `train`"
 )
 @click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
+@click.option("--drop-below", default=0.0, metavar="SHARE", help="skip rows with less than this of the median norm")
 @json_option
-def data_verify(store: Path, dtype: str, drop_zero_rows: bool, as_json: bool) -> None:
+def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float, as_json: bool) -> None:
     """Read all of STORE: checksums, shapes, and whether every row is finite and has a direction."""
     opened = open_store(store)
     with console.counting("checking", len(opened)) as tick:
-        facts = inspection.verify(opened, dtype, drop_zero_rows, tick)
+        facts = inspection.verify(opened, dtype, drop_zero_rows, tick, drop_below)
     if as_json:
         return click.echo(json.dumps(facts))
-    dropped = f", {facts['dropped']} rows of zeros besides" if facts["dropped"] else ""
-    click.echo(
-        f"{store}: {facts['rows']} rows are sound{dropped}; {facts['checksums']} of {facts['shards']} shards have a "
-        "checksum, and match it"
-    )
-    return None
+    return console.show_soundness(store, facts, drop_below)
 
 
 @data_group.command("pack")

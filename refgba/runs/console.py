@@ -172,6 +172,22 @@ def show_bands(band: Band, frequencies: Band) -> None:
     )
 
 
+def show_soundness(store: Path, facts: dict[str, Any], drop_below: float) -> None:
+    """What `refgba data verify` found in a store; drop_below: the share of the median norm below which rows go."""
+    zeros = facts["dropped"] - facts["faint_dropped"]
+    dropped = f", {zeros} rows of zeros besides" if zeros else ""
+    dropped += f", {facts['faint_dropped']} rows below {drop_below:g} of the median norm besides" * (drop_below > 0)
+    click.echo(
+        f"{store}: {facts['rows']} rows are sound{dropped}; {facts['checksums']} of {facts['shards']} shards have a "
+        "checksum, and match it"
+    )
+    if facts["faint"]:
+        click.echo(
+            f"{facts['faint']} of these rows have a norm under a thousandth of the median, {facts['median_norm']:.3g}, "
+            "and count in full once they are scaled; --drop-below 0.001 skips them"
+        )
+
+
 def show_store(path: Path, facts: dict[str, Any]) -> None:
     """A store of activations, by its `refgba.data.pack.info`."""
     fewest, most = facts["rows_per_shard"]
