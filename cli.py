@@ -9,7 +9,7 @@ from __future__ import annotations
 from refgba.runs import interrupts  # isort: split
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -386,15 +386,22 @@ def oracle_group() -> None:
 @click.option("--seed", type=int, help=f"of weights and rows  [default: {traces.SMALL['seed']}]")
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="what passes an open gate")
 @click.option("--untied/--tied", default=None, help="a decoder of its own")
+@click.option("--ties", is_flag=True, help="decisions exactly at their limits, with settings of its own")
 def oracle_record(
-    out: Path, recipe: str, config_file: Path | None, d: int, first: int | None, **flags: Any
+    out: Path, recipe: str, config_file: Path | None, d: int, first: int | None, ties: bool, **flags: Any
 ) -> None:  # fmt: skip
     """Record a trace of the reference in float64, on synthetic rows: every quantity of every step."""
     traces.refuse_existing(out)
-    config = cast(GBAConfig, Request(flags, "gba", recipe, config_file).config(d, **traces.SMALL))
-    trace = traces.example(config, d, first)
+    if ties:
+        if config_file is not None or first is not None or any(value is not None for value in flags.values()):
+            raise InputError("--ties has settings of its own; no other can be given")
+        trace = traces.ties()
+    else:
+        config = cast(GBAConfig, Request(flags, "gba", recipe, config_file).config(d, **traces.SMALL))
+        trace = traces.example(replace(config, dtype="float64"), d, first)
     traces.write_trace(trace, out)
-    click.echo(f"Wrote {out}: {trace.steps} steps of {config.width} neurons, d = {d}, {len(trace.arrays)} arrays")
+    neurons = f"{trace.config.width} neurons, d = {trace.d}"
+    click.echo(f"Wrote {out}: {trace.steps} steps of {neurons}, {len(trace.arrays)} arrays")
 
 
 @oracle_group.command("check")
