@@ -17,7 +17,7 @@ from typing import Any, get_args
 import click
 
 from refgba import __version__, backends, experiments, formats, model, oracle, report, theory
-from refgba.config import GBAConfig
+from refgba.config import LARGEST, GBAConfig
 from refgba.data import files, pack, synthetic
 from refgba.data.store import DTYPES, open_store
 from refgba.errors import InputError
@@ -29,6 +29,8 @@ from refgba.runs import console, demo, folder, judging, launch
 from refgba.runs.options import json_option, request_options
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
+
+COUNT = click.IntRange(1, LARGEST)
 
 
 @click.group(
@@ -291,13 +293,13 @@ def data_pack(
 @click.option("-o", "--out", type=Path, required=True, help="folder for X.npy, V.npy and model.json")
 @click.option("--kind", type=click.Choice(synthetic.KINDS), default="imbalanced", help="which features a row holds")
 @click.option("--rows", default=100_000, help="N")
-@click.option("--n", default=128, help="number of features")
-@click.option("--d", default=42, help="dimensions")
-@click.option("--s", "sparsity", type=int, multiple=True, help="uniform, imbalanced: features per row; may repeat")
+@click.option("--n", type=COUNT, default=128, help="number of features")
+@click.option("--d", type=COUNT, default=42, help="dimensions")
+@click.option("--s", "sparsity", type=COUNT, multiple=True, help="uniform, imbalanced: features per row; may repeat")
 @click.option("--frequency", default=0.05, help="independent, zipf, pairs: mean frequency; hierarchy: of a parent")
 @click.option("--exponent", default=1.0, help="zipf: how fast frequencies fall")
 @click.option("--rho-2", default=0.2, help="pairs: how often the partner of a feature is there too")
-@click.option("--children", type=click.IntRange(min=1), default=3, help="hierarchy: children per parent")
+@click.option("--children", type=COUNT, default=3, help="hierarchy: children per parent")
 @click.option("--p-child", default=0.3, help="hierarchy: how often a child is there when its parent is")
 @click.option("--weights", type=click.Choice(list(model.WEIGHTS)), default="constant", help="law of the entries of H")
 @click.option("--features", type=click.Choice(list(model.FEATURES)), default="gaussian", help="law of V")
@@ -321,14 +323,14 @@ def synth(out: Path, as_json: bool, keep_h: bool, rows: int, **described: Any) -
 
 
 @main.command("theory")
-@click.option("--n", required=True, type=int, help="number of features")
-@click.option("--d", required=True, type=int, help="dimensions")
-@click.option("--s", required=True, type=int, help="features per row")
+@click.option("--n", required=True, type=COUNT, help="number of features")
+@click.option("--d", required=True, type=COUNT, help="dimensions")
+@click.option("--s", required=True, type=COUNT, help="features per row")
 @click.option("--p", type=float, help="a frequency to judge and, with --simulate, to run  [default: 1 / n]")
 @click.option("--simulate", is_flag=True, help="run Modified BA at --p and print what it recovers, step by step")
-@click.option("--width", type=click.IntRange(min=1), default=2048, help="simulate: M")
-@click.option("--rows", type=click.IntRange(min=2), default=50_000, help="simulate: N")
-@click.option("--steps", type=click.IntRange(min=1), default=5, help="simulate: steps")
+@click.option("--width", type=COUNT, default=2048, help="simulate: M")
+@click.option("--rows", type=click.IntRange(2, LARGEST), default=50_000, help="simulate: N")
+@click.option("--steps", type=COUNT, default=5, help="simulate: steps")
 @click.option("--eta", default=float("inf"), help="simulate: step size")
 @click.option("--activation", type=click.Choice(["jumprelu", "relu"]), default="jumprelu", help="simulate: phi")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="simulate: seed of data and weights")

@@ -19,6 +19,9 @@ from refgba.runs.launch import Launch
 from refgba.runs.trainer import Progress, Stopped, TrainingError, signals
 from refgba.theory import Band, resonance_band
 
+# So NumPy's errors begin for arrays larger than it can count, where smaller ones are a MemoryError.
+BEYOND_NUMPY = ("Maximum allowed dimension exceeded", "Maximum allowed size exceeded", "array is too big")
+
 
 class Commands(click.Group):
     """Turns a mistake in the input into one line and exit status 2, a failed run into one line and 1.
@@ -51,6 +54,10 @@ class Commands(click.Group):
             _fail(ctx, f"something that was read ended too early ({error})", 1)
         except MemoryError as error:
             _fail(ctx, f"not enough memory ({error})", 1)
+        except ValueError as error:
+            if not str(error).startswith(BEYOND_NUMPY):
+                raise
+            _fail(ctx, f"not enough memory on any machine ({error})", 1)
         except BrokenPipeError:
             raise  # click ends quietly
         except OSError as error:
