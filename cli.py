@@ -95,7 +95,7 @@ def train(
     if as_json:
         return click.echo(json.dumps(result))
     console.show_result(result)
-    click.echo(
+    console.line(
         f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  "
         f"On other data: {console.program()} evaluate {run.path} DATA"
     )
@@ -152,8 +152,8 @@ def report_command(
 ) -> None:  # fmt: skip
     """One HTML page about RUNS: how well they did, what to look at, curves, frequencies, and a table of all neurons."""
     gathered = gather(runs, data, rows, truth, labels, drop_zero_rows, backend, console.counting)
-    files.write(out, report.report(gathered).encode())
-    click.echo(f"Wrote {out}")
+    files.write(out, report.report(gathered).encode(errors="backslashreplace"))
+    console.line(f"Wrote {out}")
 
 
 @main.command()
@@ -179,17 +179,17 @@ def reproduce(
     rows = None if data is None or held_out is None else (data, held_out)
 
     def tick(line: str) -> None:
-        click.echo(line, err=True)
+        console.line(line, err=True)
 
     def done(outcome: experiments.Outcome) -> None:
         if not as_json:
-            click.echo(f"{outcome.name}: {outcome.verdict}")
+            console.line(f"{outcome.name}: {outcome.verdict}")
 
     outcomes = experiments.reproduce(names, out, scale, backend, rows, tick, done)
     if as_json:
         result = {o.name: {"verdict": o.verdict, "claims": o.verdict.claims, "data": o.data} for o in outcomes}
         return click.echo(json.dumps(result))
-    click.echo(f"Wrote {out / experiments.PAGE}")
+    console.line(f"Wrote {out / experiments.PAGE}")
     return None
 
 
@@ -208,7 +208,7 @@ def export(network: Path, out: Path, format: str) -> None:
     """
     opened = folder.open_network(network)
     formats.export(opened.params, opened.config, opened.provenance(), out, format)
-    click.echo(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
+    console.line(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
 
 
 @main.command("import")
@@ -222,7 +222,7 @@ def import_command(source: Path, out: Path) -> None:
     dictionary = formats.read(source)
     formats.write_npz(dictionary, {"imported": source.resolve().name}, out)
     M, d = dictionary.W_enc.shape
-    click.echo(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {INPUTS[dictionary.input]}")
+    console.line(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {INPUTS[dictionary.input]}")
 
 
 INPUTS = {"raw": "as they are", "unit": "scaled to unit norm", "sqrt_d": "scaled to norm sqrt(d)"}
@@ -257,7 +257,7 @@ def data_verify(store: Path, drop_zero_rows: bool, as_json: bool) -> None:
     if as_json:
         return click.echo(json.dumps(facts))
     dropped = f", {facts['dropped']} rows of zeros besides" if facts["dropped"] else ""
-    click.echo(
+    console.line(
         f"{store}: {facts['rows']} rows are sound{dropped}; {facts['checksums']} of {facts['shards']} shards have a "
         "checksum, and match it"
     )
@@ -285,7 +285,7 @@ def data_pack(
         )
     if as_json:
         return click.echo(json.dumps(pack.info(store)))
-    click.echo(f"Wrote {out}: {len(store)} rows of d = {store.d} in {store.dtype}, {len(store.shards)} shards")
+    console.line(f"Wrote {out}: {len(store)} rows of d = {store.d} in {store.dtype}, {len(store.shards)} shards")
     return None
 
 
@@ -317,8 +317,8 @@ def synth(out: Path, as_json: bool, keep_h: bool, rows: int, **described: Any) -
     if as_json:
         conditions = {c.name: asdict(c) for c in report.conditions}
         return click.echo(json.dumps({"out": str(out), "rows": rows, "conditions": conditions}))
-    click.echo(f"Wrote {rows} rows to {out}.  Section 5 asks:")
-    click.echo(str(report))
+    console.line(f"Wrote {rows} rows to {out}.  Section 5 asks:")
+    console.lines(str(report))
     return None
 
 
@@ -348,11 +348,11 @@ def theory_command(n: int, d: int, s: int, p: float | None, simulate: bool, as_j
         bands = {"band": asdict(band), "frequency_band": asdict(frequencies), "superposition": side}
         at_p = {"p": p, "inside": inside, "width": width if isfinite(width) else None, "frr": recovered}
         return click.echo(json.dumps(bands | at_p))
-    click.echo(f"n = {n}, d = {d}, s = {s}: {side} superposition (d against sqrt n = {n**0.5:.1f})")
+    console.line(f"n = {n}, d = {d}, s = {s}: {side} superposition (d against sqrt n = {n**0.5:.1f})")
     console.show_bands(band, frequencies)
-    click.echo(f"at p = {p:.4g}, {'inside' if inside else 'outside'} the band, width M >~ {width:.3g}")
+    console.line(f"at p = {p:.4g}, {'inside' if inside else 'outside'} the band, width M >~ {width:.3g}")
     for step, share in enumerate(recovered, start=1):
-        click.echo(f"Modified BA, step {step}: FRR(0.9) {share:.1%}")
+        console.line(f"Modified BA, step {step}: FRR(0.9) {share:.1%}")
     return None
 
 
@@ -364,7 +364,7 @@ def backends_command(as_json: bool) -> None:
     if as_json:
         return click.echo(json.dumps({name: {"usable": why is None, "reason": why} for name, why in status.items()}))
     for name, why in status.items():
-        click.echo(f"{name:8} {'usable' if why is None else 'not usable: ' + why}")
+        console.line(f"{name:8} {'usable' if why is None else 'not usable: ' + why}")
     return None
 
 
@@ -397,7 +397,7 @@ def oracle_record(
     assert isinstance(config, GBAConfig)
     trace = traces.example(config, d, first)
     traces.write_trace(trace, out)
-    click.echo(f"Wrote {out}: {trace.steps} steps of {config.width} neurons, d = {d}, {len(trace.arrays)} arrays")
+    console.line(f"Wrote {out}: {trace.steps} steps of {config.width} neurons, d = {d}, {len(trace.arrays)} arrays")
 
 
 @oracle_group.command("check")
@@ -416,7 +416,7 @@ def oracle_check(ctx: click.Context, trace: Path, candidate: Path, tolerance: fl
     Exit status 1 when one does.  `refgba oracle format` says what a dump is.
     """
     report = traces.check(trace, candidate, tolerance)
-    click.echo(json.dumps({"agrees": report.agrees} | asdict(report)) if as_json else str(report))
+    console.lines(json.dumps({"agrees": report.agrees} | asdict(report)) if as_json else str(report))
     ctx.exit(0 if report.agrees else 1)
 
 
@@ -431,13 +431,13 @@ def oracle_dump(trace: Path, out: Path, backend: str, dtype: Dtype, starts: orac
     traces.refuse_existing(out)
     arrays = traces.dump(traces.read_trace(trace), backends.load(backend, dtype), dtype, starts)
     traces.write_candidate(arrays, starts, out)
-    click.echo(f"Wrote {out}: {len(arrays)} arrays of {backend} in {dtype}")
+    console.line(f"Wrote {out}: {len(arrays)} arrays of {backend} in {dtype}")
 
 
 @oracle_group.command("format")
 def oracle_format() -> None:
     """Print the page that describes traces and dumps."""
-    click.echo(Path(oracle.__file__).with_name("format.md").read_text(encoding="utf-8"), nl=False)
+    console.lines(Path(oracle.__file__).with_name("format.md").read_text(encoding="utf-8").removesuffix("\n"))
 
 
 interrupts.loaded()
