@@ -17,7 +17,7 @@ from typing import Any, cast, get_args
 import click
 
 from refgba import __version__, backends, experiments, formats, model, oracle, report, theory
-from refgba.config import GBAConfig
+from refgba.config import LARGEST, GBAConfig
 from refgba.data import files, inspection, pack, synthetic
 from refgba.data.store import DTYPES, open_store
 from refgba.data.writer import ShardFormat
@@ -30,6 +30,8 @@ from refgba.runs import console, demo, folder, judging, launch
 from refgba.runs.options import json_option, request_options
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
+
+COUNT = click.IntRange(1, LARGEST)
 
 
 @click.group(
@@ -94,7 +96,7 @@ def train(
     if as_json:
         return click.echo(json.dumps(result))
     console.show_result(result)
-    click.echo(
+    console.line(
         f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  "
         f"On other data: {console.program()} evaluate {run.path} DATA"
     )
@@ -151,8 +153,8 @@ def report_command(
 ) -> None:  # fmt: skip
     """One HTML page about RUNS: how well they did, what to look at, curves, frequencies, and a table of all neurons."""
     gathered = gather(runs, data, rows, truth, labels, drop_zero_rows, backend, console.counting)
-    files.write(out, report.report(gathered).encode())
-    click.echo(f"Wrote {out}")
+    files.write(out, report.report(gathered).encode(errors="backslashreplace"))
+    console.line(f"Wrote {out}")
 
 
 @main.command()
@@ -178,17 +180,17 @@ def reproduce(
     rows = None if data is None or held_out is None else (data, held_out)
 
     def tick(line: str) -> None:
-        click.echo(line, err=True)
+        console.line(line, err=True)
 
     def done(outcome: experiments.Outcome) -> None:
         if not as_json:
-            click.echo(f"{outcome.name}: {outcome.verdict}")
+            console.line(f"{outcome.name}: {outcome.verdict}")
 
     outcomes = experiments.reproduce(names, out, scale, backend, rows, tick, done)
     if as_json:
         result = {o.name: {"verdict": o.verdict, "claims": o.verdict.claims, "data": o.data} for o in outcomes}
         return click.echo(json.dumps(result))
-    click.echo(f"Wrote {out / experiments.PAGE}")
+    console.line(f"Wrote {out / experiments.PAGE}")
     return None
 
 
@@ -207,7 +209,7 @@ def export(network: Path, out: Path, format: str) -> None:
     """
     opened = folder.open_network(network)
     formats.export(opened.params, opened.config, opened.provenance(), out, format)
-    click.echo(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
+    console.line(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
 
 
 @main.command("import")
@@ -221,7 +223,7 @@ def import_command(source: Path, out: Path) -> None:
     dictionary = formats.read(source)
     formats.npz.write(dictionary, {"imported": source.resolve().name}, out)
     M, d = dictionary.W_enc.shape
-    click.echo(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {INPUTS[dictionary.input]}")
+    console.line(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {INPUTS[dictionary.input]}")
 
 
 INPUTS = {"raw": "as they are", "unit": "scaled to unit norm", "sqrt_d": "scaled to norm sqrt(d)"}
@@ -283,7 +285,7 @@ def data_pack(
         )
     if as_json:
         return click.echo(json.dumps(inspection.info(store)))
-    click.echo(f"Wrote {out}: {len(store)} rows of d = {store.d} in {store.dtype}, {len(store.shards)} shards")
+    console.line(f"Wrote {out}: {len(store)} rows of d = {store.d} in {store.dtype}, {len(store.shards)} shards")
     return None
 
 
@@ -291,13 +293,13 @@ def data_pack(
 @click.option("-o", "--out", type=Path, required=True, help="folder for X.npy, V.npy and model.json")
 @click.option("--kind", type=click.Choice(synthetic.KINDS), default="imbalanced", help="which features a row holds")
 @click.option("--rows", default=100_000, help="N")
-@click.option("--n", default=128, help="number of features")
-@click.option("--d", default=42, help="dimensions")
-@click.option("--s", "sparsity", type=int, multiple=True, help="uniform, imbalanced: features per row; may repeat")
+@click.option("--n", type=COUNT, default=128, help="number of features")
+@click.option("--d", type=COUNT, default=42, help="dimensions")
+@click.option("--s", "sparsity", type=COUNT, multiple=True, help="uniform, imbalanced: features per row; may repeat")
 @click.option("--frequency", default=0.05, help="independent, zipf, pairs: mean frequency; hierarchy: of a parent")
 @click.option("--exponent", default=1.0, help="zipf: how fast frequencies fall")
 @click.option("--rho-2", default=0.2, help="pairs: how often the partner of a feature is there too")
-@click.option("--children", type=click.IntRange(min=1), default=3, help="hierarchy: children per parent")
+@click.option("--children", type=COUNT, default=3, help="hierarchy: children per parent")
 @click.option("--p-child", default=0.3, help="hierarchy: how often a child is there when its parent is")
 @click.option("--weights", type=click.Choice(list(model.WEIGHTS)), default="constant", help="law of the entries of H")
 @click.option("--features", type=click.Choice(list(model.FEATURES)), default="gaussian", help="law of V")
@@ -315,20 +317,20 @@ def synth(out: Path, as_json: bool, keep_h: bool, rows: int, **described: Any) -
     if as_json:
         conditions = {c.name: asdict(c) for c in report.conditions}
         return click.echo(json.dumps({"out": str(out), "rows": rows, "conditions": conditions}))
-    click.echo(f"Wrote {rows} rows to {out}.  Section 5 asks:")
-    click.echo(str(report))
+    console.line(f"Wrote {rows} rows to {out}.  Section 5 asks:")
+    console.lines(str(report))
     return None
 
 
 @main.command("theory")
-@click.option("--n", required=True, type=int, help="number of features")
-@click.option("--d", required=True, type=int, help="dimensions")
-@click.option("--s", required=True, type=int, help="features per row")
+@click.option("--n", required=True, type=COUNT, help="number of features")
+@click.option("--d", required=True, type=COUNT, help="dimensions")
+@click.option("--s", required=True, type=COUNT, help="features per row")
 @click.option("--p", type=float, help="a frequency to judge and, with --simulate, to run  [default: 1 / n]")
 @click.option("--simulate", is_flag=True, help="run Modified BA at --p and print what it recovers, step by step")
-@click.option("--width", type=click.IntRange(min=1), default=2048, help="simulate: M")
-@click.option("--rows", type=click.IntRange(min=2), default=50_000, help="simulate: N")
-@click.option("--steps", type=click.IntRange(min=1), default=5, help="simulate: steps")
+@click.option("--width", type=COUNT, default=2048, help="simulate: M")
+@click.option("--rows", type=click.IntRange(2, LARGEST), default=50_000, help="simulate: N")
+@click.option("--steps", type=COUNT, default=5, help="simulate: steps")
 @click.option("--eta", default=float("inf"), help="simulate: step size")
 @click.option("--activation", type=click.Choice(["jumprelu", "relu"]), default="jumprelu", help="simulate: phi")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="simulate: seed of data and weights")
@@ -346,11 +348,11 @@ def theory_command(n: int, d: int, s: int, p: float | None, simulate: bool, as_j
         bands = {"band": asdict(band), "frequency_band": asdict(frequencies), "superposition": side}
         at_p = {"p": p, "inside": inside, "width": width if isfinite(width) else None, "frr": recovered}
         return click.echo(json.dumps(bands | at_p))
-    click.echo(f"n = {n}, d = {d}, s = {s}: {side} superposition (d against sqrt n = {n**0.5:.1f})")
+    console.line(f"n = {n}, d = {d}, s = {s}: {side} superposition (d against sqrt n = {n**0.5:.1f})")
     console.show_bands(band, frequencies)
-    click.echo(f"at p = {p:.4g}, {'inside' if inside else 'outside'} the band, width M >~ {width:.3g}")
+    console.line(f"at p = {p:.4g}, {'inside' if inside else 'outside'} the band, width M >~ {width:.3g}")
     for step, share in enumerate(recovered, start=1):
-        click.echo(f"Modified BA, step {step}: FRR(0.9) {share:.1%}")
+        console.line(f"Modified BA, step {step}: FRR(0.9) {share:.1%}")
     return None
 
 
@@ -362,7 +364,7 @@ def backends_command(as_json: bool) -> None:
     if as_json:
         return click.echo(json.dumps({name: {"usable": why is None, "reason": why} for name, why in status.items()}))
     for name, why in status.items():
-        click.echo(f"{name:8} {'usable' if why is None else 'not usable: ' + why}")
+        console.line(f"{name:8} {'usable' if why is None else 'not usable: ' + why}")
     return None
 
 
@@ -401,7 +403,7 @@ def oracle_record(
         trace = traces.example(replace(config, dtype="float64"), d, first)
     traces.write_trace(trace, out)
     neurons = f"{trace.config.width} neurons, d = {trace.d}"
-    click.echo(f"Wrote {out}: {trace.steps} steps of {neurons}, {len(trace.arrays)} arrays")
+    console.line(f"Wrote {out}: {trace.steps} steps of {neurons}, {len(trace.arrays)} arrays")
 
 
 @oracle_group.command("check")
@@ -420,7 +422,7 @@ def oracle_check(ctx: click.Context, trace: Path, candidate: Path, tolerance: fl
     Exit status 1 when one does.  `refgba oracle format` says what a dump is.
     """
     report = traces.check(trace, candidate, tolerance)
-    click.echo(json.dumps({"agrees": report.agrees} | asdict(report)) if as_json else str(report))
+    console.lines(json.dumps({"agrees": report.agrees} | asdict(report)) if as_json else str(report))
     ctx.exit(0 if report.agrees else 1)
 
 
@@ -436,13 +438,13 @@ def oracle_dump(trace: Path, out: Path, backend: str, dtype: Dtype, starts: orac
     recorded = traces.read_trace(trace)
     arrays = traces.dump(recorded, backends.load(backend, dtype), dtype, starts)
     traces.write_candidate(arrays, starts, out, recorded)
-    click.echo(f"Wrote {out}: {len(arrays)} arrays of {backend} in {dtype}")
+    console.line(f"Wrote {out}: {len(arrays)} arrays of {backend} in {dtype}")
 
 
 @oracle_group.command("format")
 def oracle_format() -> None:
     """Print the page that describes traces and dumps."""
-    click.echo(Path(oracle.__file__).with_name("format.md").read_text(encoding="utf-8"), nl=False)
+    console.lines(Path(oracle.__file__).with_name("format.md").read_text(encoding="utf-8").removesuffix("\n"))
 
 
 interrupts.loaded()

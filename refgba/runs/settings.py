@@ -77,7 +77,7 @@ class Request:
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings that a JSON file names; InputError, naming the file, for anything else."""
     try:
-        return settings_from_json(path.read_text(encoding="utf-8"))
+        return settings_from_json(path.read_text(encoding="utf-8-sig"))  # some editors begin with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     except InputError as error:
