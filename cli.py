@@ -6,7 +6,7 @@ stdout.  Exit status: 0, 1 for a run that failed, 2 for bad usage or bad input.
 
 from __future__ import annotations
 
-from refgba.runs import interrupts  # isort: split
+from refgba.runs import loading  # isort: split
 
 import json
 from dataclasses import asdict, replace
@@ -447,4 +447,4 @@ def oracle_format() -> None:
     console.lines(Path(oracle.__file__).with_name("format.md").read_text(encoding="utf-8").removesuffix("\n"))
 
 
-interrupts.loaded()
+loading.done()
