@@ -101,7 +101,7 @@ def adapt(
     group: (M,) each neuron's group, 0..K-1.  target: (K,) the TAFs p_k.  Raises InputError on an empty buffer.
 
     floor (ours): a neuron that fires less often than this share of its target is raised, too.  At the paper's 0
-    nothing brings back a neuron that still fires now and then; with 0.5 each settles between half its target and its target.
+    nothing brings back a neuron that still fires now and then; with 0.5 each settles between half its target and it.
 
     Two neurons of one group, with the target 1/4 and peaks 0.5 and 0.  The first fires on all four rows and is lowered
     by 0.1 * 0.5; the second never does and is raised by 0.1 T = 0.1 * 0.5, as the first has the only positive peak:

@@ -150,7 +150,8 @@ def explained_variance(x: Array, f: Array) -> float:
 
 def frequency(y: Array) -> Float64:
     """Activation frequencies  p_m = mean_l 1{y_m > 0}  from pre-activations y (N, M): (M,)."""
-    return np.mean(y > 0, axis=0)
+    p: Float64 = np.count_nonzero(y > 0, axis=0) / len(y)
+    return p
 
 
 def l0(y: Array) -> float:
@@ -166,8 +167,8 @@ def dead(y: Array) -> float:
 def z_score(y: Array) -> Float64:
     """(peak_m - mean_m) / std_m  of the pre-activations y (N, M), (M,) (ours); 0 where std_m is 0."""
     std = y.std(axis=0)
-    distance = y.max(axis=0) - y.mean(axis=0)
-    return np.divide(distance, std, out=np.zeros(y.shape[1]), where=std > 0)
+    z: Float64 = np.where(std > 0, (y.max(axis=0) - y.mean(axis=0)) / np.where(std > 0, std, 1), 0.0)
+    return z
 
 
 # --- against the targets ----------------------------------------------------------------------------------------------
