@@ -46,8 +46,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One process per core, each with one thread of BLAS.
 test: lint
-	$(BIN)/python -m pytest -m 'not slow and not interop'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not interop' -n auto --dist loadfile
 
 test-all: lint $(VENV)/ready-all
 	$(BIN)/python -m pytest
