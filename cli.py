@@ -215,19 +215,17 @@ def export(network: Path, out: Path, format: str) -> None:
 @main.command("import")
 @click.argument("source", type=Path)
 @click.option("-o", "--out", type=Path, required=True, help="new folder")
-def import_command(source: Path, out: Path) -> None:
-    """Make a dictionary of SOURCE, a SAELens folder (standard, jumprelu, topk), that `evaluate` takes.
+@click.option("--activation", type=click.Choice(get_args(Activation)), help="of a file's  [default: jumprelu]")
+def import_command(source: Path, out: Path, activation: Activation | None) -> None:
+    """Make a dictionary of SOURCE that `evaluate` takes.
 
-    `evaluate` reads SAELens folders as they are, too; this writes them as plain NumPy arrays.
+    SOURCE is a folder of SAELens (standard, jumprelu, topk), which `evaluate` also reads as it is, or the file in which
+    a port of GBA saved its parameters: an .npz or .safetensors with W, a, b, b_pre and, where untied, W_dec.
     """
-    dictionary = formats.read(source)
+    dictionary = formats.bring(source, activation)
     formats.npz.write(dictionary, {"imported": source.resolve().name}, out)
     M, d = dictionary.W_enc.shape
-    console.line(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {INPUTS[dictionary.input]}")
-
-
-INPUTS = {"raw": "as they are", "unit": "scaled to unit norm", "sqrt_d": "scaled to norm sqrt(d)"}
-INPUTS |= {"layer_norm": "scaled by layer norm"}
+    console.line(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {formats.INPUTS[dictionary.input]}")
 
 
 @main.group("data")
@@ -373,7 +371,7 @@ def backends_command(as_json: bool) -> None:
 
 @main.group("oracle")
 def oracle_group() -> None:
-    """For those who write GBA again: what every step must give, and where another implementation first departs."""
+    """Check another implementation of GBA: what every step must give, and which quantity is the first to differ."""
 
 
 @oracle_group.command("record")

@@ -1,4 +1,4 @@
-"""The structure: the reference is pure, arrows run one way, no circles, no doors through walls, no file too long to hold.
+"""The structure: the reference is pure, arrows run one way, no circles, no doors through walls, no file too long.
 
 cli -> experiments -> report, oracle -> runs -> formats -> data -> backends -> baselines -> the reference
 """

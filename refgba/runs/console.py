@@ -225,7 +225,8 @@ def show_store(path: Path, facts: dict[str, Any]) -> None:
     fewest, most = facts["rows_per_shard"]
     line(
         f"{path}: {facts['rows']} rows of d = {facts['d']} in {facts['dtype']}, {facts['bytes'] / 1e9:.3g} GB, "
-        f"{facts['shards']} shards of {fewest if fewest == most else f'{fewest} to {most}'} rows, "
+        f"{facts['shards']} shard{'s' * (facts['shards'] != 1)} of "
+        f"{fewest if fewest == most else f'{fewest} to {most}'} rows, "
         f"{facts['checksums']} with a checksum{'' if facts['complete'] else '; still being written'}"
     )
     for name, value in facts["about"].items():
