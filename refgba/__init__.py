@@ -25,7 +25,29 @@ All of it at work: 32 features in 24 dimensions, two of them in each row, are fo
     >>> metrics.frr(state.params.V, data.V, tau=0.8)
     1.0
 
-`refgba.runs` trains on files with any of the `backends`; the command line is `cli`.
+The same in three lines, on any backend, is `refgba.GBA` (`refgba.notebook`); `refgba.load` opens what was trained.
+`refgba.runs` trains on files; the command line is `cli`.
 """
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+OFFERED = ("GBA", "load")  # what `refgba.notebook` offers under shorter names, imported when it is first asked for
+MODULES = (
+    "model", "sae", "groups", "bias", "gba", "identifiability", "theory", "metrics", "recipe", "config", "baselines",
+    "oracle", "backends",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in OFFERED:
+        return getattr(import_module("refgba.notebook"), name)
+    if name in MODULES:
+        return import_module(f"refgba.{name}")
+    raise AttributeError(f"module 'refgba' has no attribute {name!r}; it has {', '.join((*OFFERED, *MODULES))}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *OFFERED, *MODULES})
