@@ -50,4 +50,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *OFFERED, *MODULES})
+    return sorted([*OFFERED, *MODULES, *(name for name in globals() if name.startswith("__"))])

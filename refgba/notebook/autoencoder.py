@@ -139,11 +139,15 @@ class Autoencoder:
         V = self.components_
         features = None if truth is None else rows.features(truth, V.shape[1])
         frequency = self._frequency() if X is None else self.evaluate(X)["frequency"]
-        return plots.overview(self.history_, frequency, self._target(), V, features)
+        return plots.overview(self.history_, self._formed(), frequency, self._target(), V, features)
 
     def _frequency(self) -> Array | None:
         """How often each neuron fired at the end of training, (M,), where that is known."""
         return None
+
+    def _formed(self) -> int:
+        """The step of training up to which features form, 0 where there is no such phase."""
+        return 0
 
     def _target(self) -> Array | None:
         """The target frequency of each neuron, (M,), where there are targets."""
@@ -171,7 +175,8 @@ class Autoencoder:
 
     def _read(self, data: Activations, size: int) -> Iterator[Array]:
         """All rows, in order and checked, at most `size` at a time."""
-        return Check(data.store, str(self._coder().W_enc.dtype)).chunks(data, size)
+        with rows.in_python(dropping=False):
+            yield from Check(data.store, str(self._coder().W_enc.dtype)).chunks(data, size)
 
     def _chunks(self, data: Activations) -> Iterator[Array]:
         """The same, as many at a time as can be coded without much memory."""

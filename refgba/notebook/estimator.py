@@ -104,7 +104,9 @@ class GBA(Autoencoder):
         """
         data, request = rows.rows(X), self._request()
         drop: bool = self.get_params()["drop_zero_rows"]
-        with np.errstate(all="ignore"):  # training notices what is not finite, and says so
+        if len(data) < 2:
+            raise InputError(f"{data.store.path}: has 1 sample (row); there is nothing to learn from one")
+        with rows.in_python(), np.errstate(all="ignore"):  # training notices what is not finite, and says so
             if run is None:
                 self._train_in_memory(data, launch.choose(request, data.d, _warn), drop)
             else:
@@ -175,6 +177,10 @@ class GBA(Autoencoder):
     def _frequency(self) -> Float64 | None:
         self._fitted()
         return self._fired
+
+    def _formed(self) -> int:
+        config = self._fitted().config
+        return IMPLEMENTED[config.method].description(config, None).formed
 
     def _target(self) -> Float64 | None:
         config = self._fitted().config

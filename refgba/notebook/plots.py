@@ -29,16 +29,22 @@ class ShownFigure(Figure):
 
 
 def overview(
-    history: Sequence[dict[str, float]], frequency: Array | None, target: Array | None, V: Array, truth: Array | None
+    history: Sequence[dict[str, float]],
+    formed: int,
+    frequency: Array | None,
+    target: Array | None,
+    V: Array,
+    truth: Array | None,
 ) -> Figure:
     """What is known of a network, side by side.
 
-    history: the log of its training.  frequency: how often each neuron fires, (M,), and target: how often it should.
+    history: the log of its training.  formed: the step up to which features form, 0 where there is no such phase.
+    frequency: how often each neuron fires, (M,), and target: how often it should.
     V: (M, d) its features.  truth: (n, d) the true ones.  InputError where there is nothing to draw.
     """
     panels: list[tuple[Any, tuple[Any, ...]]] = []
     if len(history) > 1:
-        panels.append((_history, (history,)))
+        panels.append((_history, (history, formed)))
     if frequency is not None:
         panels.append((_frequencies, (frequency, target)))
     if truth is not None:
@@ -53,17 +59,21 @@ def overview(
     return figure
 
 
-def _history(axes: Axes, history: Sequence[dict[str, float]]) -> None:
+def _history(axes: Axes, history: Sequence[dict[str, float]], formed: int) -> None:
     """FVU against step."""
-    lines = [line for line in history if line.get("fvu", 0) > 0]
+    lines = [line for line in history if "fvu" in line]
     axes.plot([line["step"] for line in lines], [line["fvu"] for line in lines], color=BLUE)
-    axes.set(xlabel="training step", ylabel="FVU of the batch", yscale="log", title="training")
+    axes.set(xlabel="training step", ylabel="FVU of the batch", title="training")
+    axes.set_ylim(0)
+    if formed:
+        axes.axvline(formed, color=GREY, linewidth=0.8, linestyle=":")
+        axes.annotate("features form ", (formed, 0), (0, 4), textcoords="offset points", ha="right", color=GREY)
 
 
 def _frequencies(axes: Axes, frequency: Array, target: Array | None) -> None:
     """How often neurons fire, most often first, beside their targets."""
     alive = frequency > 0
-    order = np.argsort(-frequency if target is None else -target * 2 - frequency, kind="stable")
+    order = np.argsort(-frequency) if target is None else np.lexsort((-frequency, -target))
     shown = np.where(alive, frequency, np.nan)[order]
     axes.plot(np.arange(1, len(order) + 1), shown, ".", color=BLUE, markersize=3, label="neurons")
     if target is not None:
@@ -82,5 +92,5 @@ def _recovery(axes: Axes, cosine: Array) -> None:
     for tau in THRESHOLDS:
         axes.axhline(tau, color=GREY, linewidth=0.8, linestyle=":")
     axes.set(xlabel="true features, worst first", ylabel="cosine of the nearest neuron")
-    axes.set_ylim(min(0.5, float(cosine.min())), 1.02)
+    axes.set_ylim(min(0.5, np.floor(10 * float(cosine.min())) / 10), 1.02)
     axes.set_title(", ".join(f"{np.mean(cosine >= tau):.0%} at {tau}" for tau in THRESHOLDS))

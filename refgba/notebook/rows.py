@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,22 @@ from refgba.data.store import Store
 from refgba.errors import InputError
 from refgba.runs.judging import load_truth
 from refgba.types import Array
+
+FLAG = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
+OUT = re.compile(r"; --drop[a-z-]* skips such rows")
+
+
+@contextmanager
+def in_python(dropping: bool = True) -> Iterator[None]:
+    """While it lasts, messages name arguments of Python, not flags of the command line.
+
+    dropping: whether rows that do not count can be dropped by an argument here.
+    """
+    try:
+        yield
+    except InputError as error:
+        text = str(error) if dropping else OUT.sub("; leave such rows out", str(error))
+        raise type(error)(FLAG.sub(lambda flag: flag[1].replace("-", "_"), text)) from None
 
 
 def rows(X: Any) -> Activations:
