@@ -6,18 +6,18 @@ stdout.  Exit status: 0, 1 for a run that failed, 2 for bad usage or bad input.
 
 from __future__ import annotations
 
-from refgba.runs import interrupts  # isort: split
+from refgba.runs import loading  # isort: split
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import click
 
 from refgba import __version__, backends, experiments, formats, model, oracle, report, theory
-from refgba.config import GBAConfig
+from refgba.config import LARGEST, GBAConfig
 from refgba.data import files, inspection, pack, synthetic
 from refgba.data.store import DTYPES, open_store
 from refgba.data.writer import ShardFormat
@@ -30,6 +30,8 @@ from refgba.runs import console, demo, folder, judging, launch
 from refgba.runs.options import json_option, request_options
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
+
+COUNT = click.IntRange(1, LARGEST)
 
 
 @click.group(
@@ -94,7 +96,7 @@ def train(
     if as_json:
         return click.echo(json.dumps(result))
     console.show_result(result)
-    click.echo(
+    console.line(
         f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  "
         f"On other data: {console.program()} evaluate {run.path} DATA"
     )
@@ -151,8 +153,8 @@ def report_command(
 ) -> None:  # fmt: skip
     """One HTML page about RUNS: how well they did, what to look at, curves, frequencies, and a table of all neurons."""
     gathered = gather(runs, data, rows, truth, labels, drop_zero_rows, backend, console.counting)
-    files.write(out, report.report(gathered).encode())
-    click.echo(f"Wrote {out}")
+    files.write(out, report.report(gathered).encode(errors="backslashreplace"))
+    console.line(f"Wrote {out}")
 
 
 @main.command()
@@ -178,17 +180,17 @@ def reproduce(
     rows = None if data is None or held_out is None else (data, held_out)
 
     def tick(line: str) -> None:
-        click.echo(line, err=True)
+        console.line(line, err=True)
 
     def done(outcome: experiments.Outcome) -> None:
         if not as_json:
-            click.echo(f"{outcome.name}: {outcome.verdict}")
+            console.line(f"{outcome.name}: {outcome.verdict}")
 
     outcomes = experiments.reproduce(names, out, scale, backend, rows, tick, done)
     if as_json:
         result = {o.name: {"verdict": o.verdict, "claims": o.verdict.claims, "data": o.data} for o in outcomes}
         return click.echo(json.dumps(result))
-    click.echo(f"Wrote {out / experiments.PAGE}")
+    console.line(f"Wrote {out / experiments.PAGE}")
     return None
 
 
@@ -207,7 +209,7 @@ def export(network: Path, out: Path, format: str) -> None:
     """
     opened = folder.open_network(network)
     formats.export(opened.params, opened.config, opened.provenance(), out, format)
-    click.echo(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
+    console.line(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
 
 
 @main.command("import")
@@ -221,7 +223,7 @@ def import_command(source: Path, out: Path) -> None:
     dictionary = formats.read(source)
     formats.npz.write(dictionary, {"imported": source.resolve().name}, out)
     M, d = dictionary.W_enc.shape
-    click.echo(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {INPUTS[dictionary.input]}")
+    console.line(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {INPUTS[dictionary.input]}")
 
 
 INPUTS = {"raw": "as they are", "unit": "scaled to unit norm", "sqrt_d": "scaled to norm sqrt(d)"}
@@ -250,20 +252,16 @@ def data_info(store: Path, as_json: bool) -> None:
     "--dtype", type=click.Choice(["float64", "float32"]), default="float64", help="arithmetic to train in: as `train`"
 )
 @click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
+@click.option("--drop-below", default=0.0, metavar="SHARE", help="skip rows with less than this of the median norm")
 @json_option
-def data_verify(store: Path, dtype: str, drop_zero_rows: bool, as_json: bool) -> None:
+def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float, as_json: bool) -> None:
     """Read all of STORE: checksums, shapes, and whether every row is finite and has a direction."""
     opened = open_store(store)
     with console.counting("checking", len(opened)) as tick:
-        facts = inspection.verify(opened, dtype, drop_zero_rows, tick)
+        facts = inspection.verify(opened, dtype, drop_zero_rows, tick, drop_below)
     if as_json:
         return click.echo(json.dumps(facts))
-    dropped = f", {facts['dropped']} rows of zeros besides" if facts["dropped"] else ""
-    click.echo(
-        f"{store}: {facts['rows']} rows are sound{dropped}; {facts['checksums']} of {facts['shards']} shards have a "
-        "checksum, and match it"
-    )
-    return None
+    return console.show_soundness(store, facts, drop_below)
 
 
 @data_group.command("pack")
@@ -287,7 +285,7 @@ def data_pack(
         )
     if as_json:
         return click.echo(json.dumps(inspection.info(store)))
-    click.echo(f"Wrote {out}: {len(store)} rows of d = {store.d} in {store.dtype}, {len(store.shards)} shards")
+    console.line(f"Wrote {out}: {len(store)} rows of d = {store.d} in {store.dtype}, {len(store.shards)} shards")
     return None
 
 
@@ -295,13 +293,13 @@ def data_pack(
 @click.option("-o", "--out", type=Path, required=True, help="folder for X.npy, V.npy and model.json")
 @click.option("--kind", type=click.Choice(synthetic.KINDS), default="imbalanced", help="which features a row holds")
 @click.option("--rows", default=100_000, help="N")
-@click.option("--n", default=128, help="number of features")
-@click.option("--d", default=42, help="dimensions")
-@click.option("--s", "sparsity", type=int, multiple=True, help="uniform, imbalanced: features per row; may repeat")
+@click.option("--n", type=COUNT, default=128, help="number of features")
+@click.option("--d", type=COUNT, default=42, help="dimensions")
+@click.option("--s", "sparsity", type=COUNT, multiple=True, help="uniform, imbalanced: features per row; may repeat")
 @click.option("--frequency", default=0.05, help="independent, zipf, pairs: mean frequency; hierarchy: of a parent")
 @click.option("--exponent", default=1.0, help="zipf: how fast frequencies fall")
 @click.option("--rho-2", default=0.2, help="pairs: how often the partner of a feature is there too")
-@click.option("--children", type=click.IntRange(min=1), default=3, help="hierarchy: children per parent")
+@click.option("--children", type=COUNT, default=3, help="hierarchy: children per parent")
 @click.option("--p-child", default=0.3, help="hierarchy: how often a child is there when its parent is")
 @click.option("--weights", type=click.Choice(list(model.WEIGHTS)), default="constant", help="law of the entries of H")
 @click.option("--features", type=click.Choice(list(model.FEATURES)), default="gaussian", help="law of V")
@@ -319,20 +317,20 @@ def synth(out: Path, as_json: bool, keep_h: bool, rows: int, **described: Any) -
     if as_json:
         conditions = {c.name: asdict(c) for c in report.conditions}
         return click.echo(json.dumps({"out": str(out), "rows": rows, "conditions": conditions}))
-    click.echo(f"Wrote {rows} rows to {out}.  Section 5 asks:")
-    click.echo(str(report))
+    console.line(f"Wrote {rows} rows to {out}.  Section 5 asks:")
+    console.lines(str(report))
     return None
 
 
 @main.command("theory")
-@click.option("--n", required=True, type=int, help="number of features")
-@click.option("--d", required=True, type=int, help="dimensions")
-@click.option("--s", required=True, type=int, help="features per row")
+@click.option("--n", required=True, type=COUNT, help="number of features")
+@click.option("--d", required=True, type=COUNT, help="dimensions")
+@click.option("--s", required=True, type=COUNT, help="features per row")
 @click.option("--p", type=float, help="a frequency to judge and, with --simulate, to run  [default: 1 / n]")
 @click.option("--simulate", is_flag=True, help="run Modified BA at --p and print what it recovers, step by step")
-@click.option("--width", type=click.IntRange(min=1), default=2048, help="simulate: M")
-@click.option("--rows", type=click.IntRange(min=2), default=50_000, help="simulate: N")
-@click.option("--steps", type=click.IntRange(min=1), default=5, help="simulate: steps")
+@click.option("--width", type=COUNT, default=2048, help="simulate: M")
+@click.option("--rows", type=click.IntRange(2, LARGEST), default=50_000, help="simulate: N")
+@click.option("--steps", type=COUNT, default=5, help="simulate: steps")
 @click.option("--eta", default=float("inf"), help="simulate: step size")
 @click.option("--activation", type=click.Choice(["jumprelu", "relu"]), default="jumprelu", help="simulate: phi")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="simulate: seed of data and weights")
@@ -350,11 +348,11 @@ def theory_command(n: int, d: int, s: int, p: float | None, simulate: bool, as_j
         bands = {"band": asdict(band), "frequency_band": asdict(frequencies), "superposition": side}
         at_p = {"p": p, "inside": inside, "width": width if isfinite(width) else None, "frr": recovered}
         return click.echo(json.dumps(bands | at_p))
-    click.echo(f"n = {n}, d = {d}, s = {s}: {side} superposition (d against sqrt n = {n**0.5:.1f})")
+    console.line(f"n = {n}, d = {d}, s = {s}: {side} superposition (d against sqrt n = {n**0.5:.1f})")
     console.show_bands(band, frequencies)
-    click.echo(f"at p = {p:.4g}, {'inside' if inside else 'outside'} the band, width M >~ {width:.3g}")
+    console.line(f"at p = {p:.4g}, {'inside' if inside else 'outside'} the band, width M >~ {width:.3g}")
     for step, share in enumerate(recovered, start=1):
-        click.echo(f"Modified BA, step {step}: FRR(0.9) {share:.1%}")
+        console.line(f"Modified BA, step {step}: FRR(0.9) {share:.1%}")
     return None
 
 
@@ -366,7 +364,7 @@ def backends_command(as_json: bool) -> None:
     if as_json:
         return click.echo(json.dumps({name: {"usable": why is None, "reason": why} for name, why in status.items()}))
     for name, why in status.items():
-        click.echo(f"{name:8} {'usable' if why is None else 'not usable: ' + why}")
+        console.line(f"{name:8} {'usable' if why is None else 'not usable: ' + why}")
     return None
 
 
@@ -390,16 +388,22 @@ def oracle_group() -> None:
 @click.option("--seed", type=int, help=f"of weights and rows  [default: {traces.SMALL['seed']}]")
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="what passes an open gate")
 @click.option("--untied/--tied", default=None, help="a decoder of its own")
+@click.option("--ties", is_flag=True, help="decisions exactly at their limits, with settings of its own")
 def oracle_record(
-    out: Path, recipe: str, config_file: Path | None, d: int, first: int | None, **flags: Any
+    out: Path, recipe: str, config_file: Path | None, d: int, first: int | None, ties: bool, **flags: Any
 ) -> None:  # fmt: skip
     """Record a trace of the reference in float64, on synthetic rows: every quantity of every step."""
     traces.refuse_existing(out)
-    config = Request(flags, "gba", recipe, config_file).config(d, **traces.SMALL)
-    assert isinstance(config, GBAConfig)
-    trace = traces.example(config, d, first)
+    if ties:
+        if config_file is not None or first is not None or any(value is not None for value in flags.values()):
+            raise InputError("--ties has settings of its own; no other can be given")
+        trace = traces.ties()
+    else:
+        config = cast(GBAConfig, Request(flags, "gba", recipe, config_file).config(d, **traces.SMALL))
+        trace = traces.example(replace(config, dtype="float64"), d, first)
     traces.write_trace(trace, out)
-    click.echo(f"Wrote {out}: {trace.steps} steps of {config.width} neurons, d = {d}, {len(trace.arrays)} arrays")
+    neurons = f"{trace.config.width} neurons, d = {trace.d}"
+    console.line(f"Wrote {out}: {trace.steps} steps of {neurons}, {len(trace.arrays)} arrays")
 
 
 @oracle_group.command("check")
@@ -418,7 +422,7 @@ def oracle_check(ctx: click.Context, trace: Path, candidate: Path, tolerance: fl
     Exit status 1 when one does.  `refgba oracle format` says what a dump is.
     """
     report = traces.check(trace, candidate, tolerance)
-    click.echo(json.dumps({"agrees": report.agrees} | asdict(report)) if as_json else str(report))
+    console.lines(json.dumps({"agrees": report.agrees} | asdict(report)) if as_json else str(report))
     ctx.exit(0 if report.agrees else 1)
 
 
@@ -434,13 +438,13 @@ def oracle_dump(trace: Path, out: Path, backend: str, dtype: Dtype, starts: orac
     recorded = traces.read_trace(trace)
     arrays = traces.dump(recorded, backends.load(backend, dtype), dtype, starts)
     traces.write_candidate(arrays, starts, out, recorded)
-    click.echo(f"Wrote {out}: {len(arrays)} arrays of {backend} in {dtype}")
+    console.line(f"Wrote {out}: {len(arrays)} arrays of {backend} in {dtype}")
 
 
 @oracle_group.command("format")
 def oracle_format() -> None:
     """Print the page that describes traces and dumps."""
-    click.echo(Path(oracle.__file__).with_name("format.md").read_text(encoding="utf-8"), nl=False)
+    console.lines(Path(oracle.__file__).with_name("format.md").read_text(encoding="utf-8").removesuffix("\n"))
 
 
-interrupts.loaded()
+loading.done()

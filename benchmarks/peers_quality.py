@@ -28,7 +28,7 @@ from typing import Any, cast
 import click
 import torch
 
-from refgba.config import BaselineConfig, Method
+from refgba.config import Baseline, BaselineConfig
 from refgba.data import feed
 from refgba.experiments.training import Real, evaluated, opened
 from refgba.runs.judging import evaluate_dictionary
@@ -123,7 +123,7 @@ def main(
             for lr in rates:
                 chosen: dict[str, Any] = {"sparsity" if method == "jumprelu" else "k": setting}
                 config = BaselineConfig(
-                    method=cast(Method, method), width=width, steps=steps, batch=batch, lr=lr, seed=seed,
+                    method=cast(Baseline, method), width=width, steps=steps, batch=batch, lr=lr, seed=seed,
                     dtype="float32", **chosen,
                 )  # fmt: skip
                 pair = compared(real, config)

@@ -141,7 +141,7 @@ def of_balance(data: dict[str, Any]) -> Iterator[Row]:
     }
     for part, where in parts.items():
         for name in data["cosine"]:
-            shares = balance.found(data, name)[:, where].mean(axis=1)
+            shares = balance.recovered(data, name)[:, where].mean(axis=1)
             yield Row(f"FRR(0.9) of {part}", name, percent(shares), "%", len(shares))
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/seeds.py [--seeds 10] [flags of refgba demo ...]
 
-Prints a line a seed, then mean and minimum: the rows of recipe.md.
+Prints one line per seed, then mean and minimum: the rows of recipe.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """refgba: Group Bias Adaptation for sparse autoencoders, a NumPy reference to read with the paper open.
 
-In reading order:
+`refgba.paper` is the paper's algorithm alone, in one file.  The rest, in reading order:
 
     model            section 2   x = hV: data with known features
     sae              section 2   the network, its loss, every gradient written out
@@ -9,11 +9,10 @@ In reading order:
     gba              section 3   Algorithm 1: the whole method, with adam, config and, for what is ours, recipe
     identifiability  section 5   is the data such that its features can be found?
     theory           section 6   Modified BA, the resonance band
-    metrics                      what was recovered, how well it reconstructs
-    baselines                    L1, TopK, BatchTopK and JumpReLU, to compare with
-    oracle                       is another implementation right, and if not, where does it first go wrong?
+    metrics          section 6   what was recovered, how well it reconstructs
 
-All of it at work: 32 features in 24 dimensions, two of them in each row, are found by 256 neurons.
+A "neuron" of an autoencoder is a "latent" or "feature" elsewhere; a "feature" here is a direction in the data.  All of
+it at work: 256 neurons find 32 features in 24 dimensions, of which each row holds two.
 
     >>> from refgba import gba, metrics, model, recipe
     >>> data = model.SyntheticModel(model.Uniform(32, (2,)), d=24)
@@ -25,8 +24,10 @@ All of it at work: 32 features in 24 dimensions, two of them in each row, are fo
     >>> metrics.frr(state.params.V, data.V, tau=0.8)
     1.0
 
-The same in three lines, on any backend, is `refgba.GBA` (`refgba.notebook`); `refgba.load` opens what was trained.
-`refgba.runs` trains on files; the command line is `cli`.
+Around the paper's part are rooms: `baselines` to compare with, `backends` that compute fast, `data` (rows in), `runs`
+(training on files), `formats` of other libraries, `report`, the `oracle` for ports, `experiments`, and two ways in: the
+command line `cli`, and `notebook`.  Training in three lines, on any backend, is its `refgba.GBA`; `refgba.load` opens
+what was trained.
 """
 
 from importlib import import_module

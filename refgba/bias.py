@@ -1,7 +1,7 @@
 """Section 3, Algorithm 2: the bias adaptation A(b, B), on running counts and peaks.
 
-The paper keeps buffers B_m of pre-activations; only how many were positive and how large the largest was are ever used,
-so O(M) memory is enough (`Buffer`).  Each line of the algorithm is a pure function of arrays, and `adapt` puts them
+The paper keeps buffers B_m of pre-activations.  It only uses how many of them were positive and how large the largest
+was, so O(M) memory is enough (`Buffer`).  Each line of the algorithm is a pure function of arrays; `adapt` puts them
 together:
 
     p_m <- |B_m|^-1 Σ_{y in B_m} 1{y > 0}                             for every neuron m
@@ -51,9 +51,7 @@ class Buffer:
         """Add a batch of pre-activations y (L, M)."""
         self.rows += len(y)
         self.counts += np.count_nonzero(y > 0, axis=0)  # (M,)
-        np.maximum(
-            self.peaks, y.max(axis=0), out=self.peaks
-        )  # (M,)  r_m = max(max_{y in B_m} y, 0), the 0 from the start
+        np.maximum(self.peaks, y.max(axis=0), out=self.peaks)  # (M,)  r_m = max(max_{y in B_m} y, 0): peaks begin at 0
 
 
 def mean_positive_peaks(r: Array, group: Int64, K: int) -> Float64:
@@ -102,7 +100,7 @@ def adapt(
 
     group: (M,) each neuron's group, 0..K-1.  target: (K,) the TAFs p_k.  Raises InputError on an empty buffer.
 
-    floor (ours): a neuron also counts as never firing, and is raised, below this share of its target.  At the paper's 0
+    floor (ours): a neuron that fires less often than this share of its target is raised, too.  At the paper's 0
     nothing brings back a neuron that still fires now and then; with 0.5 each settles between half its target and it.
 
     Two neurons of one group, with the target 1/4 and peaks 0.5 and 0.  The first fires on all four rows and is lowered

@@ -18,7 +18,7 @@ from refgba.errors import InputError
 from refgba.groups import assign_groups, target_frequencies
 from refgba.types import Activation, Dtype, Float64, Int64
 
-Method: TypeAlias = Literal["l1", "topk", "batchtopk", "jumprelu"]  # the names of the baselines
+Baseline: TypeAlias = Literal["l1", "topk", "batchtopk", "jumprelu"]  # the names of the baselines
 
 LARGEST = 2**31 - 1  # no count may exceed it: a larger one is mistyped, and asks for memory that no machine has
 ROLLED = 150  # a baseline's counters are emptied about so often in a run, as the default recipe adapts biases
@@ -200,7 +200,7 @@ class BaselineConfig(Settings):
     long with probability e^-10.
     """
 
-    method: Method = _setting("topk", "the baseline")
+    method: Baseline = _setting("topk", "the baseline")
     width: int = _as_in_gba("width")
     k: int = _setting(32, "active neurons per row; batchtopk: in the mean of a batch", *CHOOSING)
     sparsity: float = _setting(0.01, "λ, what a code of 1 costs in l1, an active neuron in jumprelu", *PENALISED)

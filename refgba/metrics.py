@@ -2,12 +2,12 @@
 
 - against the true features V:  `frr`, and stricter, one neuron to one feature, `match` and `matched_recovery`
 - against another seed's run:   `mcs` and `mcs_share`
-- on data, in one pass:         `Evaluation`: loss, FVU, L0 and its distribution, dead neurons, and of each neuron
-                                frequency, peak, Z-score and the rows on which it is highest
+- on data:                      `fvu`, `explained_variance`, `l0`, `frequency`, `dead`, `z_score`
 - against the targets of GBA:   `per_group`
 
 Dictionaries are arrays of rows, (M, d) neurons or (n, d) features; only the direction of a row matters.  Running the
-network is left to `sae` and the backends, printing and storing to those who call.
+network is left to `sae` and the backends, the same numbers as running sums over data of any length to
+`refgba.runs.accumulate`.
 """
 
 from __future__ import annotations
@@ -122,6 +122,53 @@ def _checked(tau: float) -> float:
     if not 0 < tau <= 1:
         raise InputError(f"tau is a cosine in (0, 1], got {tau}")
     return tau
+
+
+# --- on data ----------------------------------------------------------------------------------------------------------
+
+
+def fvu(x: Array, f: Array) -> float:
+    """Fraction of variance unexplained  Σ_l ||x_l - f_l||² / Σ_l ||x_l - mean(x)||²  of reconstructions f of x (N, d).
+
+    Raises InputError where all rows of x are equal, which have no variance to explain.
+
+    >>> import numpy as np
+    >>> from refgba.metrics import fvu
+    >>> fvu(x=np.array([[1.0, 0.0], [0.0, 1.0]]), f=np.array([[1.0, 0.0], [0.0, 0.5]]))  # 0.5² / (1/2 + 1/2)
+    0.25
+    """
+    spread = float(np.sum((x - x.mean(axis=0)) ** 2))
+    if spread == 0:
+        raise InputError("FVU is undefined: all rows of the data are equal; give rows that differ")
+    return float(np.sum((x - f) ** 2)) / spread
+
+
+def explained_variance(x: Array, f: Array) -> float:
+    """1 - `fvu`: 1 is perfect, 0 no better than the mean of the rows, negative worse."""
+    return 1 - fvu(x, f)
+
+
+def frequency(y: Array) -> Float64:
+    """Activation frequencies  p_m = mean_l 1{y_m > 0}  from pre-activations y (N, M): (M,)."""
+    p: Float64 = np.count_nonzero(y > 0, axis=0) / len(y)
+    return p
+
+
+def l0(y: Array) -> float:
+    """The mean number of active neurons per row,  L0 = Σ_m p_m,  from pre-activations y (N, M)."""
+    return float(np.count_nonzero(y > 0) / len(y))
+
+
+def dead(y: Array) -> float:
+    """The share of neurons that fire on no row of the pre-activations y (N, M)."""
+    return float(np.mean(~(y > 0).any(axis=0)))
+
+
+def z_score(y: Array) -> Float64:
+    """(peak_m - mean_m) / std_m  of the pre-activations y (N, M), (M,) (ours); 0 where std_m is 0."""
+    std = y.std(axis=0)
+    z: Float64 = np.where(std > 0, (y.max(axis=0) - y.mean(axis=0)) / np.where(std > 0, std, 1), 0.0)
+    return z
 
 
 # --- against the targets ----------------------------------------------------------------------------------------------

@@ -1,26 +1,26 @@
 """What this project adds to Algorithm 1 (all ours), and the settings that follow from the data and the run's length.
 
-How the output scales a start is not known from the paper, and decides everything: neurons that begin at a = 1 compete
-for the reconstruction and recover nothing; at a small fixed scale they stay nearly independent, as in the theory's
-limit a -> 0, and recover, but hardly reconstruct.  Training all of them for reconstruction afterwards undoes the
-recovery.  The default recipe therefore runs in two phases, with two acts between them:
+The paper does not say how the output scales a start, and that decides everything.  Neurons that begin at a = 1 compete
+for the reconstruction and recover nothing.  At a small fixed scale they stay nearly independent, as in the theory's
+limit a -> 0: they recover features, but hardly reconstruct.  If all of them are trained for reconstruction afterwards,
+the recovery is lost.  The default recipe therefore has two phases, with two acts between them:
 
     form    the first `form` T steps: a small and fixed, b_pre = 0, so that each neuron finds a feature nearly alone
-    hold    at their end: neurons that agree with another, cos >= `hold`, keep their direction from here on.  They
+    hold    at their end, neurons that agree with another one, cos >= `hold`, keep their direction from here on.  All
             started at random and hardly interacted, so two that ended up alike have found what is in the data (two
-            at cosine 0.92 from one feature are at about 0.85 from each other)
-    untie   from here on each neuron also has a v_m of its own that begins at its w_m; those held keep both.  The
-            paper's network stays tied, which is `untied` = False: then w_m has to detect and to reconstruct, and does
-            the latter worse
+            neurons at cosine 0.92 from one feature are at about 0.85 from each other)
+    untie   from here on each neuron also has a v_m of its own that begins at its w_m; held neurons keep both.  The
+            paper's network stays tied, which is `untied` = False: w_m then has to detect and to reconstruct, and
+            reconstructs worse
     fit     the other steps: a, b_pre and all neurons not held are trained for reconstruction
 
-The features found are the v_m, the rows of `Params.V`.  Where a neuron is not held its w_m leaves the feature: it has
-to tell rows with it from rows without, and another direction does that better.
+The features found are the v_m, the rows of `Params.V`.  The w_m of a neuron that is not held leaves the feature: its
+task is to tell rows with the feature from rows without it, and another direction does that better.
 
-Each phase ends with a linear decay of the learning rate over its last `lr_decay` share.  And Algorithm 2 raises not
-only dead neurons but all below `floor` of their target (`bias.adapt`), since frequencies sink while neurons sharpen and
-nothing else brings them back.  With `form`, `lr_decay` and `floor` = 0, `hold` = 1 and tied weights every one of these
-is without effect: that is `--recipe paper`.
+Each phase ends with a linear decay of the learning rate over its last `lr_decay` share.  Algorithm 2 raises not only
+dead neurons but all that fire less often than the share `floor` of their target (`bias.adapt`): frequencies sink while
+neurons sharpen, and nothing else brings them back.  With `form`, `lr_decay` and `floor` = 0, `hold` = 1 and tied
+weights, none of this has any effect: that is `--recipe paper`.
 
 The experiments behind each choice are in benchmarks/recipe.md.
 """
@@ -49,9 +49,9 @@ FIXED: dict[str, Any] = {
     "lr_decay": 0.5,
     "untied": True,
 }
-ADAPTATIONS = 150  # about that many in a run, or one a step if it is shorter
+ADAPTATIONS = 150  # about so many per run, or one per step in a shorter run
 TRAVEL = 3.75  # sum over a run's adaptations of the share of its peak by which a bias moves
-BLOCK = 2**24  # cosines held at a time: 128 MB in float64
+BLOCK = 2**24  # cosines in memory at a time: 128 MB in float64
 
 
 def forming_steps(config: GBAConfig) -> int:
@@ -118,8 +118,8 @@ def learning_rate(config: GBAConfig, t: int) -> float:
 def extended(config: GBAConfig, steps: int) -> GBAConfig:
     """The settings of a run that goes on to more steps than it began with: the first phase ends where it did.
 
-    The second is longer, and so is the decay of its learning rate: where that had begun, the rate goes up again.  The
-    biases adapt as often and as far at a time as before.
+    The second phase is longer, and so is the decay of its learning rate: if that had begun, the rate goes up again.
+    The biases adapt as often as before, and as far each time.
     """
     return replace(config, steps=steps, form=forming_steps(config) / steps)
 
@@ -132,14 +132,14 @@ def agreeing(W: Array, tau: float) -> Mask:
     M = len(W)
     if tau == 1:
         return np.zeros(M, bool)
-    found = np.zeros(M, bool)
+    agrees = np.zeros(M, bool)
     size = max(1, BLOCK // M)
     for start in range(0, M, size):
         stop = min(start + size, M)
         cosine = W[start:stop] @ W.T  # (block, M)
         cosine[np.arange(stop - start), np.arange(start, stop)] = -1  # a row does not vouch for itself
-        found[start:stop] = cosine.max(axis=1) >= tau
-    return found
+        agrees[start:stop] = cosine.max(axis=1) >= tau
+    return agrees
 
 
 def agreement_by_chance(M: int, d: int) -> float:
@@ -154,7 +154,7 @@ def agreement_by_chance(M: int, d: int) -> float:
 
 
 def paper(d: int, **given: Any) -> GBAConfig:  # noqa: ARG001 - both recipes are called alike
-    """Algorithms 1 and 2 with the paper's settings, as far as they are known, and what is `given` instead."""
+    """Algorithms 1 and 2 with the paper's settings, as far as they are known, but for those that are `given`."""
     return GBAConfig(**given)
 
 

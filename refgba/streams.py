@@ -10,11 +10,11 @@ import numpy as np
 
 STREAMS = (
     "features",  # model: V
-    "rows",  # model: H and the noise, a stream a block of rows
+    "rows",  # model: H and the noise, one stream per block of rows
     "weights",  # gba: W before the first step
-    "order",  # gba: the minibatches, a stream an epoch; runs: a stream a window
-    "sample",  # runs: rows of the training data to judge a run on
-    "blocks",  # runs: the order of the blocks of the data, a stream an epoch
+    "order",  # gba: the minibatches, one stream per epoch; data.feed: one per window
+    "sample",  # data: rows of the training data to judge a run on
+    "blocks",  # data.feed: the order of the blocks of the data, one stream per epoch
 )
 
 

@@ -1,7 +1,7 @@
 """What the theory promises (section 6): Modified BA, the resonance band of p, and the width M it needs.
 
-Modified BA is GBA with everything removed that the proof cannot hold: one frequency p for all neurons, hit exactly at
-every step, and an output scale a -> 0, so that no neuron sees what another reconstructs.  Each then climbs the sphere
+Modified BA is GBA without whatever the proof cannot treat: all neurons have one frequency p, hit exactly at every step,
+and an output scale a -> 0, so that no neuron sees what another one reconstructs.  Each then climbs the sphere
 alone, and either locks onto one feature within a few steps or never does: p decides which.
 
 The bounds are asymptotic.  The paper writes them with <~ and >~, constants hidden, and the functions here set every

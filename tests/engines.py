@@ -71,5 +71,5 @@ def real(test):
 def library(name):
     """The library, or a skipped test.  One that is there and cannot be imported is an error, not a skip."""
     if importlib.util.find_spec(name.split(".")[0]) is None:
-        pytest.skip(f"{name} is not installed: pip install 'refgba[interop]'")
+        pytest.skip(f"{name} is not installed: pip install '.[interop]'")
     return importlib.import_module(name)

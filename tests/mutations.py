@@ -15,7 +15,7 @@ class Mutant(NamedTuple):
     """A mistake: pieces of the port's source and what they become, and what the oracle is to say of it.
 
     quantity: the first that deviates.  cause: what is said of it, None where the oracle does not know the mistake.
-    of: the trace on which it shows.  starts: where steps start for it to show.
+    note: then, what it says of the numbers.  of: the trace on which it shows.  starts: where steps start for that.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Mutant(NamedTuple):
     cause: str | None = None
     of: str = "default"
     starts: str = "trace"
+    note: str | None = None
 
 
 def compiled(mutant):
@@ -332,4 +333,87 @@ def step('''},
     Mutant("tanh for a gate", {"on = y > 0\n": "on = np.tanh(y) > 0.1\n"}, "on"),
     Mutant("loss of the cosine", {"loss = 0.5 * ((f - x) ** 2).sum() / L": "loss = 1 - (f * x).sum() / L"}, "loss"),
     Mutant("a's gradient of the squares", {"(s * vr).sum": "(s**2 * vr).sum"}, "da"),
+]  # fmt: skip
+
+# Mistakes that misled or left alone those who wrote ports, and more of their kind.
+MET = [
+    Mutant(
+        "one count for all", {'int(was["updates." + name])\n        if name in trained:\n            n = n + 1\n':
+                              'int(was["updates.W"]) + 1\n        if name in trained:\n'},
+        "updates.a", "one count of updates is shared by all parameters, trained or not",
+    ),
+    Mutant(
+        "hold a step late",
+        {"        held = np.max(cosine, axis=1) >= c.hold if c.hold < 1 else held\n": "",
+         "    begin, end =": """    if t == formed + 2:
+        held = np.max(np.einsum("md,nd->mn", was["W"], was["W"]) - 2 * np.eye(M), axis=1) >= c.hold
+    begin, end ="""},
+        "held", "agreement is looked for a step late",
+    ),
+    Mutant(
+        "untied a step late",
+        {"""        if c.untied:
+            was = was | {n + "W_dec": was[n + "W"] for n in ("", "m.", "v.", "updates.")}
+""": "",
+         "    begin, end =": """    if t == formed + 2 and "W_dec" not in was:
+        was = was | {n + "W_dec": was[n + "W"] for n in ("", "m.", "v.", "updates.")}
+    begin, end ="""},
+        "dW", "the decoder of its own begins a step late",
+    ),
+    Mutant("floor as a frequency", {"max(c.eps, c.floor * target[k])": "max(c.eps, c.floor)"},
+           "raised", "floor is a frequency, not a share of the target", of="ties"),
+    Mutant(
+        "optimiser anew", {"        if c.untied:\n":
+                           """        was = was | {n + "W": 0 * was[n + "W"] for n in ("m.", "v.", "updates.")}
+        if c.untied:\n"""},
+        "updates.W", "the optimiser begins anew when fitting begins, moments and counts", of="ties",
+    ),
+    Mutant("relu(y) - b", {"s = np.where(on, passed, 0)": "s = np.maximum(y, 0) - b"},
+           "s", "codes are relu(y) - b, which is -b where a gate is closed"),
+    Mutant("form T truncated", {"formed = round(c.form * c.steps)": "formed = int(c.form * c.steps)"},
+           "lr", "forming takes int(form T) steps, not round(form T)"),
+    Mutant("peaks of the last batch", {'np.maximum(was["left.peaks"], y.max(axis=0))': "y.max(axis=0)"},
+           "peaks", "the peaks are those of the last batch"),
+    Mutant("decay of matrices", {" + c.weight_decay * theta)": " + c.weight_decay * theta * (theta.ndim > 1))"},
+           "a", "weight decay acts on matrices only, not on a and b_pre"),
+    Mutant(
+        "gradients of held rows masked", {'    g["a"] = ': """    g = {n: np.where(held[:, None], 0, g[n]) for n in g}
+    g["a"] = """},
+        "dW", "the gradients of held neurons are masked, which is harmless where their rows are restored",
+    ),
+    Mutant(
+        "NAdam", {"m_hat = m / (1 - c.beta1**n)":
+                  "m_hat = c.beta1 * m / (1 - c.beta1 ** (n + 1)) + (1 - c.beta1) * g[name] / (1 - c.beta1**n)"},
+        "moved.W", "the step is NAdam's",
+    ),
+    Mutant(
+        "hold within a group",
+        {"        held = np.max(cosine": """        of = np.arange(M) * K // M
+        cosine = np.where(of[:, None] == of, cosine, -1)
+        held = np.max(cosine"""},
+        "held", "agreement is looked for within each group only",
+    ),
+    Mutant(
+        "moments before training",
+        {"        if name in trained:\n": "        if True:\n",
+         "            theta = theta - lr * (": "            theta = theta - (name in trained) * lr * ("},
+        "updates.a", "a and b_pre collect moments while features form, and only their moves are masked",
+    ),
+    Mutant("lowered at the target", {"p[m] > target[k]": "p[m] >= target[k]"},
+           "lowered", "a neuron is lowered at p_m >= p_k, not above", of="ties"),
+    Mutant("raised at the floor", {"p[m] < max(c.eps": "p[m] <= max(c.eps"},
+           "raised", "a neuron is raised at p_m <= the least frequency, not below", of="ties"),
+    Mutant("held above hold", {"axis=1) >= c.hold": "axis=1) > c.hold"},
+           "held", "neurons are held above the cosine `hold`, not from it on", of="ties"),
+    Mutant(
+        "gradients clipped", {"    db = 0 * b\n": """    g = {n: 0.3 * g[n] for n in g}
+    db = 0 * b\n"""},
+        "dW", note="all entries are 0.3 times what they should be",
+    ),
+    Mutant(
+        "held rows change sides",
+        {"new[name] = np.where(held[:, None], was[name], new[name])":
+         "new[name] = np.where(held[:, None], was[name][:, ::-1], new[name])"},
+        "W", note="the wrong entries are those of all neurons that are held",
+    ),
 ]  # fmt: skip

@@ -20,6 +20,7 @@ KINDS = {
 }
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
+every_trace = pytest.mark.parametrize("kind", [*KINDS, "ties"])
 
 
 def config_of(kind, **more):
@@ -30,7 +31,9 @@ def config_of(kind, **more):
 
 @cache
 def recorded(kind="default"):
-    """A trace of each kind, recorded once."""
+    """A trace of each kind, and that of ties, recorded once."""
+    if kind == "ties":
+        return traces.ties()
     return traces.example(config_of(kind), 5)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refgba import metrics, sae
 from refgba.errors import InputError
 from refgba.runs import accumulate
 from refgba.runs.accumulate import QUANTILES, Evaluation
@@ -90,6 +91,16 @@ def test_more_top_rows_than_rows_are_filled_up():
 def test_without_top_there_are_no_top_rows():
     evaluation = activity([1, 2], [3, 4])
     assert evaluation.top_rows.shape == evaluation.top_values.shape == (2, 0)
+
+
+def test_an_evaluation_agrees_with_the_formulas_of_the_metrics():
+    x, f, y = network_output(np.random.default_rng(0))
+    evaluation = evaluate((x, f, y))
+    for formula in (metrics.fvu, metrics.explained_variance):
+        assert getattr(evaluation, formula.__name__) == pytest.approx(formula(x, f))
+    for formula in (metrics.l0, metrics.dead, metrics.frequency, metrics.z_score):
+        np.testing.assert_allclose(getattr(evaluation, formula.__name__), formula(y))
+    assert evaluation.loss == pytest.approx(sae.loss(x, f))
 
 
 def test_an_evaluation_agrees_with_the_naive_formulas():

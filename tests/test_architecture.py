@@ -1,4 +1,4 @@
-"""The house: the reference is pure, arrows run one way, no circles, no doors through walls, no file too long to hold.
+"""The structure: the reference is pure, arrows run one way, no circles, no doors through walls, no file too long.
 
 cli -> notebook -> experiments -> report, oracle -> runs -> formats -> data -> backends -> baselines -> the reference
 """
@@ -6,6 +6,7 @@ cli -> notebook -> experiments -> report, oracle -> runs -> formats -> data -> b
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,11 @@ import refgba
 PACKAGE = Path(refgba.__file__).parent
 ROOT = PACKAGE.parent
 # Top down.  The notebook is beside the command line, and its equal: both are ways in, and nothing below knows of them.
-FLOORS = (
+LAYERS = (
     "__main__", "cli", "notebook", "experiments", "report", "oracle", "runs", "formats", "data", "backends",
     "baselines",
 )  # fmt: skip
-REFERENCE = len(FLOORS)
+REFERENCE = len(LAYERS)
 SIDE_BY_SIDE = {"report", "oracle"}  # neither imports the other
 LONGEST = 450  # lines of a Python file
 TABLES: dict[str, str] = {}  # longer files, and why: path -> reason
@@ -64,27 +65,27 @@ def module(name: str) -> str | None:
     return None
 
 
-def floor(name: str) -> int:
-    """How far down the house a module is."""
+def layer(name: str) -> int:
+    """How far down a module is, from 0 for the command line to REFERENCE."""
     room = [*name.split("."), ""][1]
-    return FLOORS.index(room) if room in FLOORS else REFERENCE
+    return LAYERS.index(room) if room in LAYERS else REFERENCE
 
 
 EDGES = {name: {found for used in imports(path) if (found := module(used))} - {name} for name, path in FILES.items()}
 
 
-def test_the_parser_sees_the_house():
+def test_the_parser_sees_every_layer():
     assert {"refgba.backends.numba", "refgba.cli", "refgba.data.store", "refgba.oracle.traces"} <= set(FILES)
     assert "refgba.sae" in EDGES["refgba.gba"]
-    assert {floor(name) for name in FILES} == set(range(len(FLOORS) + 1))
+    assert {layer(name) for name in FILES} == set(range(len(LAYERS) + 1))
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if floor(name) == REFERENCE])
+@pytest.mark.parametrize("name", [name for name in FILES if layer(name) == REFERENCE])
 def test_the_reference_imports_numpy_scipy_and_its_siblings_alone(name):
     for used in imports(FILES[name]):
         top = used.split(".")[0]
         if top == "refgba":
-            assert used == "refgba.__version__" or floor(module(used) or used) == REFERENCE, used
+            assert used == "refgba.__version__" or layer(module(used) or used) == REFERENCE, used
         else:
             assert top in {"numpy", "scipy", "__future__"} | sys.stdlib_module_names, used
 
@@ -92,7 +93,7 @@ def test_the_reference_imports_numpy_scipy_and_its_siblings_alone(name):
 @pytest.mark.parametrize("name", FILES)
 def test_arrows_run_one_way(name):
     for other in EDGES[name]:
-        here, there = floor(name), floor(other)
+        here, there = layer(name), layer(other)
         assert there >= here or other == "refgba", f"{name} imports {other}, which is above it"
         if here != there:
             rooms = {name.split(".")[1], [*other.split("."), ""][1]}
@@ -148,13 +149,32 @@ def test_no_file_is_too_long():
 
 
 def decides_by_method(node: ast.AST) -> bool:
-    """Whether an expression asks a settings object for its class, or compares its method with a name."""
+    """Whether an expression asks settings or parameters for their class, or compares a method with a name."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
         asked = ast.unparse(node.args[1])
         return "Config" in asked or "baselines." in asked or asked in {"Params", "gba.State", "State"}
     if isinstance(node, ast.Compare):
-        return any(ast.unparse(side) in {"method", "config.method"} for side in (node.left, *node.comparators))
+        sides = (node.left, *node.comparators)
+        literals = (ast.Constant, ast.Tuple, ast.List, ast.Set)
+        literal = any(isinstance(side, literals) and ast.unparse(side) != "None" for side in sides)
+        return literal and any(re.fullmatch(r"(.*[.])?method", ast.unparse(side)) for side in sides)
     return False
+
+
+@pytest.mark.parametrize(
+    ("code", "decides"),
+    [
+        ("isinstance(config, GBAConfig)", True),
+        ("isinstance(state.params, baselines.Params)", True),
+        ("config.method == 'topk'", True),
+        ("method not in ('gba', 'ba')", True),
+        ("row['method'] == method", False),
+        ("self.method is None", False),
+        ("isinstance(value, dict)", False),
+    ],
+)
+def test_a_decision_by_method_is_recognised(code, decides):
+    assert decides_by_method(ast.parse(code, mode="eval").body) is decides
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -15,8 +15,7 @@ from refgba import baselines, cli, gba
 from refgba.backends import NAMES, load_for
 from refgba.baselines import CHOICES, METHODS, chosen
 from refgba.baselines.method import Description, Method
-from refgba.config import BaselineConfig, GBAConfig, config_from_json
-from refgba.config import Method as Baseline
+from refgba.config import Baseline, BaselineConfig, GBAConfig, config_from_json
 from refgba.errors import InputError
 from refgba.formats import from_params
 from refgba.sae import unit_rows
@@ -69,7 +68,7 @@ def test_a_method_s_file_has_its_name_and_every_such_file_is_in_the_table():
 
 def test_the_command_line_and_the_settings_have_the_methods_of_the_table():
     assert list(CHOICES) == ["gba", "ba", *(name for name in METHODS if name != "gba")]
-    for command in (cli.train, cli.demo):
+    for command in (cli.main.commands["train"], cli.main.commands["demo"]):
         [option] = [p for p in command.params if p.name == "method"]
         assert list(option.type.choices) == list(CHOICES)
     assert ["gba", *get_args(Baseline)] == list(METHODS)
@@ -170,7 +169,7 @@ def test_only_gba_has_groups_and_targets():
     groups = METHODS["gba"].groups(config)
     assert groups.group.tolist() == config.group().tolist()
     assert groups.target.tolist() == config.target().tolist()
-    for name in METHODS.keys() - {"gba"}:
+    for name in sorted(METHODS.keys() - {"gba"}):
         assert METHODS[name].groups(small(name)[1]) is None
 
 
@@ -233,7 +232,7 @@ def test_a_setting_that_the_method_lacks_is_named(choice, name):
         chosen(choice, {"lr": 0.1, name: 1})
 
 
-@pytest.mark.parametrize("name", METHODS.keys() - {"gba"})
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"gba"}))
 def test_a_baseline_has_gba_s_width_and_steps_unless_others_are_given(name):
     assert [METHODS[name].configure(d, "default").width for d in (6, 300)] == [1024, 2400]
     assert METHODS[name].configure(6, "default").steps == 4000

@@ -159,8 +159,11 @@ def test_evaluating_what_does_not_fit_is_one_line(cli, data, tmp_path):
     ("arguments", "complaint"),
     [
         (["theory", "--n", 8, "--d", 4, "--s", 9], "s must be at most n"),
-        (["theory", "--n", 8, "--d", 4, "--s", 2, "--simulate", "--width", -5], "-5 is not in the range x>=1"),
-        (["synth", "-o", "s", "--kind", "hierarchy", "--children", -1], "-1 is not in the range x>=1"),
+        (
+            ["theory", "--n", 8, "--d", 4, "--s", 2, "--simulate", "--width", -5],
+            "-5 is not in the range 1<=x<=2147483647",
+        ),
+        (["synth", "-o", "s", "--kind", "hierarchy", "--children", -1], "-1 is not in the range 1<=x<=2147483647"),
         (["synth", "-o", "s", "--noise", "1e308"], "the rows would not be finite"),
         (["theory", "--n", 8, "--d", 4, "--s", 2, "--p", 2], "p must lie strictly between 0 and 1"),
         (["synth", "-o", "s", "--rows", 0], "rows must be between 1 and"),
@@ -171,6 +174,50 @@ def test_evaluating_what_does_not_fit_is_one_line(cli, data, tmp_path):
 def test_what_cannot_be_is_one_line(cli, tmp_path, arguments, complaint):
     assert_one_line(cli(*arguments), complaint)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+HUGE = ("-1", "0", "-" + "9" * 200, "1" + "0" * 200, str(2**31), str(2**63), str(2**64))
+SMALL = ("--n", 8, "--d", 6, "--s", 2)
+
+
+@pytest.mark.parametrize("value", HUGE)
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        *((("theory", *SMALL), flag) for flag in ("--n", "--d", "--s")),
+        *((("theory", *SMALL, "--simulate"), flag) for flag in ("--width", "--rows", "--steps")),
+        *((("synth", "-o", "s"), flag) for flag in ("--n", "--d", "--s", "--children")),
+    ],
+    ids=lambda part: part if isinstance(part, str) else part[0],
+)
+def test_a_count_out_of_bounds_is_one_line_that_states_them(cli, command, flag, value):
+    lowest = 2 if flag == "--rows" else 1
+    assert_one_line(cli(*command, flag, value), f"is not in the range {lowest}<=x<=2147483647")
+
+
+@pytest.mark.parametrize("value", [*HUGE[:4], str(2**63)])
+@pytest.mark.parametrize("command", ["synth", "demo"])
+def test_rows_out_of_bounds_are_one_line_and_nothing_is_written(cli, tmp_path, command, value):
+    assert_one_line(cli(command, "-o", "s", "--rows", value), "rows must be between 1 and 1,099,511,627,776, not")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e308", "1e400", "5e-324", "-1", "0"])
+@pytest.mark.parametrize("flag", ["--frequency", "--exponent", "--rho-2", "--p-child", "--noise"])
+@pytest.mark.parametrize("kind", ["independent", "zipf", "pairs", "hierarchy"])
+def test_any_number_is_taken_or_refused_in_one_line(cli, kind, flag, value):
+    result = cli("synth", "-o", "s", "--rows", 20, "--n", 32, "--d", 6, "--kind", kind, flag, value)
+    assert result.exit_code in (0, 2), result.output
+    assert result.exit_code == 0 or result.stderr.rstrip().splitlines()[-1].startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    "command", [("synth", "-o", "s", "--kind", "uniform", "--n"), ("theory", "--s", 1, "--simulate", "--n")]
+)
+def test_arrays_beyond_any_machine_are_too_little_memory(cli, command):
+    result = cli(*command, 2**31 - 1, "--d", 2**31 - 1)
+    assert result.exit_code == 1, result.output
+    assert result.stderr.rstrip().splitlines()[-1].startswith("Error: not enough memory")
 
 
 def test_the_width_bound_may_be_past_every_float(cli):

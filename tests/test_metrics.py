@@ -159,6 +159,26 @@ def test_mistakes_in_dictionaries_are_named(call, message):
         call()
 
 
+# --- on data ----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_of_data_by_hand():
+    x = np.array([[0.0, 0.0], [2.0, 2.0]])  # mean (1, 1): Σ ||x - mean||² = 2 + 2
+    f = np.array([[1.0, 0.0], [2.0, 0.0]])  # Σ ||x - f||² = 1 + 4
+    y = np.array([[1.0, -1.0, 0.0, 5.0], [3.0, -3.0, -2.0, 5.0]])  # exactly 0 is not active
+    assert refgba.metrics.fvu(x, f) == 1.25
+    assert refgba.metrics.explained_variance(x, f) == -0.25
+    assert refgba.metrics.l0(y) == 2
+    assert refgba.metrics.dead(y) == 0.5
+    np.testing.assert_array_equal(refgba.metrics.frequency(y), [1, 0, 0, 1])
+    np.testing.assert_array_equal(refgba.metrics.z_score(y), [1, 1, 1, 0])  # the last column does not vary
+
+
+def test_rows_that_are_all_equal_have_no_fvu():
+    with pytest.raises(InputError, match="FVU is undefined: all rows of the data are equal"):
+        refgba.metrics.fvu(np.ones((3, 2)), np.zeros((3, 2)))
+
+
 # --- against the targets ----------------------------------------------------------------------------------------------
 
 

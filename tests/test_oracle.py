@@ -9,10 +9,10 @@ from itertools import product
 import numpy as np
 import pytest
 from engines import engine
-from recorded import KINDS, SHIPPED, config_of, every_kind, halved, recorded
+from recorded import KINDS, SHIPPED, config_of, every_kind, every_trace, halved, recorded
 from second_port import port
 
-from refgba import gba, oracle
+from refgba import gba, oracle, recipe
 from refgba.errors import InputError
 from refgba.oracle import compare, traces
 from refgba.oracle.rounding import Sizes
@@ -46,7 +46,7 @@ def test_a_trace_is_the_run_of_the_reference(kind):
             assert (at["peaks"] == state.last.peaks).all()
 
 
-@every_kind
+@every_trace
 def test_every_formula_gives_what_the_reference_does_to_the_bit(kind):
     for t in range(1, recorded(kind).steps + 1):
         computed = recorded(kind).step(t)
@@ -54,7 +54,7 @@ def test_every_formula_gives_what_the_reference_does_to_the_bit(kind):
             np.testing.assert_array_equal(np.asarray(computed[name]), recorded(kind).at(t)[name], err_msg=f"{t}/{name}")
 
 
-@every_kind
+@every_trace
 def test_every_quantity_is_computed_from_earlier_ones(kind):
     for t in (1, 6, 12):
         computed = recorded(kind).step(t)
@@ -64,7 +64,7 @@ def test_every_quantity_is_computed_from_earlier_ones(kind):
             assert all(ORDER[part] <= ORDER[name] for part in computed.values), name  # helpers too
 
 
-@pytest.mark.parametrize("kind", ["default", "paper"])
+@pytest.mark.parametrize("kind", ["default", "paper", "ties"])
 def test_the_committed_traces_are_what_is_recorded_now(kind):
     kept, fresh = traces.read_trace(SHIPPED / kind), recorded(kind)
     assert kept.config == fresh.config
@@ -94,6 +94,25 @@ def test_the_traces_reach_every_branch_of_the_algorithm():
     }  # fmt: skip
 
 
+def test_the_trace_of_ties_meets_every_limit_exactly_and_has_neurons_at_work_in_every_phase():
+    trace, begin = recorded("ties"), 9
+    c, met = trace.config, {"p = p_k": 0, "p = floor p_k": 0}
+    for t in range(c.adapt_every, trace.steps + 1, c.adapt_every):
+        now = trace.at(t)
+        target, moves = now["target"][now["group"]], (now["peaks"] > 0) & (now["T"][now["group"]] > 0)
+        met["p = p_k"] += ((now["p"] == target) & moves).sum()
+        met["p = floor p_k"] += ((now["p"] == c.floor * target) & moves).sum()
+    assert all(met.values()), met
+    assert recipe.fit_begins(c, begin)
+    W = trace.at(begin - 1)["W"]
+    cosine = W @ W.T - 2 * np.eye(c.width)
+    assert (cosine.max(axis=1)[8:10] == c.hold).all()
+    for t in range(1, trace.steps + 1):
+        at_work, held = abs(trace.at(t)["dW"]).max(axis=1) > 1e-4, trace.at(t)["held"]
+        assert (at_work & ~held).sum() >= 3, t
+        assert t < begin or (at_work & held).sum() >= 2, t
+
+
 @pytest.mark.parametrize(
     ("rows", "more", "complaint"),
     [
@@ -112,7 +131,7 @@ def test_what_cannot_be_recorded_is_refused(rows, more, complaint):
 # ---- right ports pass ------------------------------------------------------------------------------------------------
 
 
-@every_kind
+@every_trace
 @pytest.mark.parametrize("starts", traces.STARTS)
 def test_a_trace_agrees_with_itself_exactly(kind, starts):
     report = compare(recorded(kind), recorded(kind).arrays, starts)
@@ -120,7 +139,7 @@ def test_a_trace_agrees_with_itself_exactly(kind, starts):
     assert (report.compared, report.nearest[0], report.flips) == (len(recorded(kind).arrays), 0, [])
 
 
-@every_kind
+@every_trace
 @pytest.mark.parametrize("starts", traces.STARTS)
 def test_a_second_implementation_agrees_far_within_the_tolerance(kind, starts):
     report = compare(recorded(kind), port(recorded(kind), starts), starts)

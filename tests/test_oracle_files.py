@@ -136,6 +136,14 @@ def test_settings_of_a_trace_come_from_files_and_flags(cli, tmp_path):
     assert not (tmp_path / "t2").exists()
 
 
+def test_the_trace_of_ties_and_that_of_a_run_in_float32_can_be_recorded(cli, tmp_path):
+    assert cli("record", "-o", "ties", "--ties").exit_code == 0
+    assert traces.read_trace(tmp_path / "ties").config == traces.read_trace(SHIPPED / "ties").config
+    (tmp_path / "c.json").write_text('{"dtype": "float32", "steps": 4, "batch": 3}')
+    assert cli("record", "-o", "t", "--config", "c.json").exit_code == 0
+    assert traces.read_trace(tmp_path / "t").config.dtype == "float64"
+
+
 def test_what_exists_is_never_replaced(cli, tmp_path):
     for name in ("file", "folder"):
         (tmp_path / name).mkdir() if name == "folder" else (tmp_path / name).write_text("kept")

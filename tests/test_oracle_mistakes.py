@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import product
 
 import numpy as np
 import pytest
-from mutations import MUTANTS, compiled
+import second_port
+from mutations import MET, MUTANTS, compiled
 from recorded import KINDS, config_of, halved, recorded
 from second_port import port
 
@@ -21,6 +23,16 @@ def test_a_mistake_is_caught_and_named(mutant):
     assert found is not None
     assert found.name == mutant.quantity
     assert found.causes == ([mutant.cause] if mutant.cause else [])
+
+
+@pytest.mark.parametrize("starts", traces.STARTS)
+@pytest.mark.parametrize("mutant", MET, ids=lambda mutant: mutant.name)
+def test_what_misled_a_porter_is_named(mutant, starts):
+    for dtype, dump in ((np.float64, lambda arrays: arrays), (np.float32, halved)):
+        trace = recorded(mutant.of)
+        found = compare(trace, dump(compiled(mutant)(trace, starts, dtype)), starts).deviation
+        assert (found.name, found.causes) == (mutant.quantity, [mutant.cause] if mutant.cause else []), str(found)
+        assert mutant.note is None or mutant.note in found.notes
 
 
 @pytest.mark.parametrize("mutant", MUTANTS[3::5], ids=lambda mutant: mutant.name)
@@ -53,7 +65,7 @@ def test_the_cause_is_found_upstream_of_what_is_shown(name, shown):
 
 
 def test_every_known_mistake_changes_something():
-    """On some trace; but for gates of y >= 0, since no y is exactly 0."""
+    """On some trace; but where no y is exactly 0, and no cosine exactly `hold`."""
     silent = set(MISTAKES)
     with np.errstate(all="ignore"):
         for kind, seed in product(KINDS, range(10, 16)):
@@ -63,7 +75,11 @@ def test_every_known_mistake_changes_something():
                 right, wrong = trace.at(t), trace.step(t, instead=MISTAKES[text])
                 if any(not np.array_equal(np.asarray(wrong[name]), right[name]) for name in replaced):
                     silent.discard(text)
-    assert silent == {"gates are 1{y >= 0}, not 1{y > 0}", "the counts are of y >= 0, not y > 0"}
+    assert silent == {
+        "gates are 1{y >= 0}, not 1{y > 0}",
+        "the counts are of y >= 0, not y > 0",
+        "neurons are held above the cosine `hold`, not from it on",
+    }
 
 
 @pytest.mark.parametrize("more", [{"groups": 1}, {"batch": 1}, {"width": 3}, {"adapt_every": 1}, {"form": 1.0}])
@@ -104,3 +120,20 @@ def test_who_says_that_steps_start_elsewhere_is_told_so():
     found = compare(recorded(), halved(ran_on), "trace").deviation
     assert found.causes == ["the step starts from the port's own state, not from the trace's"]
     assert compare(recorded(), halved(ran_on), "own").agrees
+
+
+@pytest.mark.parametrize(("bits", "precision", "tolerance"), [(10, "TF32", 1e-3), (7, "bfloat16", 1e-2)])
+@pytest.mark.parametrize("starts", traces.STARTS)
+def test_products_in_a_low_precision_are_recognised(starts, bits, precision, tolerance):
+    def low(subscripts, *factors):
+        unit = np.uint32(1 << (23 - bits))
+        rounded = [((f.astype(np.float32).view(np.uint32) + unit // 2) & ~(unit - 1)).view(np.float32) for f in factors]
+        return np.einsum(subscripts, *rounded)
+
+    module = {"low": low}
+    exec(inspect.getsource(second_port).replace("np.einsum(", "low("), module)
+    dump = halved(module["port"](recorded(), starts, np.float32))
+    found = compare(recorded(), dump, starts).deviation
+    assert (found.name, found.causes) == ("y", [])
+    assert f"everything agrees to {tolerance:g}: are matrix products computed in {precision}?" in str(found)
+    assert compare(recorded(), dump, starts, tolerance).agrees

@@ -21,7 +21,7 @@ from engines import ENGINES, engine
 
 from refgba import backends, gba, recipe
 from refgba.cli import main
-from refgba.config import BaselineConfig, GBAConfig, Method
+from refgba.config import Baseline, BaselineConfig, GBAConfig
 from refgba.data import files
 from refgba.data.activations import open_activations, reopen
 from refgba.data.survey import survey
@@ -113,7 +113,7 @@ def test_a_run_that_stops_and_goes_on_is_the_run_that_did_not(X, tmp_path, name,
 
 
 @pytest.mark.parametrize("name", ["numpy", "numba"])
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("method", get_args(Baseline))
 def test_a_baseline_that_stops_and_goes_on_is_the_one_that_did_not(X, tmp_path, name, method):
     reason = backends.status()[name]
     if reason is not None:

@@ -68,6 +68,13 @@ def test_a_dictionary_for_any_rows_is_written_and_read_exactly(tmp_path, input, 
     same(read(tmp_path / "out"), ours)
 
 
+@pytest.mark.parametrize("format", ["saelens", "saelens-folded"])
+def test_the_note_says_which_rows_to_leave_out(tmp_path, format):
+    export(*network(), {}, tmp_path / "out", format)
+    note = json.loads((tmp_path / "out" / "cfg.json").read_text())["metadata"]["refgba_note"]
+    assert ("leave out rows of zeros" in note) == (format == "saelens")
+
+
 # ---- read ------------------------------------------------------------------------------------------------------------
 
 

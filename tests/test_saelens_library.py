@@ -10,6 +10,7 @@ from dictionaries import (
     PROVENANCE,
     activations,
     agrees,
+    network,
     topk,
     trained,
 )
@@ -138,3 +139,19 @@ def test_bfloat16_weights_of_saelens_are_read(tmp_path):
     for name, parameter in made.named_parameters():
         values = parameter.detach().to(torch.float32).numpy()
         assert (getattr(back, name) == (values.T if name == "W_enc" else values)).all()
+
+
+@real
+def test_rows_of_zeros_are_survived_where_rows_are_not_scaled(tmp_path):
+    torch, sae_lens = library("torch"), library("sae_lens")
+    params, config = network(M=50, d=8, dtype="float32")
+    export(params, config, PROVENANCE, tmp_path / "out", "saelens-folded")
+    loaded, ours = sae_lens.SAE.load_from_disk(str(tmp_path / "out")), read(tmp_path / "out")
+    rows = np.vstack([unit_rows(activations(5, 8)), np.zeros((3, 8), np.float32)])
+    with torch.no_grad():
+        codes = loaded.encode(torch.tensor(rows))
+        f = loaded.decode(codes).numpy()
+    assert np.isfinite(f).all()
+    _, s = ours.encode(rows)
+    np.testing.assert_allclose(codes.numpy(), s, atol=1e-5)
+    np.testing.assert_allclose(f, ours.decode(s), atol=1e-5)

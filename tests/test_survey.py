@@ -21,7 +21,7 @@ from store_files import (
 )
 
 from refgba.cli import main
-from refgba.data.activations import open_activations
+from refgba.data.activations import open_activations, reopen
 from refgba.data.inspection import info, verify
 from refgba.data.store import DTYPES, open_store
 from refgba.data.survey import survey
@@ -86,6 +86,10 @@ def test_info_tells_what_the_headers_say(tmp_path):
     one_line(lambda: info(opened), path / "00001.npy", "cannot be read")
 
 
+def lower_median(x):
+    return np.sort(np.linalg.norm(x, axis=1))[(len(x) - 1) // 2]
+
+
 def test_verify_counts_what_it_checked(tmp_path):
     x = rows()
     x[[3, 50]] = 0
@@ -95,7 +99,11 @@ def test_verify_counts_what_it_checked(tmp_path):
     ticks: list[int] = []
     told = verify(open_store(path), drop_zero_rows=True, tick=ticks.append)
     assert told.pop("variance") == pytest.approx(1, abs=0.1)
-    assert told == {"rows": 98, "dropped": 2, "shards": 3, "checksums": 2, "no_checksum": 1}
+    assert told.pop("median_norm") == pytest.approx(
+        np.median(np.linalg.norm(np.delete(x, [3, 50], 0), axis=1)), rel=0.02
+    )
+    counts = {"rows": 98, "dropped": 2, "shards": 3, "checksums": 2, "no_checksum": 1}
+    assert told == counts | {"faint": 0, "faint_dropped": 0}
     assert sum(ticks) == 100
     large = npy(tmp_path / "x.npy", rows().astype(np.float64) * 1e25)
     one_line(lambda: verify(open_store(large), "float32"), large, "row 0", "too large or small for float32")
@@ -116,3 +124,50 @@ def test_verify_takes_what_train_takes_and_refuses_what_it_refuses(tmp_path, sto
     assert verified.exit_code == trained.exit_code == (0 if dtype == "float64" or size == 1 else 2), verified.output
     if verified.exit_code:
         assert verified.stderr.splitlines()[-1] == trained.stderr.splitlines()[-1]
+
+
+# ---- rows near zero --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize(("faint", "zero"), [(0, 0), (1, 0), (49, 0), (40, 5)])
+def test_rows_near_zero_are_counted_and_dropped_only_if_asked(tmp_path, dtype, faint, zero):
+    x = rows(100).astype(np.float64) + 1
+    picked = np.random.default_rng(1).permutation(100)
+    x[picked[:faint]] *= 1e-4
+    x[picked[faint : faint + zero]] = 0
+    path = written(tmp_path / "s", x.astype(dtype), 30, dtype=dtype)
+    data = replace(open_activations(path), block=7)
+    _, whole = survey(data, drop_zero_rows=True)
+    assert (whole.rows, whole.dropped, whole.faint, whole.faint_dropped) == (100 - zero, zero, faint, 0)
+    kept, without = survey(data, drop_zero_rows=True, drop_below=1e-3)
+    assert (without.rows, without.dropped, without.faint, without.faint_dropped) == (
+        100 - zero - faint, zero + faint, 0, faint
+    )  # fmt: skip
+    assert kept.dropped.tolist() == sorted(picked[: faint + zero].tolist())
+    unit = np.delete(x.astype(dtype), kept.dropped, axis=0).astype(np.float64)
+    norm = np.linalg.norm(unit, axis=1, keepdims=True)
+    assert without.variance == pytest.approx((unit / norm).var(axis=0).sum(), rel=1e-9)
+    assert without.median_norm == whole.median_norm
+    counted = np.delete(x, picked[faint : faint + zero], axis=0)
+    assert whole.median_norm == pytest.approx(lower_median(counted), rel=0.01)
+    again = reopen(kept.record(), kept.dropped, kept.crc)
+    assert (len(again), again.fingerprint) == (100 - zero - faint, kept.fingerprint)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_of_the_median_is_from_0_to_1(tmp_path, share):
+    path = npy(tmp_path / "x.npy", rows())
+    one_line(lambda: survey(open_activations(path), drop_below=share), "below a share of the median norm", share)
+
+
+def test_verify_says_how_many_rows_are_noise_near_zero(tmp_path):
+    x = rows(100)
+    x[::4] *= 1e-12
+    path = npy(tmp_path / "x.npy", x)
+    said = CliRunner().invoke(main, ["data", "verify", str(path)]).output
+    assert "100 rows are sound" in said
+    assert "25 of these rows have a norm under a thousandth of the median" in said
+    said = CliRunner().invoke(main, ["data", "verify", str(path), "--drop-below", "0.001"]).output
+    assert "75 rows are sound, 25 rows below 0.001 of the median norm besides" in said
+    assert "thousandth" not in said

@@ -17,6 +17,7 @@ tests/test_baselines_numba.py holds all of it against the reference.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
@@ -42,6 +43,28 @@ BLOCK = 128  # neurons that a thread takes at a time, backwards
 Auxiliary = tuple[Array, Array, Array, Int64]
 
 NEAR = 0.8  # of the smallest code of a batch is the next one's guess
+
+
+class Traits(NamedTuple):
+    """What tells a method from the others here.
+
+    per_row, per_batch: the k largest of a row, or the k L largest of a batch, are active.  auxk: dead neurons learn
+    from the residual.  thresholds: trained, with a bandwidth.  penalised: active codes pay `sparsity` each.
+    """
+
+    per_row: bool = False
+    per_batch: bool = False
+    auxk: bool = False
+    thresholds: bool = False
+    penalised: bool = False
+
+
+TRAITS = {
+    "l1": Traits(penalised=True),
+    "topk": Traits(per_row=True, auxk=True),
+    "batchtopk": Traits(per_batch=True, auxk=True),
+    "jumprelu": Traits(thresholds=True),
+}
 
 
 @dataclass
@@ -88,13 +111,13 @@ def step(state: State, x: Array) -> Metrics:
         moments = [state.optimiser["W"], state.optimiser["W_dec"]]
         db, dtheta, db_pre = _backward(state, xc, r, columns, aux, moments, baselines.learning_rate(config, state.t))
     grads = {"b": db, "b_pre": db_pre, "theta": dtheta}
-    for name in baselines.trained(config):
+    for name in state.optimiser:
         if name in grads:
             lr, theta = baselines.learning_rate(config, state.t), getattr(params, name)
             setattr(params, name, state.optimiser[name].update(theta, grads[name], lr, config))
-    if config.method == "jumprelu":
+    if TRAITS[config.method].thresholds:
         params.theta = np.maximum(params.theta, 0)
-    elif config.method == "batchtopk":
+    elif TRAITS[config.method].per_batch:
         params.theta = baselines.averaged(params.theta, smallest, config, state.t)
     state.guess = NEAR * smallest
     state.buffer.rows += L
@@ -117,22 +140,22 @@ def gradients(state: State, x: Array) -> Params:
 def _limits(state: State) -> Array:
     """(M,) what z of an entry has to exceed to be active: JumpReLU's has some that do not."""
     params, dtype = state.params, state.params.W.dtype
-    return params.theta if state.config.method == "jumprelu" else np.full(len(params.W), -np.inf, dtype)
+    return params.theta if TRAITS[state.config.method].thresholds else np.full(len(params.W), -np.inf, dtype)
 
 
 def _forward(state: State, x: Array) -> tuple[Array, Array, tuple[Int64, Array, Array]]:
     """x - b_pre and r = f - x, both (L, d), and the entries neuron by neuron, as `_columns` has them."""
-    config, params = state.config, state.params
+    config, params, traits = state.config, state.params, TRAITS[state.config.method]
     (M, d), L, dtype = params.W.shape, len(x), params.W.dtype
     if state.codes is None or len(state.codes.count) != L:
         state.codes = Codes(np.empty((L, M), np.uint32), np.empty((L, M), dtype), np.empty(L, np.int64))
     codes, xc = state.codes, x - params.b_pre
     floor = np.zeros(M, dtype)  # (M,) above which z is an entry
-    if config.method == "jumprelu":
+    if traits.thresholds:
         floor = (params.theta - config.bandwidth / 2).astype(dtype)
-    k = min(config.k, M) if config.method == "topk" else 0
-    guess = dtype.type(max(state.guess, 0.0)) if config.method in ("topk", "batchtopk") else dtype.type(0)
-    if config.method == "batchtopk":
+    k = min(config.k, M) if traits.per_row else 0
+    guess = dtype.type(max(state.guess, 0.0)) if traits.per_row or traits.per_batch else dtype.type(0)
+    if traits.per_batch:
         places = min(config.k, M) * L
         _select(params.W, params.b, xc, np.full(M, min(guess, np.finfo(dtype).max), dtype), 0, guess, *_arrays(codes))
         if codes.count.sum() < places and guess > 0:
@@ -162,7 +185,7 @@ def _auxiliary(state: State, xc: Array, r: Array, dead: Mask) -> Auxiliary:
     slot = np.full(len(params.W), -1, np.int64)
     none = (np.zeros((1, d), dtype), np.zeros((1, d), dtype), np.zeros(1, dtype), slot)
     which = np.flatnonzero(dead)
-    if config.method not in ("topk", "batchtopk") or config.aux == 0 or not which.size:
+    if not TRAITS[config.method].auxk or config.aux == 0 or not which.size:
         return none
     variance = float(np.mean(np.sum((r - r.mean(axis=0)) ** 2, axis=1)))
     if variance == 0:
@@ -186,11 +209,10 @@ def _backward(
 
     Returns the gradients of b (M,), theta (M,) and b_pre (d,).
     """
-    config, params = state.config, state.params
+    config, params, traits = state.config, state.params, TRAITS[state.config.method]
     W, dtype, L = params.W, params.W.dtype, len(xc)
-    jump = config.method == "jumprelu"
-    penalty = dtype.type(config.sparsity if config.method == "l1" else 0)
-    half = dtype.type(config.bandwidth / 2 if jump else 0)
+    penalty = dtype.type(config.sparsity if traits.penalised else 0)
+    half = dtype.type(config.bandwidth / 2 if traits.thresholds else 0)
     adam = np.empty(0, dtype)
     if lr is not None:
         for moment in moments:
@@ -203,7 +225,7 @@ def _backward(
         _limits(state), half, penalty, *aux, adam, db, near, near_vr, sums,
     )  # fmt: skip
     dtheta = np.zeros_like(params.theta)
-    if jump:
+    if traits.thresholds:
         dtheta -= (params.theta * near_vr + config.sparsity * near).astype(dtype) / (L * config.bandwidth)
     return db, dtheta, r.mean(axis=0) - sums.sum(axis=0) / L
 

@@ -25,6 +25,7 @@ its settings:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -41,7 +42,6 @@ from refgba.types import Array
 __all__ = [
     "CHOICES", "METHODS", "Forward", "Method", "Params", "State", "adapt", "averaged", "chosen", "decode",
     "evaluation_codes", "forward", "gradients", "init", "largest", "learning_rate", "random_params", "signed", "step",
-    "trained",
 ]  # fmt: skip
 
 
@@ -63,17 +63,23 @@ VARIANTS = {"ba": Variant("gba", {"groups": 1}, "has one group")}
 CHOICES = ("gba", "ba", *(name for name in METHODS if name != "gba"))  # the values of `--method`
 
 
-def chosen(choice: str, settings: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
+def flag(name: str) -> str:
+    """The flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def chosen(choice: str, settings: dict[str, Any], flag: Callable[[str], str] = flag) -> tuple[Method, dict[str, Any]]:
     """The method that a value of `--method` means, and the settings given for it with those that the value fixes.
 
-    InputError for a setting that the method does not have, or that the value fixes otherwise.
+    flag: how a setting is called in messages.  InputError for a setting that the method does not have, or that the
+    value fixes otherwise.
     """
     variant = VARIANTS.get(choice, Variant(choice, {}, ""))
     method = METHODS[variant.method]
     known = {f.name for f in fields(method.Config)} - {"method"}
     for name in settings:
         if name not in known:
-            raise InputError(f"--{name.replace('_', '-')} is no setting of method {choice}")
+            raise InputError(f"{flag(name)} is no setting of method {choice}")
     for name, value in variant.fixed.items():
         if settings.get(name, value) != value:
             raise InputError(f"method {choice} {variant.complaint}, not {settings[name]}")
@@ -104,11 +110,6 @@ def gradients(params: Params, x: Array, fwd: Forward, config: BaselineConfig) ->
     """The gradients of its loss at the rows x (L, d), without AuxK, as a `Params`."""
     grads: Params = METHODS[config.method].gradients(params, x, fwd, config)
     return grads
-
-
-def trained(config: BaselineConfig) -> tuple[str, ...]:
-    """The parameters that AdamW trains."""
-    return METHODS[config.method].optimised(config, config.steps)
 
 
 def init(params: Params, config: BaselineConfig) -> State:

@@ -36,17 +36,21 @@ def info(store: Store) -> dict[str, Any]:
 
 
 def verify(
-    store: Store, dtype: str = "float64", drop_zero_rows: bool = False, tick: Callable[[int], object] = id
+    store: Store,
+    dtype: str = "float64",
+    drop_zero_rows: bool = False,
+    tick: Callable[[int], object] = id,
+    drop_below: float = 0.0,
 ) -> dict[str, Any]:
     """Read all of a store once, as training in the arithmetic `dtype` does before it begins; the result, for JSON.
 
-    rows: how many count.  dropped: how many rows of zeros do not.  shards: all; checksums, no_checksum: those with one
-    and those without.  variance: of the unit rows.  `tick` is called with the number of rows of each block.  InputError
-    as `survey`: it names the first shard that does not match its checksum, or the file and the first row that cannot be
-    computed on.
+    rows: how many count.  dropped: how many do not.  shards: all; checksums, no_checksum: those with one and those
+    without.  variance: of the unit rows.  median_norm, faint, faint_dropped: as `Survey`.  `tick` is called with the
+    number of rows of each block.  InputError as `survey`: it names the first shard that does not match its checksum, or
+    the file and the first row that cannot be computed on.
     """
     with np.errstate(invalid="ignore"):  # a signalling NaN may be cast
-        _, result = survey(unchecked(store), dtype, drop_zero_rows, tick)
+        _, result = survey(unchecked(store), dtype, drop_zero_rows, tick, drop_below)
     checked = sum(shard.sha256 is not None for shard in store.shards)
     return {
         "rows": result.rows,
@@ -55,6 +59,9 @@ def verify(
         "checksums": checked,
         "no_checksum": len(store.shards) - checked,
         "variance": result.variance,
+        "median_norm": result.median_norm,
+        "faint": result.faint,
+        "faint_dropped": result.faint_dropped,
     }
 
 

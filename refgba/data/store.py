@@ -85,12 +85,13 @@ class Shard:
 
 def checksum(path: Path) -> str:
     """SHA-256 of a regular file, in hexadecimal; InputError when it cannot be read."""
-    regular_size(path)
+    if os.path.exists(path):
+        regular_size(path)  # a pipe or a device would be read without end
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (OSError, ValueError) as error:  # a ValueError for a name that no file can have
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def stored(dtype: str) -> np.dtype[Any]:

@@ -7,7 +7,9 @@ evaluation does.
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,18 +23,54 @@ from refgba.data.unit_rows import norms
 from refgba.errors import InputError
 from refgba.types import Array, Float64, Int64, Mask
 
+FAINT = 1e-3  # of the median norm: rows below are reported
+
 
 @dataclass(frozen=True)
 class Survey:
     """What rows, each scaled to unit norm, are like.
 
-    rows: how many count.  dropped: how many rows of zeros are left out.  variance: the mean of ||x - mean||², the
-    denominator of FVU.
+    rows: how many count.  dropped: how many are left out.  variance: the mean of ||x - mean||², the denominator of FVU.
+
+    median_norm: of the rows as they come, without those of zeros, to within 1%.  faint: how many rows, of those that
+    count, have a norm under FAINT of it: at unit norm they weigh as much as any, and may be nothing but noise.
+    faint_dropped: how many rows are left out for their norm.
     """
 
     rows: int
     dropped: int
     variance: float
+    median_norm: float
+    faint: int
+    faint_dropped: int
+
+
+class _Norms:
+    """How many norms there are of each size, 64 sizes per octave: enough for quantiles to within 1%."""
+
+    PER_OCTAVE = 64
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()  # by the size
+
+    def add(self, norm: Float64, sign: int = 1) -> None:
+        """Count norms above 0, or with the sign -1 no longer."""
+        sizes, counts = np.unique(np.floor(np.log2(norm) * self.PER_OCTAVE).astype(np.int64), return_counts=True)
+        self.counts.update(dict(zip(sizes.tolist(), (sign * counts).tolist(), strict=True)))
+
+    def median(self) -> float:
+        """The median, as the middle of its size; of an even number the lower one."""
+        left = (self.counts.total() + 1) // 2
+        for size in sorted(self.counts):
+            left -= self.counts[size]
+            if left <= 0:
+                break
+        return float(2.0 ** ((size + 0.5) / self.PER_OCTAVE))
+
+    def under(self, norm: float) -> int:
+        """How many are smaller, by their sizes."""
+        limit = math.floor(math.log2(norm) * self.PER_OCTAVE)
+        return sum(count for size, count in self.counts.items() if size < limit)
 
 
 class Check:
@@ -90,18 +128,28 @@ def _sum(x: Array, norm: Float64) -> Float64:
 
 
 def survey(
-    data: Activations, dtype: str = "float64", drop_zero_rows: bool = False, tick: Callable[[int], object] = id
+    data: Activations,
+    dtype: str = "float64",
+    drop_zero_rows: bool = False,
+    tick: Callable[[int], object] = id,
+    drop_below: float = 0.0,
 ) -> tuple[Activations, Survey]:
     """Read every row once: the rows to train on in the arithmetic `dtype`, and what they are like.
 
     `tick` is called with the number of rows of each block read.  InputError names the first row that is not finite,
     whose squares `dtype` cannot hold, or that is all zeros, unless `drop_zero_rows` leaves those out; or the first
     shard whose checksum is not that of `meta.json`.  It also refuses rows that all point the same way.
+
+    drop_below: rows are left out, too, if their norm is less than this share of the median norm.  At 0 none is; above,
+    blocks that hold such rows are read twice.
     """
+    if not 0 <= drop_below < 1:
+        raise InputError(f"rows can be dropped below a share of the median norm from 0 to under 1, not {drop_below}")
     check = Check(data.store, dtype, drop_zero_rows)
     starts = set(data.store.starts.tolist())
     crc = np.zeros(len(data.counts), np.uint32)
     total, count = np.zeros(data.d), 0
+    sizes, smallest = _Norms(), np.full(len(data.counts), np.inf)
 
     def look(k: int) -> tuple[int, Float64, Float64]:
         """Checksum, norms, and the sum of the rows at unit norm."""
@@ -121,13 +169,29 @@ def survey(
             if check.fits(norm).all():
                 check.seen += len(norm)
                 total, count = total + part, count + len(norm)
+                sizes.add(norm)
             else:
                 x = check(values(data.stored(k)).astype(np.float64))
-                total, count = total + _sum(x, norms(x)), count + len(x)
+                counted = norms(x)
+                total, count = total + _sum(x, counted), count + len(x)
+                sizes.add(counted)
+            smallest[k] = norm.min()
             tick(len(norm))
     if count == 0:
         raise InputError(f"{data.store.path}: every row is all zeros")
+    data, median = replace(data, dropped=check.dropped, crc=crc), sizes.median()
+    faint: list[Int64] = []
+    for k in np.flatnonzero(smallest < drop_below * median).tolist():
+        x = values(data.stored(k)).astype(np.float64)
+        norm = norms(x)
+        small = np.flatnonzero((norm < drop_below * median) & (norm > 0))
+        total, count = total - _sum(x[small], norm[small]), count - len(small)
+        sizes.add(norm[small], -1)
+        faint.append(data.begins[k] + small)
+    dropped = np.sort(np.concatenate([check.dropped, *faint]))
     variance = 1 - float(np.sum((total / count) ** 2))  # the mean of ||x||^2 is 1
     if variance < 1e-12:
         raise InputError(f"{data.store.path}: all {count} rows point the same way; there is nothing to learn from them")
-    return replace(data, dropped=check.dropped, crc=crc), Survey(count, len(check.dropped), variance)
+    return replace(data, dropped=dropped), Survey(
+        count, len(dropped), variance, median, sizes.under(FAINT * median), len(dropped) - len(check.dropped)
+    )

@@ -109,7 +109,7 @@ def reproduce(
         write(outcomes[name], out)
         done(outcomes[name])
     shown = outcomes | earlier
-    files.write(out / PAGE, page([shown[name] for name in NAMES if name in shown]).encode())
+    files.write(out / PAGE, page([shown[name] for name in NAMES if name in shown]).encode(errors="backslashreplace"))
     return list((outcomes or earlier).values())
 
 

@@ -108,7 +108,7 @@ def candidates(sizes: Sizes, d: int) -> list[tuple[str, float | None, list[AnyCo
     names = {"topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "l1": "L1"}
     for method, values in settings.items():
         for value in values:
-            chosen: Any = {"method": method, "k" if "topk" in method else "sparsity": value}
+            chosen: Any = {"method": method, training.DIALS[method]: value}
             rates: list[AnyConfig] = [BaselineConfig(lr=lr, **(given | {"width": width} | chosen)) for lr in sizes.lr]
             networks.append((names[method], value, rates))
     return networks

@@ -80,7 +80,7 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
     given = {"width": max(1024, 8 * d)} | given
 
     def network(method: Any, value: float, lr: float, seed: int) -> dict[str, Any]:
-        chosen: Any = {"method": method, "k" if "topk" in method else "sparsity": value}
+        chosen: Any = {"method": method, training.DIALS[method]: value}
         return point(method, value, BaselineConfig(lr=lr, seed=seed, **given, **chosen))
 
     settings = {"topk": sizes.k, "batchtopk": sizes.k, "l1": sizes.l1, "jumprelu": sizes.jumprelu}

@@ -28,6 +28,8 @@ from refgba.types import Array, Float64
 
 SAMPLE = ("minilm-l3-mlp.npy", "minilm-l3-mlp.heldout.npy")
 CHUNK = 2048  # rows of real activations judged at a time
+# The setting by which each baseline is made more or less sparse.
+DIALS = {"topk": "k", "batchtopk": "k", "l1": "sparsity", "jumprelu": "sparsity"}
 
 
 def gaussian(n: int, d: int, seed: int) -> Array:

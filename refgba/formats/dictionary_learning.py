@@ -104,5 +104,5 @@ def _torch() -> Any:
         return importlib.import_module("torch")
     except ImportError as error:
         raise InputError(
-            f"the format dictionary-learning is written and read by torch ({error}): pip install 'refgba[interop]'"
+            f"the format dictionary-learning is written and read by torch ({error}): pip install torch"
         ) from None

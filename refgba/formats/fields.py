@@ -45,6 +45,8 @@ def note(dictionary: Dictionary, provenance: dict[str, Any]) -> dict[str, Any]:
     """What files for other libraries say beside the numbers: which rows to give to the library, and the provenance."""
     unit = dictionary.input == "unit"
     rows = "rows scaled to unit norm, which it reconstructs" if unit else "raw activations"
+    if dictionary.input == "sqrt_d":
+        rows += "; leave out rows of zeros, which have no norm to be scaled to and become NaN"
     return {"refgba_input": "unit" if unit else "raw", "refgba_note": f"takes {rows}", "refgba": provenance}
 
 

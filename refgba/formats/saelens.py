@@ -5,6 +5,9 @@ Written for version 6, under two names:
     saelens          takes raw activations, as our training does: SAELens scales each row to norm √d
     saelens-folded   without normalisation or bias on the input: takes rows of unit norm
 
+SAELens divides by a row's norm unchecked: of a row of zeros, `saelens` makes NaN there, and its note says to leave such
+rows out.  `saelens-folded` takes them as they are.
+
 Read: standard and jumprelu, of version 6 or before, and topk.  Nothing is believed, and a dictionary whose numbers
 would mean something else is refused.
 """

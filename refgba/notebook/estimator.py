@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from refgba import __version__
-from refgba.baselines import METHODS as IMPLEMENTED
+from refgba.baselines import CHOICES, METHODS
 from refgba.data.activations import Activations
 from refgba.errors import InputError
 from refgba.formats.dictionary import Dictionary
@@ -24,7 +24,7 @@ from refgba.runs import folder, judging, launch
 from refgba.runs.accumulate import Evaluation
 from refgba.runs.log import Progress
 from refgba.runs.memory import MemoryRun, Record
-from refgba.runs.settings import METHODS, Request
+from refgba.runs.settings import Request
 from refgba.types import Activation, Array, Dtype, Float64
 
 WRITTEN = ("config", "sha256", "refgba")  # fields of state.json that `folder.write_network` fills in
@@ -88,8 +88,8 @@ class GBA(Autoencoder):
     def _request(self) -> Request:
         """What the parameters ask for."""
         given = self.get_params()
-        if given["method"] not in METHODS:
-            raise InputError(f"method should be one of {', '.join(METHODS)}, not {given['method']!r}")
+        if given["method"] not in CHOICES:
+            raise InputError(f"method should be one of {', '.join(CHOICES)}, not {given['method']!r}")
         settings = {name: value for name, value in given.items() if name not in OF_TRAINING}
         return Request(settings, given["method"], given["recipe"], backend=given["backend"])
 
@@ -180,11 +180,11 @@ class GBA(Autoencoder):
 
     def _formed(self) -> int:
         config = self._fitted().config
-        return IMPLEMENTED[config.method].description(config, None).formed
+        return METHODS[config.method].description(config, None).formed
 
     def _target(self) -> Float64 | None:
         config = self._fitted().config
-        groups = IMPLEMENTED[config.method].groups(config)
+        groups = METHODS[config.method].groups(config)
         return None if groups is None else groups.target[groups.group]
 
     @property
@@ -227,7 +227,7 @@ class GBA(Autoencoder):
         network = self._network
         config, last = network.config, self.history_[-1] if self.history_ else {}
         facts: dict[str, object] = {
-            "method": IMPLEMENTED[config.method].description(config, None).method,
+            "method": METHODS[config.method].description(config, None).method,
             "neurons": config.width, "dimensions": self.n_features_in_, "steps": network.state["step"],
             "backend": f"{self._codes.name}, {config.dtype}",
         }  # fmt: skip

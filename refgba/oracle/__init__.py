@@ -17,6 +17,7 @@ The files, in the order in which to read them:
     mistakes      what is known to go wrong, one table per line of the algorithm
     place         one step of a candidate held against what was expected
     causes        which mistakes give a candidate's numbers
+    notes         what the numbers say where no mistake does
     comparison    `compare`
     report        `Report` and `Deviation`, for a person or for JSON
     validation    which arrays may be a trace, or compared with one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from refgba.config import GBAConfig
 from refgba.oracle.mistakes import MISTAKES
+from refgba.oracle.mistakes.recipe import TRUNCATED
 from refgba.oracle.place import Place, Starts, Steps, first_place, places, share_of
 from refgba.oracle.recording import Trace
 from refgba.oracle.stepwise import ADAPTATION, ORDER
@@ -19,7 +20,8 @@ OTHER_STATE: dict[Starts, str] = {
 def causes(place: Place, name: str, trace: Trace, candidate: Steps, starts: Starts) -> list[str]:
     """The known mistakes that give all that the candidate holds of this step up to quantity `name`.
 
-    Of several, those that fit most of the rest: of this step, and of the steps after it.
+    None that the rest of the step contradicts, by being right where the mistake would make it wrong.  Of several, those
+    that fit most of what the candidate holds of all steps.
     """
     if name == "rows":
         return [OTHER_ROWS]
@@ -28,11 +30,19 @@ def causes(place: Place, name: str, trace: Trace, candidate: Steps, starts: Star
     likely = [text for text in (*MISTAKES, *other) if explains(place, text, name, upto)]
     if name == "x" and not likely and place.off(name).any(axis=1).all():
         return [OTHER_ROWS]
+    right = [part for part in place.ordered[len(upto) :] if place.share(part) <= 1]
+    likely = [text for text in likely if all(place.fits(text, _firm(text, right)))]
     if len(likely) < 2:
         return likely
-    steps = [place, *places(trace, candidate, starts, place.tolerance, place)]
+    steps = list(places(trace, candidate, starts, place.tolerance))
     fits = {text: sum(sum(step.fits(text, step.ordered)) for step in steps) for text in likely}
     return [text for text in likely if fits[text] == max(fits.values())]
+
+
+def _firm(text: str, right: list[str]) -> list[str]:
+    """Those quantities that a mistake would surely make wrong: a port may count its gates, or y > 0 once more."""
+    gates = "on" in MISTAKES.get(text, {})
+    return [name for name in right if not gates or ORDER[name] < ORDER["seen"]]
 
 
 def explains(place: Place, text: str, name: str, upto: list[str]) -> bool:
@@ -44,8 +54,10 @@ def explains(place: Place, text: str, name: str, upto: list[str]) -> bool:
     return 2 * share_of(got, place.mistaken(text)[name], allowed) <= share_of(got, place.step[name], allowed)
 
 
-def why_nothing(name: str, config: GBAConfig) -> str:
-    """Why a step has no quantity of that name."""
+def why_nothing(name: str, t: int, config: GBAConfig) -> str:
+    """Why step t has no quantity of that name."""
     if name in ADAPTATION:
         return f"biases are adapted at this step, but only after steps that adapt_every = {config.adapt_every} divides"
+    if config.untied and int(config.form * config.steps) < t:
+        return TRUNCATED
     return "there is no decoder of its own at this step"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from refgba.errors import InputError
 from refgba.oracle.causes import BEGINNING, causes, why_nothing
+from refgba.oracle.notes import notes
 from refgba.oracle.place import Beginning, Place, Starts, Steps, places
 from refgba.oracle.recording import Trace
 from refgba.oracle.report import Deviation, Report
@@ -79,12 +81,13 @@ def _deviation(place: Place | Beginning, name: str, trace: Trace, candidate: Ste
     if isinstance(place, Beginning):
         return _at_worst(name, 0, place.expected[name], got, place.allowed(name), [BEGINNING], [], [])
     if name not in place.there:
-        why, first = why_nothing(name, trace.config), float(got.flat[0])
+        why, first = why_nothing(name, place.t, trace.config), float(got.flat[0])
         return Deviation(name, place.t, [0] * got.ndim, None, first, 0.0, got.size, got.size, [why], [], [])
     parts = needs(name, place.step)
     unseen = [part for part in parts if part not in place.values and part in QUANTITIES]
     likely = causes(place, name, trace, candidate, starts)
-    return _at_worst(name, place.t, place.step[name], got, place.allowed(name), likely, parts, unseen)
+    deviation = _at_worst(name, place.t, place.step[name], got, place.allowed(name), likely, parts, unseen)
+    return deviation if likely else replace(deviation, notes=notes(place, name, trace, candidate, starts))
 
 
 def _at_worst(

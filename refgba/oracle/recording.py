@@ -15,7 +15,7 @@ from refgba import gba
 from refgba.config import GBAConfig
 from refgba.errors import InputError
 from refgba.oracle.stepwise import STATE, Step, Value, names
-from refgba.sae import unit_rows
+from refgba.sae import Params, unit_rows
 from refgba.types import Array
 
 LARGEST = 2**32  # bytes of a trace
@@ -62,8 +62,8 @@ class Trace:
         return Step(self.config, t, self.at(t)["rows"], state or self.before(t), last=last, **more)
 
 
-def record(config: GBAConfig, X: Array) -> Trace:
-    """The first N / L steps of a run, from the reference's own random start.
+def record(config: GBAConfig, X: Array, start: Params | None = None) -> Trace:
+    """The first N / L steps of a run, from the parameters `start` or else from the reference's own random ones.
 
     X: (N, d) rows of any norm; step t takes rows (t - 1) L to t L of them, so that no port has to draw what NumPy
     draws.  Raises InputError unless X is a whole number of batches, at most as many as the run has; for another dtype
@@ -76,7 +76,7 @@ def record(config: GBAConfig, X: Array) -> Trace:
         raise InputError(f"a trace is recorded in float64, not in {config.dtype}")
     if (size := 8 * (N // L) * (L * (3 * d + 2 * M) + 10 * M * d)) > LARGEST:
         raise InputError(f"the trace would take {size / 1e9:.1f} GB; record fewer steps or a smaller network")
-    state = gba.init(gba.random_params(config, d), config)
+    state = gba.init(start or gba.random_params(config, d), config)
     trace = Trace(config, [state_arrays(state)])
     for t, rows in enumerate(np.split(X.astype(np.float64), N // L), start=1):
         trace.quantities.append({"rows": rows})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from refgba.oracle.stepwise import QUANTITIES
 
@@ -15,7 +15,8 @@ class Deviation:
 
     index: of the entry that is off by most.  expected, got: that entry; expected is None where there should be nothing.
     allowed: by how much it may be off.  off, entries: how many entries are off, and how many there are.
-    causes: known mistakes that give the candidate's numbers; none: no mistake does.  needs: what the quantity is
+    causes: known mistakes that give the candidate's numbers; none: no mistake does.  notes: what the numbers say then.
+    needs: what the quantity is
     computed from, "W before" for the state that the step found.  unseen: those of them that the candidate lacks.
     """
 
@@ -30,6 +31,7 @@ class Deviation:
     causes: list[str]
     needs: list[str]
     unseen: list[str]
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """In a few lines, for a person."""
@@ -38,6 +40,7 @@ class Deviation:
             lines += [f"  likely cause: {cause}" for cause in self.causes]
         else:
             lines.append("  no known mistake gives these numbers")
+            lines += [f"    {note}" for note in self.notes]
         if self.needs:
             lines.append(f"  computed from: {', '.join(self.needs)}")
         if self.unseen:

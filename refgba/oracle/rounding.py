@@ -195,6 +195,15 @@ def _decided(of: Callable[[Step], Any]) -> Size:
     return size
 
 
+def _T(e: Step, k: Sizes) -> Any:
+    """Whether a peak is positive, and so counts, is unsure where it is within rounding of 0."""
+    positive, was = in_groups(e, e["peaks"] > 0), e.was("left.peaks")
+    largest = np.maximum(np.where(was > 0, was, -np.inf), e["y"].max(axis=0))  # (M,)  as peaks, but below 0 too
+    unsure = in_groups(e, abs(largest) <= k.allowed("peaks"))
+    fewer = np.maximum(positive - unsure, 1)
+    return in_groups(e, k["peaks"]) / fewer + _whole(e["T"] * unsure / fewer, k)
+
+
 def _b(e: Step, k: Sizes) -> Any:
     if not e.adapts:
         return k.was("b")
@@ -231,7 +240,7 @@ def _sizes() -> dict[str, Size]:
         "peaks": lambda _, k: np.maximum(k.was("left.peaks"), k["y"].max(axis=0)),
         "target": lambda e, _: e["target"],
         "p": lambda e, k: e["p"] + k["counts"] / e["seen"],
-        "T": lambda e, k: in_groups(e, k["peaks"]) / np.maximum(in_groups(e, e["peaks"] > 0), 1),
+        "T": _T,
         "lowered": _decided(lambda e: e["p_k"]),
         "raised": lambda e, k: np.maximum(k["lowered"], _decided(least)(e, k)),
         "b": _b,

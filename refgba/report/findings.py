@@ -35,15 +35,15 @@ def _unfinished(run: RunData) -> Sentences:
     last, steps = run.metrics[-1]["step"], run.config.steps
     if last < steps:
         yield f"The run has not finished: its log ends at step {last:,} of {steps:,}.", "Training"
-    if run.gba is not None and run.gba.adapt_every > steps:
-        yield f"No bias was adapted: adapt_every is {run.gba.adapt_every:,}, of {steps:,} steps.", "Training"
+    if run.groups is not None and run.config.adapt_every > steps:
+        yield f"No bias was adapted: adapt_every is {run.config.adapt_every:,}, of {steps:,} steps.", "Training"
 
 
 def _over(run: RunData) -> Sentences:
-    config, p, N = run.gba, run.evaluation.get("frequency"), run.rows
-    if config is None or p is None:
+    groups, p, N = run.groups, run.evaluation.get("frequency"), run.rows
+    if groups is None or p is None:
         return
-    group, target = config.group(), config.target()
+    group, target = groups
     share = [float(np.mean(p[group == k] > p_k)) for k, p_k in enumerate(target)]
     chance = target + 3 * np.sqrt(target * (1 - target) / max(1, N))
     far = [float(np.mean(p[group == k] > bound)) for k, bound in enumerate(chance)]
@@ -83,12 +83,13 @@ def _dead(run: RunData) -> Sentences:
         return
     dead = p == 0
     where = ""
-    if run.gba is not None and run.gba.groups > 2:
-        count = np.bincount(run.gba.group()[dead], minlength=run.gba.groups)
+    groups = run.groups
+    if groups is not None and len(groups.target) > 2:
+        count = np.bincount(groups.group[dead], minlength=len(groups.target))
         most = np.sort(np.argsort(-count, kind="stable")[:2])
         if count.max() == dead.sum():
             where = f", all of them in group {int(count.argmax()) + 1}"
-        elif count[most].sum() >= CONCENTRATED * dead.sum() and run.gba.groups > 3:
+        elif count[most].sum() >= CONCENTRATED * dead.sum() and len(groups.target) > 3:
             where = f", {count[most].sum():,} of them in groups {most[0] + 1} and {most[1] + 1}"
     yield (
         f"{dead.sum():,} of {len(p):,} neurons ({percent(float(dead.mean()))}) fired on none of the {run.rows:,} rows"
@@ -150,7 +151,7 @@ def _parameters(run: RunData) -> Sentences:
             "other copies add too much.",
             "Neurons",
         )
-    if run.gba is not None and b is not None and (b <= -1).any():
+    if run.groups is not None and b is not None and (b <= -1).any():
         yield f"{int((b <= -1).sum()):,} neurons are at the lowest bias, -1: it cannot be lowered further.", "Neurons"
 
 

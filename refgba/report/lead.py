@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from refgba.config import GBAConfig, Settings
-from refgba.recipe import forming_steps
 from refgba.report.findings import findings
 from refgba.report.page import Html, bars, element, join, table
 from refgba.report.run import RunData
-from refgba.report.words import count, dash, duration, percent, rounded, setting, shown
+from refgba.report.words import count, dash, duration, percent, rounded, shown
 from refgba.runs.judging import THRESHOLDS
 
 
@@ -32,10 +29,10 @@ def _facts_of(run: RunData) -> dict[str, str]:
         facts["Trained on"] = f"{data.get('path')}: {shape}"
     if run.rows:
         facts["Judged on"] = f"{run.data + ': ' if run.data else ''}{run.rows:,} rows"
-    facts["Network"] = f"M = {run.neurons:,} neurons{_shape(run.gba)}" if run.neurons else ""
+    facts["Network"] = f"M = {run.neurons:,} neurons{_shape(run)}" if run.neurons else ""
     if config is None:
         return facts
-    facts["Method"] = _method(config, run.about)
+    facts["Method"] = run.description.method
     seen = config.steps * config.batch
     epochs = f" ({seen / data['rows']:.3g} epochs)" if data.get("rows") else ""
     backend = run.about.get("backend")
@@ -47,25 +44,12 @@ def _facts_of(run: RunData) -> dict[str, str]:
     return facts
 
 
-def _shape(config: GBAConfig | None) -> str:
-    if config is None:
+def _shape(run: RunData) -> str:
+    if run.groups is None:
         return ", no groups"
-    target = [percent(p) for p in config.target()]
+    target = [percent(p) for p in run.groups.target]
     aims = f"targets {target[0]} to {target[-1]}" if len(target) > 1 else f"target {target[0]}"
-    return (
-        f", K = {config.groups}, {aims}; {config.activation}, {'untied decoder' if config.untied else 'tied weights'}"
-    )
-
-
-def _method(config: Settings, about: dict[str, Any]) -> str:
-    recipe = f", recipe {about['recipe']}" if "recipe" in about else ""
-    if isinstance(config, GBAConfig):
-        phases = f"; features form until step {forming_steps(config):,}" if config.form else ""
-        return f"{'GBA' if config.groups > 1 else 'BA (one group)'}{recipe}{phases}"
-    settings = asdict(config)
-    name = str(settings.get("method", "another method"))
-    strength = "k" if name in ("topk", "batchtopk") else "sparsity"
-    return f"{name}, {strength} {setting(settings[strength])}" if strength in settings else name
+    return f", K = {len(target)}, {aims}; {run.description.network}"
 
 
 def tiles(run: RunData) -> Html:
@@ -164,9 +148,9 @@ def overview(runs: Sequence[RunData]) -> Html:
         "at or under target": lambda r: shown(r.summary.get("groups"), lambda g: percent(_within(g))),
         **{f"FRR({tau})": partial(_frr, tau) for tau in THRESHOLDS},
         "M": lambda r: shown(r.neurons, lambda M: f"{M:,}"),
-        "K": lambda r: shown(r.gba, lambda c: str(c.groups)),
+        "K": lambda r: shown(r.groups, lambda g: str(len(g.target))),
         "steps": lambda r: shown(r.config, lambda c: f"{c.steps:,}"),
-        "method": lambda r: shown(r.config, lambda c: _method(c, r.about)),
+        "method": lambda r: r.description.method or None,
         "rows judged": lambda r: shown(r.rows or None, lambda N: f"{N:,}"),
     }
     cells = {name: [show(run) for run in runs] for name, show in measures.items()}

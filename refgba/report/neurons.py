@@ -61,16 +61,16 @@ def neuron_table(runs: Sequence[RunData]) -> Section | None:
 
 def _first_rows(run: RunData) -> Html:
     """The first neurons, for browsers that run no script."""
-    e, config = run.evaluation, run.gba
-    group, target = (config.group(), config.target()) if config is not None else (None, None)
+    e, groups = run.evaluation, run.groups
     top = e.get("top_rows")
     lines = []
     for m in range(min(FIRST, len(e["frequency"]))):
         line: dict[str, object] = {"neuron": m}
         if run.labels:
             line["label"] = run.labels.get(m, "")
-        if group is not None and target is not None:
-            line |= {"group": int(group[m]) + 1, "target": percent(target[group[m]])}
+        if groups is not None:
+            group = int(groups.group[m])
+            line |= {"group": group + 1, "target": percent(groups.target[group])}
         line["frequency"] = percent(e["frequency"][m])
         line |= {name: rounded(e[key][m]) for name, key in _STATISTICS.items()}
         line |= {VECTORS[name]: rounded(vector[m]) for name, vector in run.vectors().items()}
@@ -106,7 +106,7 @@ def data_blocks(run: RunData, name: str) -> list[Html]:
     about = {
         "neurons": M,
         "rows": run.rows,
-        "targets": [] if run.gba is None else run.gba.target().tolist(),
+        "targets": [] if run.groups is None else run.groups.target.tolist(),
         "columns": columns,
         "top": kept,
         "labels": [[m, str(label)] for m, label in sorted(run.labels.items()) if 0 <= m < M],

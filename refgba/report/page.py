@@ -29,7 +29,7 @@ from refgba.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MISSING = "reports are drawn with matplotlib, which is not installed: pip install 'refgba[report]'"
+MISSING = "reports are drawn with matplotlib, which is not installed: pip install matplotlib"
 SERIES = ("#1f5fbf", "#c2410c", "#0f7b4f", "#8b3fb5", "#8a6100", "#b3205f")  # --s1 to --s6 of the light scheme
 GUIDE = "#808080"  # --muted, for lines that help to read a figure
 DASHES = ("", "6 3", "2 2", "8 2 2 2")  # No line differs from another by its colour alone.

@@ -13,7 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from refgba.config import GBAConfig, Settings
+from refgba.baselines import METHODS
+from refgba.baselines.method import Description, Groups
+from refgba.config import Settings
 from refgba.errors import InputError
 from refgba.metrics import mcs
 from refgba.runs import folder, log
@@ -71,9 +73,16 @@ class RunData:
     data: str = ""
 
     @property
-    def gba(self) -> GBAConfig | None:
-        """The config, where it is GBA's: then there are groups."""
-        return self.config if isinstance(self.config, GBAConfig) else None
+    def groups(self) -> Groups | None:
+        """The groups of neurons and their targets; None where there are none, or they are not known."""
+        return None if self.config is None else METHODS[self.config.method].groups(self.config)
+
+    @property
+    def description(self) -> Description:
+        """What the run's method says of it; nothing where the config is not known."""
+        if self.config is None:
+            return Description("")
+        return METHODS[self.config.method].description(self.config, self.about.get("recipe"))
 
     def vectors(self) -> dict[str, Array]:
         """The parameters that are one number per neuron, (M,), by the names of VECTORS."""

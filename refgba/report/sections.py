@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 import refgba.report.charts as charts
-from refgba.config import GBAConfig
-from refgba.recipe import forming_steps
+from refgba.baselines.method import Groups
 from refgba.report.neurons import neuron_table
 from refgba.report.page import Html, Section, element, grid, join, legend, table
 from refgba.report.run import RunData
@@ -71,10 +70,10 @@ def _training(runs: Sequence[RunData]) -> Section | None:
 
 
 def _formed(runs: Sequence[RunData]) -> tuple[float, str] | None:
-    config = runs[0].gba
-    if len(runs) > 1 or config is None or not 0 < forming_steps(config) < config.steps:
+    config, formed = runs[0].config, runs[0].description.formed
+    if len(runs) > 1 or config is None or not 0 < formed < config.steps:
         return None
-    return forming_steps(config), "features formed"
+    return formed, "features formed"
 
 
 def _legend(runs: Sequence[RunData]) -> Html | str:
@@ -85,21 +84,21 @@ def _frequencies(runs: Sequence[RunData]) -> Section | None:
     judged = [run for run in runs if run.evaluation]
     if not judged:
         return None
-    aims = {run.gba and (run.gba.groups, run.gba.htf, run.gba.ltf) for run in judged}
-    config = judged[0].gba
-    target = config.target() if config is not None and len(aims) == 1 else None
+    targets = [None if run.groups is None else run.groups.target for run in judged]
+    alike = len({None if target is None else target.tobytes() for target in targets}) == 1
+    target = targets[0] if alike else None
     drawn = [charts.frequencies([(run.name, run.evaluation["frequency"]) for run in judged], target)]
-    lines = [(run.name, _quartiles(run, run.gba)) for run in judged if run.gba is not None]
+    lines = [(run.name, _quartiles(run, run.groups)) for run in judged if run.groups is not None]
     if lines:
         drawn.append(charts.targets(lines))
     tables = [_group_table(run, len(judged) > 1) for run in judged if run.summary.get("groups")]
     return Section("Frequencies", join(_legend(judged), grid(*drawn), grid(*tables)))
 
 
-def _quartiles(run: RunData, config: GBAConfig) -> tuple[Array, Array]:
-    p, group = run.evaluation["frequency"], config.group()
-    quartiles = [np.quantile(p[group == k], (0.25, 0.5, 0.75)) for k in range(config.groups)]
-    return config.target(), np.stack(quartiles, axis=1)  # (3, K)
+def _quartiles(run: RunData, groups: Groups) -> tuple[Array, Array]:
+    p, (group, target) = run.evaluation["frequency"], groups
+    quartiles = [np.quantile(p[group == k], (0.25, 0.5, 0.75)) for k in range(len(target))]
+    return target, np.stack(quartiles, axis=1)  # (3, K)
 
 
 def _group_table(run: RunData, named: bool) -> Html:

@@ -19,14 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from refgba import baselines, gba
 from refgba.adam import AdamW
-from refgba.backends.base import AnyConfig, AnyParams, HostState
+from refgba.backends.base import AnyConfig, HostState
+from refgba.baselines import METHODS
 from refgba.bias import Buffer
-from refgba.config import BaselineConfig
 from refgba.data import files
 from refgba.errors import InputError
-from refgba.recipe import forming_steps
 from refgba.runs import folder
 from refgba.runs.folder import TRAINING
 from refgba.runs.schema import Damaged, Table, number, optional, require, whole
@@ -55,7 +53,8 @@ def save(run: Path, state: HostState, about: dict[str, Any], keep: int) -> None:
     removed.
     """
     arrays: dict[str, Any] = {"counts": state.buffer.counts, "peaks": state.buffer.peaks}
-    arrays |= {"held": state.held} if isinstance(state, gba.State) else {"idle": state.idle}
+    own = METHODS[state.config.method].OWN.name
+    arrays[own] = getattr(state, own)
     if state.last is not None:
         arrays |= {"last.counts": state.last.counts, "last.peaks": state.last.peaks}
     for name, adam in state.optimiser.items():
@@ -101,20 +100,15 @@ def load(path: Path, config: AnyConfig, fingerprint: str) -> tuple[HostState, fl
     network = folder.read_network(path)
     saved, params = network.state, network.params
     _require_same_run(network, config, fingerprint)
-    trained = list(baselines.trained(config)) if isinstance(config, BaselineConfig) else _of_gba(params)
+    method = METHODS[config.method]
+    trained = list(method.optimised(config, saved["step"]))
     require(path / folder.STATE, saved, {**FIELDS, "updates": dict.fromkeys(trained, whole(0, saved["step"]))})
     rows, last_rows = saved["rows"], saved.get("last_rows")
     arrays = _load_arrays(path / TRAINING, network, trained, {"": rows} | ({"last.": last_rows} if last_rows else {}))
     optimiser = {name: AdamW(arrays[f"m.{name}"], arrays[f"v.{name}"], saved["updates"][name]) for name in trained}
     buffer, last = _buffer(rows, arrays, ""), _buffer(last_rows, arrays, "last.") if last_rows else None
-    kind: Any = baselines.State if isinstance(config, BaselineConfig) else gba.State
-    own = arrays["idle" if isinstance(config, BaselineConfig) else "held"]
-    return kind(config, params, optimiser, buffer, last, own, saved["step"]), saved["seconds"]
-
-
-def _of_gba(params: AnyParams) -> list[str]:
-    """The parameters of GBA that the optimiser moves; the bias is adapted instead."""
-    return [name for name in params.arrays() if name != "b"]
+    own = arrays[method.OWN.name]
+    return method.State(config, params, optimiser, buffer, last, own, saved["step"]), saved["seconds"]
 
 
 def _require_same_run(network: folder.Network, config: AnyConfig, fingerprint: str) -> None:
@@ -129,7 +123,7 @@ def _require_same_run(network: folder.Network, config: AnyConfig, fingerprint: s
     data = network.state.get("data")
     if data is None or data["fingerprint"] != fingerprint:
         raise InputError(f"{path}: a checkpoint of another data set than the run's")
-    formed = [0 if isinstance(c, BaselineConfig) else forming_steps(c) for c in (network.config, config)]
+    formed = [METHODS[c.method].description(c, None).formed for c in (network.config, config)]
     if formed[0] != formed[1] or network.config.steps > config.steps:  # an extension only adds steps, after forming
         raise InputError(f"{path}: a checkpoint of another run: its steps or form are not the run's, nor were before")
     if path.name != f"step-{step}":
@@ -139,8 +133,8 @@ def _require_same_run(network: folder.Network, config: AnyConfig, fingerprint: s
 def _load_arrays(path: Path, network: folder.Network, trained: list[str], rows: dict[str, int]) -> dict[str, Any]:
     """The arrays beside the parameters, checked.  rows: how many each buffer counted, by the prefix of its arrays."""
     M = network.config.width
-    own = ("idle", np.int64) if isinstance(network.config, BaselineConfig) else ("held", np.bool_)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {own[0]: ((M,), own[1])}
+    own = METHODS[network.config.method].OWN
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {own.name: ((M,), own.dtype)}
     for name in trained:
         theta = network.params.arrays()[name]
         shapes |= {f"m.{name}": (theta.shape, theta.dtype), f"v.{name}": (theta.shape, theta.dtype)}
@@ -149,7 +143,7 @@ def _load_arrays(path: Path, network: folder.Network, trained: list[str], rows: 
     arrays = folder.load_arrays(path, list(shapes))
     for name, (shape, dtype) in shapes.items():
         folder.check_array(path, name, arrays[name], shape, dtype)
-        if name != own[0] and not name.startswith("m.") and arrays[name].min() < 0:
+        if name != own.name and not name.startswith("m.") and arrays[name].min() < 0:
             raise Damaged(f"{path}: {name} should not be negative")
     for prefix, most in rows.items():
         if arrays[prefix + "counts"].max() > most:

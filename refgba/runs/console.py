@@ -21,6 +21,11 @@ from refgba.runs.signals import Stopped, signals, steady_stderr
 from refgba.runs.trainer import TrainingError
 from refgba.theory import Band, resonance_band
 
+# So NumPy's errors begin for arrays larger than it can count, where smaller ones are a MemoryError.
+BEYOND_NUMPY = ("Maximum allowed dimension exceeded", "Maximum allowed size exceeded", "array is too big")
+
+HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.2 shows help by an error, which is no mistake
+
 
 class Commands(click.Group):
     """Turns a mistake in the input into one line and exit status 2, a failed run into one line and 1.
@@ -43,20 +48,30 @@ class Commands(click.Group):
         try:
             with np.errstate(all="ignore"):  # What is not finite is noticed and told where it matters.
                 return super().invoke(ctx)
+        except click.UsageError as error:
+            if isinstance(error, HELP):
+                raise
+            raise click.UsageError(escaped(error.format_message()), error.ctx) from None
         except InputError as error:
             _fail(ctx, str(error), 2)
         except TrainingError as error:
             _fail(ctx, str(error), 1)
         except Stopped as stopped:
-            click.echo(f"\n{stopped}", err=True)
+            line(err=True)
+            line(str(stopped), err=True)
             ctx.exit(128 + stopped.number)
         except KeyboardInterrupt:
-            click.echo(f"\n{interrupts.ABORTED}", err=True)
+            line(err=True)
+            line(interrupts.ABORTED, err=True)
             ctx.exit(interrupts.STATUS)
         except EOFError as error:  # click would take it for Ctrl-C
             _fail(ctx, f"something that was read ended too early ({error})", 1)
         except MemoryError as error:
             _fail(ctx, f"not enough memory ({error})", 1)
+        except ValueError as error:
+            if not str(error).startswith(BEYOND_NUMPY):
+                raise
+            _fail(ctx, f"not enough memory on any machine ({error})", 1)
         except BrokenPipeError:
             raise  # click ends quietly
         except OSError as error:
@@ -64,8 +79,26 @@ class Commands(click.Group):
 
 
 def _fail(ctx: click.Context, message: str, status: int) -> None:
-    click.echo(f"Error: {message}", err=True)
+    line(f"Error: {message}", err=True)
     ctx.exit(status)
+
+
+def escaped(text: str, encoding: str = "utf-8") -> str:
+    """Text that may come from outside, on one line: what controls a terminal, or what it cannot show, as an escape."""
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def line(text: str = "", err: bool = False) -> None:
+    """One line on stdout or stderr, `escaped`: names of files, tensors and models may hold anything."""
+    stream = sys.stderr if err else sys.stdout
+    click.echo(escaped(text, getattr(stream, "encoding", None) or "utf-8"), err=err)
+
+
+def lines(text: str) -> None:
+    """Several lines on stdout, each `escaped`."""
+    for part in text.split("\n"):
+        line(part)
 
 
 def program() -> str:
@@ -75,7 +108,7 @@ def program() -> str:
 
 def remark(text: str) -> None:
     """A remark on stderr."""
-    click.echo(f"Note: {text}", err=True)
+    line(f"Note: {text}", err=True)
 
 
 @contextmanager
@@ -117,15 +150,15 @@ def show_result(result: dict[str, Any]) -> None:
 def show_groups(groups: list[dict[str, Any]]) -> None:
     """One line per group of neurons, under a heading; nothing where there are none."""
     if groups:
-        click.echo("group   target    median      mean   at or under target")
+        line("group   target    median      mean   at or under target")
     for k, g in enumerate(groups, start=1):
-        click.echo(f"{k:5d} {g['target']:8.4f}  {g['median']:8.4f}  {g['mean']:8.4f}   {g['within']:8.0%}")
+        line(f"{k:5d} {g['target']:8.4f}  {g['median']:8.4f}  {g['mean']:8.4f}   {g['within']:8.0%}")
 
 
 def show_summary(summary: dict[str, Any]) -> None:
     """Reconstruction and sparsity in one line."""
     l0 = summary["l0_distribution"]
-    click.echo(
+    line(
         f"FVU {summary['fvu']:.4f} (explained variance {summary['explained_variance']:.4f})   "
         f"L0 {summary['l0']:.1f} (median {l0['median']}, 90% from {l0['p5']} to {l0['p95']})   "
         f"dead {summary['dead']:.2%}   over {summary['rows']} rows"
@@ -135,50 +168,65 @@ def show_summary(summary: dict[str, Any]) -> None:
 def show_recovery(result: dict[str, Any]) -> None:
     """Which true features were recovered, of a `refgba.runs.judging.recovery`."""
     for tau, share in result["frr"].items():
-        click.echo(f"FRR({tau}) {share:.1%}   one-to-one {result['one_to_one'][tau]:.1%}")
+        line(f"FRR({tau}) {share:.1%}   one-to-one {result['one_to_one'][tau]:.1%}")
     if result["e"] is not None:
-        click.echo(f"every true feature has a neuron of its own within e = {result['e']:.3f} (1 - cosine)")
+        line(f"every true feature has a neuron of its own within e = {result['e']:.3f} (1 - cosine)")
 
 
 def show_demo(demo: Demo, result: dict[str, Any]) -> None:
     """What the demonstration ended in, beside what theory and the paper say, and how to go on."""
     truth, run = demo.truth, demo.launch
     band = resonance_band(truth.n, truth.d, 3)
-    click.echo(
-        f"\nGBA on the imbalanced set: n = {truth.n} features in d = {truth.d} dimensions, {demo.rows} rows, "
+    line()
+    line(
+        f"GBA on the imbalanced set: n = {truth.n} features in d = {truth.d} dimensions, {demo.rows} rows, "
         f"M = {run.config.width}"
     )
-    click.echo(
+    line(
         f"Each feature occurs in f = {truth.rows.f[0]:.3f} of the rows.  Theory's resonance band for the rows of s = 3:"
-        f" p from {band.low:.4f} to {band.high:.4f}\n"
+        f" p from {band.low:.4f} to {band.high:.4f}"
     )
+    line()
     show_groups(result.get("groups", []))
-    click.echo()
+    line()
     show_recovery(result)
-    click.echo("the paper's GBA: FRR(0.8) 100.0%, FRR(0.9) 100.0%")
+    line("the paper's GBA: FRR(0.8) 100.0%, FRR(0.9) 100.0%")
     show_summary(result)
-    click.echo(
-        f"\nThe run is in {run.path}, trained in {result['seconds']:.0f} s.  Judge it again, or on data of your own:"
-    )
-    click.echo(f"  {program()} evaluate {run.path} {run.path}/data/X.npy --truth {run.path}/data/V.npy")
+    line()
+    line(f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  Judge it again, or on data of your own:")
+    line(f"  {program()} evaluate {run.path} {run.path}/data/X.npy --truth {run.path}/data/V.npy")
 
 
 def show_bands(band: Band, frequencies: Band) -> None:
     """The resonance band, and the same in terms of how often a feature occurs."""
     empty = ", which is empty" if band.empty else ""
-    click.echo(f"resonance band   {band.low:.4g} <~ p <~ {band.high:.4g}   ({band.binding} binds){empty}")
-    click.echo(
-        f"by frequency     {frequencies.low:.4g} <~ p <~ {frequencies.high:.4g}   (f = s/n; {frequencies.binding})"
+    line(f"resonance band   {band.low:.4g} <~ p <~ {band.high:.4g}   ({band.binding} binds){empty}")
+    line(f"by frequency     {frequencies.low:.4g} <~ p <~ {frequencies.high:.4g}   (f = s/n; {frequencies.binding})")
+
+
+def show_soundness(store: Path, facts: dict[str, Any], drop_below: float) -> None:
+    """What `refgba data verify` found in a store; drop_below: the share of the median norm below which rows go."""
+    zeros = facts["dropped"] - facts["faint_dropped"]
+    dropped = f", {zeros} rows of zeros besides" if zeros else ""
+    dropped += f", {facts['faint_dropped']} rows below {drop_below:g} of the median norm besides" * (drop_below > 0)
+    line(
+        f"{store}: {facts['rows']} rows are sound{dropped}; {facts['checksums']} of {facts['shards']} shards have a "
+        "checksum, and match it"
     )
+    if facts["faint"]:
+        line(
+            f"{facts['faint']} of these rows have a norm under a thousandth of the median, {facts['median_norm']:.3g}, "
+            "and count in full once they are scaled; --drop-below 0.001 skips them"
+        )
 
 
 def show_store(path: Path, facts: dict[str, Any]) -> None:
     """A store of activations, by its `refgba.data.pack.info`."""
     fewest, most = facts["rows_per_shard"]
-    click.echo(
+    line(
         f"{path}: {facts['rows']} rows of d = {facts['d']} in {facts['dtype']}, {facts['bytes'] / 1e9:.3g} GB, "
         f"{facts['shards']} shards of {fewest if fewest == most else f'{fewest} to {most}'} rows, "
         f"{facts['checksums']} with a checksum{'' if facts['complete'] else '; still being written'}"
     )
     for name, value in facts["about"].items():
-        click.echo(f"{name}: {json.dumps(value)}")
+        line(f"{name}: {json.dumps(value)}")

@@ -20,7 +20,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,14 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save, save_file
 
-from refgba import __version__, baselines
+from refgba import __version__
 from refgba.backends.base import AnyConfig, AnyParams
-from refgba.config import BaselineConfig, Settings, config_from_json
+from refgba.baselines import METHODS
+from refgba.config import Settings, config_from_json
 from refgba.data import files
 from refgba.data.activations import Activations
 from refgba.data.store import DTYPES, LARGEST, checksum
 from refgba.errors import InputError, brief
-from refgba.recipe import forming_steps
 from refgba.runs.schema import (
     Damaged,
     Table,
@@ -51,7 +51,6 @@ from refgba.runs.schema import (
     text,
     whole,
 )
-from refgba.sae import Params
 from refgba.types import Int64
 
 CONFIG, ABOUT, DATA, METRICS, FINAL = "config.json", "about.json", "data.safetensors", "metrics.jsonl", "final"
@@ -290,13 +289,12 @@ def _checksum(path: Path) -> str:
 
 
 def _load_params(path: Path, config: AnyConfig, step: int) -> AnyParams:
-    if isinstance(config, BaselineConfig):
-        return baselines.Params(**_parameters(path, config, [f.name for f in fields(baselines.Params)]))
-    untied = config.untied and step > forming_steps(config)
-    return Params(**_parameters(path, config, [f.name for f in fields(Params) if f.name != "W_dec" or untied]))
+    method = METHODS[config.method]
+    params: AnyParams = method.Params(**_parameters(path, config, method.parameters(config, step)))
+    return params
 
 
-def _parameters(path: Path, config: Settings, names: list[str]) -> dict[str, npt.NDArray[Any]]:
+def _parameters(path: Path, config: Settings, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
     arrays = load_arrays(path, names)
     M, d = config.width, arrays["b_pre"].size
     shapes = {"W": (M, d), "W_dec": (M, d), "b_pre": (d,)}

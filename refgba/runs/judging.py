@@ -15,7 +15,8 @@ from safetensors.numpy import save as to_safetensors
 
 from refgba import backends, formats
 from refgba.backends.base import AnyConfig, AnyParams, Backend
-from refgba.config import GBAConfig, Settings
+from refgba.baselines import METHODS
+from refgba.config import Settings
 from refgba.data import files
 from refgba.data.activations import Activations, open_activations
 from refgba.data.store import load_matrix
@@ -146,8 +147,9 @@ def summarise(arrays: Mapping[str, npt.NDArray[Any]], config: Settings | None) -
         "rows": N,
         "l0_distribution": quantiles(h),
     }
-    if isinstance(config, GBAConfig):
-        summary["groups"] = [asdict(g) for g in per_group(p, config.group(), config.target())]
+    groups = None if config is None else METHODS[config.method].groups(config)
+    if groups is not None:
+        summary["groups"] = [asdict(g) for g in per_group(p, groups.group, groups.target)]
     return summary
 
 

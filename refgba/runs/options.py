@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
+from refgba.baselines import CHOICES
 from refgba.recipe import RECIPES
 from refgba.runs import settings
 from refgba.runs.settings import Request
@@ -29,7 +30,7 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(request=request, **others)
 
     options = [
-        click.option("--method", type=click.Choice(settings.METHODS), help="ba is gba of one group  [default: gba]"),
+        click.option("--method", type=click.Choice(CHOICES), help="ba is gba of one group  [default: gba]"),
         click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest"),
         click.option("--config", "config_file", type=Path, help="JSON file of settings; flags win over it"),
         click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]"),

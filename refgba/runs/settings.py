@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from refgba.backends.base import AnyConfig
-from refgba.config import BaselineConfig, GBAConfig, Method, Settings, settings_from_json
+from refgba.baselines import METHODS, chosen, flag
+from refgba.config import Settings, settings_from_json
 from refgba.errors import InputError
-from refgba.recipe import FIXED, RECIPES, derive
+from refgba.recipe import FIXED, derive
 
-METHODS = ("gba", "ba", *get_args(Method))  # values of `--method`
 OPPOSITES = {"untied": "tied"}  # the flag that switches off each setting that is true or false
 
 
@@ -25,8 +25,9 @@ OPPOSITES = {"untied": "tied"}  # the flag that switches off each setting that i
 class Request:
     """What a user asks of a run.  None stands for a choice left to the recipe, or to the run that goes on.
 
-    flags: settings by name, of any method; a value of None counts as left out.  method: one of METHODS.  recipe: a key
-    of `refgba.recipe.RECIPES`.  file: a JSON object of settings.  backend, checkpoint_every, keep: as for `train`.
+    flags: settings by name, of any method; a value of None counts as left out.  method: one of `baselines.CHOICES`.
+    recipe: a key of `refgba.recipe.RECIPES`.  file: a JSON object of settings.  backend, checkpoint_every, keep: as for
+    `train`.
     """
 
     flags: Mapping[str, Any] = field(default_factory=dict)
@@ -49,16 +50,12 @@ class Request:
         named.
         """
         stored = {} if self.file is None else read_settings(self.file)
-        chosen = defaults | stored | self.settings
-        named = chosen.pop("method", "gba")
-        method = self.method or named
-        for name in chosen:
-            if name not in settings_of(method):
-                raise InputError(f"{switch(name, self.settings.get(name))} is no setting of method {method}")
-        if method == "ba" and chosen.setdefault("groups", 1) != 1:
-            raise InputError(f"method ba has one group, not {chosen['groups']}")
+        wanted = defaults | stored | self.settings
+        named = wanted.pop("method", "gba")
+        method, settings = chosen(self.method or named, wanted, lambda name: switch(name, self.settings.get(name)))
         try:
-            return _config(method, self.recipe, d, chosen)
+            config: AnyConfig = method.configure(d, self.recipe, **settings)
+            return config
         except InputError as error:
             if self.file is None:
                 raise
@@ -77,24 +74,10 @@ class Request:
             raise InputError(f"a run that goes on keeps its settings: {asked[0]} cannot be given with --resume")
 
 
-def settings_of(method: str) -> list[str]:
-    """The names of all settings of a method, one of METHODS."""
-    names = [f.name for f in fields(GBAConfig if method in ("gba", "ba") else BaselineConfig)]
-    return [name for name in names if name != "method"]
-
-
-def _config(method: str, recipe: str, d: int, chosen: dict[str, Any]) -> AnyConfig:
-    """The settings of a method, completed by the recipe."""
-    if method in ("gba", "ba"):
-        return RECIPES[recipe](d, **chosen)
-    common: dict[str, Any] = {"method": method, "width": max(1024, 8 * d), "steps": FIXED["steps"]}
-    return BaselineConfig(**common | chosen)
-
-
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings that a JSON file names; InputError, naming the file, for anything else."""
     try:
-        return settings_from_json(path.read_text(encoding="utf-8"))
+        return settings_from_json(path.read_text(encoding="utf-8-sig"))  # some editors begin with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     except InputError as error:
@@ -126,19 +109,19 @@ class Flag:
 
 def flags() -> Iterator[Flag]:
     """Every setting of every method, GBA's first, in the order in which people are to read them."""
-    ours = settings_of("gba")
-    theirs = [name for name in settings_of("topk") if name not in ours]
-    for names, config in ((ours, GBAConfig), (theirs, BaselineConfig)):
-        for name in names:
-            setting = config.__dataclass_fields__[name]
-            default = _default(name, setting.default) if config is GBAConfig else f"default: {setting.default}"
-            about = f"{setting.metadata['help']}  [{default}]"
-            yield Flag(name, _declaration(config, name), get_type_hints(config)[name], about)
+    known = {"method"}  # it has an option of its own
+    for config in dict.fromkeys(method.Config for method in METHODS.values()):
+        for setting in fields(config):
+            name = setting.name
+            if name not in known:
+                known.add(name)
+                about = f"{setting.metadata['help']}  [{_default(name, setting.default)}]"
+                yield Flag(name, _declaration(config, name), get_type_hints(config)[name], about)
 
 
 def switch(name: str, value: Any = None) -> str:
     """The flag that gives a setting this value."""
-    return "--" + (OPPOSITES[name] if value is False else name).replace("_", "-")
+    return flag(OPPOSITES[name] if value is False else name)
 
 
 def _declaration(config: type[Settings], name: str) -> str:

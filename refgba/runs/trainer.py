@@ -12,16 +12,17 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refgba import __version__, baselines, gba, recipe
+from refgba import __version__, gba
 from refgba.backends import begin
 from refgba.backends.base import AnyConfig, Backend
-from refgba.config import BaselineConfig, Settings
+from refgba.baselines import METHODS
+from refgba.config import Settings
 from refgba.data import feed, files
 from refgba.data.activations import Activations
 from refgba.data.prefetch import prefetched
@@ -113,7 +114,7 @@ def resume_run(
         done = checkpoint[0].t if checkpoint else 0
         about = record.about | {"data": record.about["data"] | {"path": data.record()["path"]}}
         if config != record.config:
-            say(_extension(config, done))
+            say(METHODS[config.method].extension(config, done))
             about |= {"extended": [*about.get("extended", []), {"at": done, "steps": config.steps}]}
         if about != record.about:
             folder.write_about(path, about)
@@ -133,20 +134,8 @@ def extended(config: AnyConfig, steps: int) -> AnyConfig:
     """The settings of a run that goes on to more steps than it began with; InputError unless they are more."""
     if steps <= config.steps:
         raise InputError(f"steps can only be more than the run's {config.steps}, not {steps}")
-    return replace(config, steps=steps) if isinstance(config, BaselineConfig) else recipe.extended(config, steps)
-
-
-def _extension(config: AnyConfig, done: int) -> str:
-    now = done + 1
-    if isinstance(config, BaselineConfig):
-        rate = baselines.learning_rate(config, now)
-        return f"extended to {config.steps} steps: the learning rate of step {now} is {rate:.3g}, zero at the new end"
-    formed, rate = recipe.forming_steps(config), recipe.learning_rate(config, now)
-    return (
-        f"extended to {config.steps} steps: forming ends at step {formed} as before; the learning rate of step {now} "
-        f"is {rate:.3g}, and reaches zero at the new end; biases go on adapting every {config.adapt_every} steps, so "
-        "they end further from where they began than those of a run begun at this length"
-    )
+    longer: AnyConfig = METHODS[config.method].extended(config, steps)
+    return longer
 
 
 @dataclass
@@ -198,16 +187,14 @@ class Training:
         if not math.isfinite(loss):
             raise TrainingError(f"step {state.t}: the loss is {loss}; {REMEDY}")
         counters = self.backend.counters(state)
-        frequency = counters.counts / counters.rows
+        frequency, groups = counters.counts / counters.rows, METHODS[config.method].groups(config)
         return Progress(
             step=state.t,
             loss=loss,
             l0=float(metrics.l0),
             fvu=2 * loss / self.about["data"]["variance"],
             dead=float((counters.counts == 0).mean()),
-            within=None
-            if isinstance(config, BaselineConfig)
-            else float((frequency <= config.target()[config.group()]).mean()),
+            within=None if groups is None else float((frequency <= groups.target[groups.group]).mean()),
             seconds=time.perf_counter() - self.began,
         )
 

@@ -49,6 +49,11 @@ def tangent(e: Step, gradient: str, theta: str) -> Any:
     return g - np.sum(g * rows, axis=1, keepdims=True) * rows
 
 
+def masked(gradient: str) -> Formula:
+    """A gradient that is 0 for neurons that are held."""
+    return lambda e: np.where(e["held"][:, None], 0, FORMULAS[gradient](e))
+
+
 MISTAKES: Known = {
     "a is missing from the gradient of the detector": {"dW.detector": lambda e: detector(e, out=1)},
     "a is missing from the gradient of the reconstructor": {"dW.reconstructor": lambda e: e["s"].T @ r(e) / L(e)},
@@ -83,6 +88,9 @@ MISTAKES: Known = {
     "the gradient of W is projected on the tangent of the sphere": {"dW": lambda e: tangent(e, "dW", "W")},
     "the gradient of W_dec is projected on the tangent of the sphere": {
         "dW_dec": lambda e: tangent(e, "dW_dec", "W_dec")
+    },
+    "the gradients of held neurons are masked, which is harmless where their rows are restored": {
+        name: masked(name) for name in ("dW", "dW_dec")
     },
     "the gradient of a multiplies by a": {"da": scaled("da", lambda e: e.was("a"))},
     "the gradient of a lacks the codes": {"da": lambda e: vr(e).mean(axis=0)},

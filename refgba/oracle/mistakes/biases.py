@@ -71,6 +71,9 @@ MISTAKES: Known = {
     "a neuron is raised only below eps, not below floor of its target": {
         "raised": lambda e: ~e["lowered"] & (e["p"] < e.config.eps)
     },
+    "floor is a frequency, not a share of the target": {
+        "raised": lambda e: ~e["lowered"] & (e["p"] < max(e.config.eps, e.config.floor))
+    },
     "a neuron is raised whenever it is below its target": {"raised": lambda e: ~e["lowered"] & (e["p"] < e["p_k"])},
     "a neuron is raised whenever it is not lowered": {"raised": lambda e: ~e["lowered"]},
     "a neuron is raised at p_m <= the least frequency, not below": {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from refgba import sae
 from refgba.oracle.mistakes.formulas import Known, a, early_bias
 from refgba.oracle.stepwise import FORMULAS, jump
@@ -31,6 +33,9 @@ MISTAKES: Known = {
         "s": lambda e: e["on"] * e["y" if jump(e) else "z"]
     },
     "codes are not gated": {"s": lambda e: e["z" if jump(e) else "y"]},
+    "codes are relu(y) - b, which is -b where a gate is closed": {
+        "s": lambda e: np.maximum(e["y"], 0) - (e.was("b") if jump(e) else 0)
+    },
     "codes are multiplied by a": {"s": lambda e: FORMULAS["s"](e) * e.was("a")},
     "a is missing from the reconstruction": {"f": lambda e: e["s"] @ e.params.V + e.was("b_pre")},
     "b_pre is not added to the reconstruction": {"f": lambda e: FORMULAS["f"](e) - e.was("b_pre")},

@@ -80,6 +80,14 @@ def without_momentum(e: Step, theta: str) -> Any:
     return adam.moved(e.was(theta), e[f"d{theta}"], e[f"v.{theta}"], factors(e, theta)._replace(m_hat=1))
 
 
+def nadam(e: Step, theta: str) -> Any:
+    """θ after AdamW with Nesterov's momentum: m̂ looks one update ahead."""
+    c, f = e.config, factors(e, theta)
+    ahead = 1 - c.beta1 ** (int(e[f"updates.{theta}"]) + 1)
+    m_hat = c.beta1 * e[f"m.{theta}"] / ahead + (1 - c.beta1) * e[f"d{theta}"] / f.m_hat
+    return adam.moved(e.was(theta), m_hat, e[f"v.{theta}"], f._replace(m_hat=1))
+
+
 WITHOUT_DECAY = by(lambda _, f: f._replace(decay=1))
 
 MISTAKES: Known = {
@@ -111,6 +119,7 @@ MISTAKES: Known = {
     "weight decay does not follow the decayed learning rate": by(
         lambda e, f: f._replace(decay=1 - e.config.lr * e.config.weight_decay)
     ),
+    "weight decay acts on matrices only, not on a and b_pre": {theta: WITHOUT_DECAY[theta] for theta in ("a", "b_pre")},
     "weight decay has the wrong sign": by(lambda e, f: f._replace(decay=1 + f.lr * e.config.weight_decay)),
     "epsilon is inside the root": divided_by(lambda v_hat, eps: np.sqrt(v_hat + eps)),
     "epsilon is missing": by(lambda _, f: f._replace(eps=0)),
@@ -123,6 +132,7 @@ MISTAKES: Known = {
     "the root of the second moment is missing": divided_by(lambda v_hat, eps: v_hat + eps),
     "the step goes up the gradient, not down": by(lambda _, f: f._replace(lr=-f.lr)),
     "the step follows the gradient, not its mean m": after(without_momentum),
+    "the step is NAdam's": after(nadam),
     "the step is plain gradient descent": after(lambda e, theta: e.was(theta) - e["lr"] * e[f"d{theta}"]),
     "the optimiser's step is missing": after(lambda e, theta: e.was(theta)),
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from refgba import recipe
+from refgba.adam import moment
+from refgba.config import GBAConfig
 from refgba.oracle.mistakes.formulas import Known, M
-from refgba.oracle.stepwise import FORMULAS, Step
+from refgba.oracle.stepwise import FORMULAS, THETA, Formula, Step
 
 
 def begins(e: Step) -> bool:
@@ -29,6 +32,35 @@ def decayed(e: Step, first: int, last: int, late: int = 0, share: float | None =
     return e.config.lr * min(1.0, left / share) if share else e.config.lr
 
 
+def formed_early(e: Step) -> GBAConfig:
+    """The settings with int(form T) forming steps, not round(form T)."""
+    return replace(e.config, form=int(e.config.form * e.config.steps) / e.config.steps)
+
+
+def held_early(e: Step) -> Any:
+    """The neurons held where forming ends with the step int(form T), (M,)."""
+    return recipe.agreeing(e.was("W"), e.config.hold) if recipe.fit_begins(formed_early(e), e.t) else e.was("held")
+
+
+def held_late(e: Step) -> Any:
+    """The neurons held where agreement is looked for a step late, (M,)."""
+    late = recipe.fit_begins(e.config, e.t - 1)
+    return recipe.agreeing(e.was("W"), e.config.hold) if late else e.was("held")
+
+
+def held_in_groups(e: Step) -> Any:
+    """The neurons that agree with another of their own group, (M,)."""
+    group = e.config.group()
+    same = (group[:, None] == group) & ~np.eye(M(e), dtype=bool)
+    cosine = np.where(same, e.was("W") @ e.was("W").T, -1)
+    return cosine.max(axis=1) >= e.config.hold if begins(e) else e.was("held")
+
+
+def held_above(e: Step) -> Any:
+    """The neurons with another at a cosine above `hold`, (M,)."""
+    return recipe.agreeing(e.was("W"), float(np.nextafter(e.config.hold, 2))) if begins(e) else e.was("held")
+
+
 def late_decay(e: Step) -> float:
     """The learning rate where the first step of fitting is still one of forming."""
     return decayed(e, 1, max(1, recipe.forming_steps(e.config)), late=1) if begins(e) else FORMULAS["lr"](e)
@@ -46,11 +78,38 @@ def agreeing_after(e: Step) -> Any:
     return recipe.agreeing(free["W"], e.config.hold) if begins(e) else e.was("held")
 
 
-def first(e: Step, moment: str) -> Any:
-    """A moment of W_dec after its first update from 0."""
-    g, c = e["dW_dec"], e.config
-    return (1 - c.beta1) * g if moment == "m" else (1 - c.beta2) * g * g
+def anew(*thetas: str, count: bool = True) -> dict[str, Formula]:
+    """Moments, and with `count` their counts, that begin at 0 when fitting begins."""
+    formulas: dict[str, Formula] = {}
+    for theta in thetas:
+        formulas |= {f"m.{theta}": fresh("m", theta), f"v.{theta}": fresh("v", theta)}
+        if count:
+            formulas[f"updates.{theta}"] = fresh("updates", theta)
+    return formulas
 
+
+def fresh(part: str, theta: str) -> Formula:
+    """A part of the optimiser's state after its first update from 0, at the step with which fitting begins."""
+
+    def formula(e: Step) -> Any:
+        if not begins(e) or theta not in e["trained"]:
+            return FORMULAS[f"{part}.{theta}"](e)
+        g, c = e[f"d{theta}"], e.config
+        return {"m": (1 - c.beta1) * g, "v": (1 - c.beta2) * g * g, "updates": 1}[part]
+
+    return formula
+
+
+def collected(theta: str) -> dict[str, Formula]:
+    """Moments and counts of a parameter that go on while it is not trained."""
+    return {
+        f"updates.{theta}": lambda e: e.was(f"updates.{theta}") + 1,
+        f"m.{theta}": lambda e: moment(e.was(f"m.{theta}"), e[f"d{theta}"], e.config.beta1),
+        f"v.{theta}": lambda e: moment(e.was(f"v.{theta}"), e[f"d{theta}"] ** 2, e.config.beta2),
+    }
+
+
+TRUNCATED = "forming takes int(form T) steps, not round(form T)"
 
 MISTAKES: Known = {
     "no neuron is held when forming ends": {"held": lambda e: np.zeros(M(e), bool)},
@@ -74,11 +133,33 @@ MISTAKES: Known = {
         "held": lambda e: e.was("held"),
         "lr": late_decay,
     },
-    "the moments of the new decoder begin at 0, not at W's": {
-        "m.W_dec": lambda e: first(e, "m") if begins(e) else FORMULAS["m.W_dec"](e),
-        "v.W_dec": lambda e: first(e, "v") if begins(e) else FORMULAS["v.W_dec"](e),
+    "the moments of the new decoder begin at 0, not at W's": anew("W_dec", count=False),
+    "the new decoder counts its updates from 0, not from W's": {"updates.W_dec": fresh("updates", "W_dec")},
+    "the new decoder's moments and count begin at 0, not at W's": anew("W_dec"),
+    "the optimiser begins anew when fitting begins, moments and counts": anew("W", "W_dec"),
+    "the optimiser's moments begin at 0 when fitting begins": anew("W", "W_dec", count=False),
+    "the moments of W begin at 0 when fitting begins": anew("W", count=False),
+    "the moments and the count of W begin at 0 when fitting begins": anew("W"),
+    "one count of updates is shared by all parameters, trained or not": {
+        f"updates.{theta}": lambda e: e.was("updates.W") + 1 for theta in THETA
     },
-    "the new decoder counts its updates from 0, not from W's": {
-        "updates.W_dec": lambda e: 1 if begins(e) else FORMULAS["updates.W_dec"](e)
+    "a and b_pre collect moments while features form, and only their moves are masked": {
+        **collected("a"),
+        **collected("b_pre"),
+    },
+    TRUNCATED: {
+        "held": held_early,
+        "lr": lambda e: recipe.learning_rate(formed_early(e), e.t),
+        "trained": lambda e: recipe.trained(formed_early(e), e.t),
+    },
+    "agreement is looked for a step late": {"held": held_late},
+    "agreement is looked for within each group only": {"held": held_in_groups},
+    "neurons are held above the cosine `hold`, not from it on": {"held": held_above},
+    "the decoder of its own begins a step late": {
+        "dW": lambda e: (
+            e["dW.detector"] + (e["dW.reconstructor"] if begins(e) and e.config.untied else 0)
+            if "W_dec" in e.state
+            else FORMULAS["dW"](e)
+        )
     },
 }
