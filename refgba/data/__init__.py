@@ -11,6 +11,7 @@
 
 Beside the way:
 
+    memory.py        an array in memory as a store, for those who train in Python
     prefetch.py      threads that prepare what comes next
     inspection.py    what is in a store: `refgba data info` and `refgba data verify`
     synthetic.py     synthetic activations on disk, `refgba synth`

@@ -124,7 +124,7 @@ class Activations:
     def record(self) -> dict[str, Any]:
         """What `reopen` needs besides `dropped` and `crc`, for JSON."""
         return {
-            "path": str(self.store.path.resolve()),
+            "path": "" if self.store.in_memory else str(self.store.path.resolve()),
             "rows": len(self),
             "d": self.d,
             "dtype": self.store.dtype,

@@ -113,13 +113,14 @@ class Store:
     """Shards of rows of the same d and dtype, in order; at least one.
 
     path: of the one file, or of the folder.  complete: false if more shards are to come.  about: what else `meta.json`
-    says.
+    says.  in_memory: whether the rows lie in no file (`refgba.data.memory`).
     """
 
     path: Path
     shards: tuple[Shard, ...]
     complete: bool = True
     about: dict[str, Any] = field(default_factory=dict)
+    in_memory: bool = False
 
     @property
     def d(self) -> int:
