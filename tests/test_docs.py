@@ -55,6 +55,7 @@ SHOWN = [
     "refgba.data.activations.open_activations",
     "refgba.runs.folder.open_network",
     "refgba.backends.load",
+    "refgba.notebook.estimator.GBA",
     "refgba.backends.status",
 ]
 

@@ -24,7 +24,7 @@ from refgba.runs import folder, judging, launch
 from refgba.runs.accumulate import Evaluation
 from refgba.runs.log import Progress
 from refgba.runs.memory import MemoryRun, Record
-from refgba.runs.settings import Request
+from refgba.runs.settings import Request, flags
 from refgba.types import Activation, Array, Dtype, Float64
 
 WRITTEN = ("config", "sha256", "refgba")  # fields of state.json that `folder.write_network` fills in
@@ -38,12 +38,20 @@ class NotFitted(InputError, AttributeError):
 class GBA(Autoencoder):
     """A sparse autoencoder by Group Bias Adaptation, or by a method that it is compared with.
 
-        model = refgba.GBA(width=256, steps=400).fit(X)
-        model.components_          # the features found, (neurons, d)
-        codes = model.transform(X) # of raw rows, scaled as in training
+    >>> import refgba
+    >>> X = refgba.model.imbalanced().draw(0, 1000).X  # rows as they come, (N, d)
+    >>> model = refgba.GBA(width=256, steps=40).fit(X)
+    >>> model.components_.shape  # the features found, at unit norm
+    (256, 42)
+    >>> model.transform(X).shape  # codes of raw rows, scaled as in training
+    (1000, 256)
 
-    Every parameter that is None is chosen from the data and the other parameters, as `refgba train` does it, and the
-    same numbers come out.
+    method: gba, ba (one group), l1, topk, batchtopk or jumprelu.  recipe: default or paper.  backend: what computes,
+    one of `refgba.backends.NAMES`.  drop_zero_rows: whether `fit` leaves out rows of zeros, which it refuses otherwise.
+    verbose: whether `fit` shows a bar where someone watches.
+
+    The others are the settings of `refgba train`, under the names of its flags.  Those that are None are chosen as it
+    chooses them, and the same numbers come out.
     """
 
     _record: Record | None  # of a run in memory
@@ -246,6 +254,9 @@ class GBA(Autoencoder):
             estimator_type="transformer", target_tags=TargetTags(required=False), input_tags=InputTags(),
             transformer_tags=TransformerTags(preserves_dtype=[]),
         )  # fmt: skip
+
+
+GBA.__doc__ = f"{GBA.__doc__}\n" + "\n".join(f"        {flag.name}: {flag.help}" for flag in flags())
 
 
 def _warn(remark: str) -> None:
