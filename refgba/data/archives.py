@@ -35,6 +35,16 @@ DEEPEST = 8  # containers within containers in a .pt file
 
 
 @contextmanager
+def _reading(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A file that is a zip archive, opened; InputError when it cannot be read."""
+    try:
+        with path.open("rb") as file, _archive(path, file) as archive:
+            yield archive
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+@contextmanager
 def _archive(path: Path, file: BinaryIO) -> Iterator[zipfile.ZipFile]:
     """The zip archive `file`; whatever it makes the libraries raise becomes an InputError."""
     try:
@@ -55,7 +65,7 @@ def npz(path: Path, file: BinaryIO, size: int, tensor: str | None) -> Layout:
     if member.compress_type != zipfile.ZIP_STORED:
         more = "" if tensor is None else f" --tensor {shlex.quote(tensor)}"
         raise InputError(
-            f"{path}: {brief(name)} is compressed, so its rows cannot be read where they lie; {pack_command(path, more)} "
+            f"{path}: {brief(name)} is compressed, so rows cannot be read where they lie; {pack_command(path, more)} "
             "makes a store of it"
         )
     offset = _begin(path, file, member, size) + layout.offset
@@ -64,20 +74,20 @@ def npz(path: Path, file: BinaryIO, size: int, tensor: str | None) -> Layout:
 
 def is_compressed(path: Path, tensor: str | None) -> bool:
     """Whether the array that is meant in a `.npz` file is compressed; InputError as `npz`."""
-    with path.open("rb") as file, _archive(path, file) as archive:
+    with _reading(path) as archive:
         return _member(path, archive, tensor)[1].compress_type != zipfile.ZIP_STORED
 
 
 def shape_of(path: Path, tensor: str | None) -> tuple[tuple[int, ...], str]:
     """Shape and dtype of an array in a `.npz` file, compressed or not; InputError as `npz`."""
-    with path.open("rb") as file, _archive(path, file) as archive:
+    with _reading(path) as archive:
         layout = _member(path, archive, tensor)[2]
         return layout.shape, layout.dtype
 
 
 def decoded(path: Path, tensor: str | None, d: int, block: int) -> Iterator[npt.NDArray[Any]]:
     """The rows (any, d) of a compressed array in a `.npz` file, at most `block` at a time; InputError as `npz`."""
-    with path.open("rb") as file, _archive(path, file) as archive:
+    with _reading(path) as archive:
         _, member, layout = _member(path, archive, tensor)
         dtype = stored(layout.dtype)
         with archive.open(member) as stream:

@@ -121,12 +121,12 @@ def _files(folder: Path) -> list[Path]:
     if os.path.exists(folder / "state.json"):
         return _hugging_face(folder)
     try:
-        names = [path for path in folder.iterdir() if not path.name.startswith((".", PARTIAL))]
+        inside = sorted((p for p in folder.iterdir() if not p.name.startswith((".", PARTIAL))), key=_natural)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror or error})") from None
     known = {".npy", *READERS, *foreign.PACKED}
     found: dict[str, list[Path]] = {}
-    for path in sorted(names, key=_natural):
+    for path in inside:
         if path.suffix.lower() in known and path.is_file():
             found.setdefault(path.suffix.lower(), []).append(path)
     if len(found) == 1:
@@ -135,11 +135,11 @@ def _files(folder: Path) -> list[Path]:
         kinds = " and ".join(f"{len(paths)} {suffix}" for suffix, paths in found.items())
         raise InputError(f"{folder}: holds {kinds} files; name those you mean, such as {folder}/*{next(iter(found))}")
     foreign.refuse(folder)
-    for path in names:
+    for path in inside:
         if path.suffix.lower() not in (".json", ".txt"):  # they may tell of the data, and not be it
             foreign.refuse(path)
-    inside = next((path for path in sorted(names) if path.is_dir()), None)
-    how = f"; is it {pack_command(inside)} that you mean?" if inside is not None else ""
+    deeper = next((path for path in inside if path.is_dir()), None)
+    how = f"; do you mean {pack_command(deeper)}?" if deeper is not None else ""
     raise InputError(f"{folder}: holds no files of activations ({' '.join(sorted(known))}){how}")
 
 

@@ -133,7 +133,7 @@ def open_column(path: Path, tensor: str | None) -> Column:
 
 def _kind(kind: Any) -> tuple[int, str, list[int]]:
     """How deep lists are nested in a column, of what type the numbers are, and each level's fixed size, 0 for none."""
-    sizes = []
+    sizes: list[int] = []
     while True:
         while hasattr(kind, "storage_type"):
             kind = kind.storage_type
