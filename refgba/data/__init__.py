@@ -3,7 +3,7 @@
     pack.py          `pack`              files of others are merged into a store, if they have to be
     conversion.py    `convert`           in the dtype that is asked for, each number rounded once
     writer.py        `Writer`            written shard by shard: whatever happens, whole shards stay
-    store.py         `open_store`        a .npy file or a folder of shards, by headers alone; `Shard.read` reads rows
+    store.py         `open_store`        a file or a folder of shards, by headers alone; `Shard.read` reads rows
     activations.py   `open_activations`  the rows that count, block by block, a MiB each
     survey.py        `survey`            each row is checked once before training; rows of zeros may be dropped
     feed.py          `minibatches`       blocks are drawn at random, and their rows shuffled
