@@ -91,8 +91,8 @@ REFUSED = {
     "sparse": (lambda torch: torch.ones(3, 4).to_sparse(), "save x.to_dense()"),
     "meta": (lambda torch: torch.empty(3, 4, device="meta"), "where its numbers lie is not clear"),
     "module": (lambda torch: torch.nn.Linear(3, 4), "holds more than tensors"),
-    "array": (lambda torch: FLAT, "holds more than tensors"),
-    "nothing": (lambda torch: {"a": 1}, "holds no tensor"),
+    "array": (lambda _: FLAT, "holds more than tensors"),
+    "nothing": (lambda _: {"a": 1}, "holds no tensor"),
 }
 
 
