@@ -20,7 +20,6 @@ from refgba import __version__, backends, experiments, formats, model, oracle, r
 from refgba.config import LARGEST, GBAConfig
 from refgba.data import files, inspection, pack, synthetic
 from refgba.data.store import DTYPES, open_store
-from refgba.data.writer import ShardFormat
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
 from refgba.oracle import traces
@@ -268,23 +267,23 @@ def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float
 @click.option("--dtype", type=click.Choice(DTYPES), help="of the shards  [default: that of the sources]")
 @click.option("--rows-per-shard", type=click.IntRange(1), help="[default: about 256 MiB]")
 @click.option("--format", type=click.Choice(["npy", "safetensors"]), default="npy", help="of the shards")
+@click.option("--tensor", metavar="NAME", help="of several arrays or columns in a file, the one that is meant")
 @click.option("--model", help="whose activations, for meta.json")
 @click.option("--layer", type=int, help="for meta.json")
 @click.option("--site", help="where in the layer, for meta.json")
 @json_option
-def data_pack(
-    sources: tuple[Path, ...], out: Path, dtype: str | None, rows_per_shard: int | None,
-    format: ShardFormat, as_json: bool, **about: Any,
-) -> None:  # fmt: skip
-    """Merge SOURCES, files or stores, into a new store; split and convert it on the way."""
-    with console.counting("packing", sum(len(open_store(source)) for source in sources)) as tick:
-        store = pack.pack(
-            list(sources), out, dtype=dtype, rows_per_shard=rows_per_shard, format=format, about=about, tick=tick
-        )
+def data_pack(sources: tuple[Path, ...], out: Path, tensor: str | None, as_json: bool, **options: Any) -> None:
+    """Make a store that `train` takes of SOURCES, files, folders or stores: merged, split, converted.
+
+    .npy, .npz, .pt, .safetensors, .parquet, .arrow, folders of one kind of these, and Hugging Face data sets as
+    save_to_disk writes them.  (batch, position, d) arrays become rows in order.
+    """
+    about = {name: options.pop(name) for name in ("model", "layer", "site")}
+    with console.counting("packing", pack.count(list(sources), tensor)) as tick:
+        store = pack.pack(list(sources), out, tensor=tensor, about=about, tick=tick, **options)
     if as_json:
         return click.echo(json.dumps(inspection.info(store)))
-    console.line(f"Wrote {out}: {len(store)} rows of d = {store.d} in {store.dtype}, {len(store.shards)} shards")
-    return None
+    return console.show_packed(out, store)
 
 
 @main.command()
