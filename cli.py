@@ -26,7 +26,7 @@ from refgba.oracle import traces
 from refgba.recipe import RECIPES
 from refgba.report.gather import gather
 from refgba.runs import console, demo, folder, judging, launch
-from refgba.runs.options import json_option, request_options
+from refgba.runs.options import json_option, output_option, request_options
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 @main.command("demo")
-@click.option("-o", "--out", type=Path, help="folder of the run  [default: runs/demo, or the first free runs/demo-N]")
+@output_option(files.refuse_folder, help="folder of the run  [default: runs/demo, or the first free runs/demo-N]")
 @click.option("--rows", default=50_000, help="rows of data to train on")
 @click.option("--weights", type=click.Choice(list(model.WEIGHTS)), default="constant", help="law of the entries of H")
 @request_options
@@ -66,7 +66,7 @@ def demo_command(out: Path | None, rows: int, weights: str, as_json: bool, reque
 
 @main.command()
 @click.argument("data", type=Path, required=False)
-@click.option("-o", "--out", type=Path, help="folder of the run")
+@output_option(files.refuse_folder, help="folder of the run")
 @click.option("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; --steps extends it")
 @click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
 @request_options
@@ -109,7 +109,7 @@ def train(
 @click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
 @click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]")
 @click.option("--dtype", type=click.Choice(get_args(Dtype)), help="arithmetic  [default: that of the run]")
-@click.option("-o", "--out", type=Path, help="write what each neuron does to this new .safetensors file")
+@output_option(files.refuse_new_file, help="write what each neuron does to this new .safetensors file")
 @click.option("--top", type=click.IntRange(0, 1000), default=10, help="rows on which each neuron is highest, for -o")
 @json_option
 def evaluate(
@@ -121,8 +121,6 @@ def evaluate(
     NETWORK is a run, one of its checkpoints, or the folder of a dictionary (`refgba export`, SAELens); DATA is as for
     `train`.  With -o: frequency, peak, mean, standard deviation, Z-score and top rows of every neuron.
     """
-    if out is not None and out.exists():
-        raise InputError(f"{out}: exists; choose another file or remove it")
     judged = judging.judge(
         network, data, backend, dtype, drop_zero_rows, top if out is not None else 0, truth, counting=console.counting
     )
@@ -139,7 +137,7 @@ def evaluate(
 
 @main.command("report")
 @click.argument("runs", type=Path, nargs=-1, required=True)
-@click.option("-o", "--out", type=Path, default="report.html", help="the page, replaced if it exists")
+@output_option(files.refuse_output, default="report.html", help="the page, replaced if it exists")
 @click.option("--data", type=Path, help="what the runs are judged on  [default: what each was trained on]")
 @click.option("--rows", type=click.IntRange(1), default=judging.SAMPLE, help="of the data, from its first on")
 @click.option("--truth", type=Path, help="V.npy, the true features (n, d), to show recovery")
@@ -152,7 +150,7 @@ def report_command(
 ) -> None:  # fmt: skip
     """One HTML page about RUNS: how well they did, what to look at, curves, frequencies, and a table of all neurons."""
     gathered = gather(runs, data, rows, truth, labels, drop_zero_rows, backend, console.counting)
-    files.write(out, report.report(gathered).encode(errors="backslashreplace"))
+    files.write_output(out, report.report(gathered).encode(errors="backslashreplace"))
     console.line(f"Wrote {out}")
 
 
@@ -160,7 +158,7 @@ def report_command(
 @click.argument("names", nargs=-1, metavar="[NAME...]")
 @click.option("--quick", "scale", flag_value="quick", default="quick", help="about a minute each")
 @click.option("--full", "scale", flag_value="full", help="several minutes each")
-@click.option("-o", "--out", type=Path, default="experiments", help="folder for JSON, PNG and the page")
+@output_option(files.refuse_folder, default="experiments", help="folder for JSON, PNG and the page")
 @click.option("--backend", default="numpy", help="what computes; see `refgba backends`")
 @click.option("--data", type=Path, help="activations to train on, where an experiment takes them  [default: a sample]")
 @click.option("--held-out", type=Path, help="rows to judge on, with --data")
@@ -195,7 +193,7 @@ def reproduce(
 
 @main.command()
 @click.argument("network", type=Path)
-@click.option("-o", "--out", type=Path, required=True, help="new folder")
+@output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--format", type=click.Choice(formats.FORMATS), default="saelens", help="whose files to write")
 def export(network: Path, out: Path, format: str) -> None:
     """Write NETWORK, a run or one of its checkpoints, for other libraries.
@@ -213,7 +211,7 @@ def export(network: Path, out: Path, format: str) -> None:
 
 @main.command("import")
 @click.argument("source", type=Path)
-@click.option("-o", "--out", type=Path, required=True, help="new folder")
+@output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="of a file's  [default: jumprelu]")
 def import_command(source: Path, out: Path, activation: Activation | None) -> None:
     """Make a dictionary of SOURCE that `evaluate` takes.
@@ -263,7 +261,7 @@ def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float
 
 @data_group.command("pack")
 @click.argument("sources", type=Path, nargs=-1, required=True)
-@click.option("-o", "--out", type=Path, required=True, help="new folder")
+@output_option(files.refuse_full_folder, files.refuse_folder, required=True, help="new folder")
 @click.option("--dtype", type=click.Choice(DTYPES), help="of the shards  [default: that of the sources]")
 @click.option("--rows-per-shard", type=click.IntRange(1), help="[default: about 256 MiB]")
 @click.option("--format", type=click.Choice(["npy", "safetensors"]), default="npy", help="of the shards")
@@ -287,7 +285,7 @@ def data_pack(sources: tuple[Path, ...], out: Path, tensor: str | None, as_json:
 
 
 @main.command()
-@click.option("-o", "--out", type=Path, required=True, help="folder for X.npy, V.npy and model.json")
+@output_option(files.refuse_folder, required=True, help="folder for X.npy, V.npy and model.json")
 @click.option("--kind", type=click.Choice(synthetic.KINDS), default="imbalanced", help="which features a row holds")
 @click.option("--rows", default=100_000, help="N")
 @click.option("--n", type=COUNT, default=128, help="number of features")
@@ -374,7 +372,7 @@ def oracle_group() -> None:
 
 
 @oracle_group.command("record")
-@click.option("-o", "--out", type=Path, required=True, help="new folder")
+@output_option(files.refuse_existing, files.refuse_place, required=True, help="new folder")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest")
 @click.option("--config", "config_file", type=Path, help="JSON file of settings; flags win over it")
 @click.option("--d", type=click.IntRange(1), default=5, help="dimensions of the rows")
@@ -390,7 +388,6 @@ def oracle_record(
     out: Path, recipe: str, config_file: Path | None, d: int, first: int | None, ties: bool, **flags: Any
 ) -> None:  # fmt: skip
     """Record a trace of the reference in float64, on synthetic rows: every quantity of every step."""
-    traces.refuse_existing(out)
     if ties:
         if config_file is not None or first is not None or any(value is not None for value in flags.values()):
             raise InputError("--ties has settings of its own; no other can be given")
@@ -425,13 +422,12 @@ def oracle_check(ctx: click.Context, trace: Path, candidate: Path, tolerance: fl
 
 @oracle_group.command("dump")
 @click.argument("trace", type=Path)
-@click.option("-o", "--out", type=Path, required=True, help="new folder")
+@output_option(files.refuse_existing, files.refuse_place, required=True, help="new folder")
 @click.option("--backend", required=True, help="what computes; see `refgba backends`")
 @click.option("--dtype", type=click.Choice(get_args(Dtype)), default="float32", help="arithmetic")
 @click.option("--starts", type=click.Choice(traces.STARTS), default="trace", help="from which state each step starts")
 def oracle_dump(trace: Path, out: Path, backend: str, dtype: Dtype, starts: oracle.Starts) -> None:
     """Write down what one of our own backends makes of TRACE, for `refgba oracle check`."""
-    traces.refuse_existing(out)
     recorded = traces.read_trace(trace)
     arrays = traces.dump(recorded, backends.load(backend, dtype), dtype, starts)
     traces.write_candidate(arrays, starts, out, recorded)

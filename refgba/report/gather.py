@@ -7,6 +7,7 @@ from pathlib import Path
 
 from refgba.errors import InputError
 from refgba.report.neurons import read_labels
+from refgba.report.page import drawing
 from refgba.report.run import RunData, Truth, load_run
 from refgba.runs.judging import SAMPLE, Counting, judge, load_truth, silent
 
@@ -26,8 +27,10 @@ def gather(
     """Runs or checkpoints, each judged on the first `rows` rows of `data`, or of what it was trained on.
 
     truth: the file of the true features (n, d).  labels: as for `read_labels`.  InputError as `load_run` and `judge`,
-    and where it is not known what a run was trained on.
+    and where it is not known what a run was trained on; and where nothing could be drawn, before anything is judged.
     """
+    with drawing():
+        pass
     names = {} if labels is None else read_labels(labels)
     runs = []
     for path in paths:

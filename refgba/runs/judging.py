@@ -175,10 +175,10 @@ def save(
 ) -> None:
     """Write `arrays` to the safetensors file `path`, with `about` as its metadata.
 
-    The file appears whole or not at all: raises OSError if it cannot be written, and InputError, with nothing written,
-    if no row was seen.
+    The file appears whole or not at all, in folders that are made: InputError if it cannot be written or no row was
+    seen.
     """
-    files.write(path, to_safetensors(arrays(evaluation, row), metadata=about))
+    files.write_output(path, to_safetensors(arrays(evaluation, row), metadata=about))
 
 
 def load(
