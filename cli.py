@@ -76,8 +76,8 @@ def train(
 ) -> None:  # fmt: skip
     """Train on DATA and write the run to the folder -o.
 
-    DATA is a .npy or .safetensors file of activations (rows, d), or a folder of them (`refgba data`).  It is read block
-    by block; rows are scaled to unit norm.  Without flags the recipe chooses every setting from d.
+    DATA is a .npy, .safetensors, .npz or .pt file of activations (rows, d) or (batch, position, d), or a store, which
+    `refgba data pack` makes of most else.  Rows are scaled to unit norm.  Without flags the recipe chooses all from d.
 
     A run that was stopped or killed goes on with --resume, to the same result to the bit; DATA is then needed only if
     it has moved.
@@ -227,7 +227,7 @@ def import_command(source: Path, out: Path, activation: Activation | None) -> No
 
 @main.group("data")
 def data_group() -> None:
-    """Stores of activations: a file, or a folder of .npy or .safetensors shards with a meta.json."""
+    """Your own data: make a store of activations that `train` takes, look at one, check one."""
 
 
 @data_group.command("info")
