@@ -16,7 +16,7 @@ from typing import Any
 from refgba import backends
 from refgba.backends.base import AnyConfig, Backend
 from refgba.data.activations import Activations, open_activations, reopen
-from refgba.data.survey import survey
+from refgba.data.survey import refuse_share, survey
 from refgba.runs import folder
 from refgba.runs.judging import Counting, silent
 from refgba.runs.log import Progress
@@ -50,12 +50,20 @@ class Plan:
     backend: Backend
     names: dict[str, str]
 
-    def launch(self, data: Activations, drop_zero_rows: bool = False, tick: Callable[[int], object] = id) -> Launch:
+    def launch(
+        self,
+        data: Activations,
+        drop_zero_rows: bool = False,
+        tick: Callable[[int], object] = id,
+        drop_below: float = 0.0,
+        say: Say = id,
+    ) -> Launch:
         """The run on these data, all of which are read and checked first; InputError as `survey`."""
-        data, surveyed = survey(data, self.config.master, drop_zero_rows, tick)
+        data, surveyed = survey(data, self.config.master, drop_zero_rows, tick, drop_below)
+        for remark in surveyed.remarks():
+            say(remark)
         steps = partial(train_run, data, surveyed, self.config, self.backend, self.names, self.path, self.saving)
         return Launch(self.path, self.config, data, self.backend, steps)
-
 
 def plan(path: Path, request: Request, d: int, say: Say = id, **defaults: Any) -> Plan:
     """A new run on data of d dimensions.  defaults: settings of the command's own.
@@ -79,12 +87,14 @@ def begin(
     drop_zero_rows: bool = False,
     counting: Counting = silent,
     say: Say = id,
+    drop_below: float = 0.0,
 ) -> Launch:
     """A new run in the folder `path` on the activations `data`; InputError as `plan`, and for bad data."""
+    refuse_share(drop_below)
     activations = open_activations(data)
     planned = plan(path, request, activations.d, say)
     with counting("checking", len(activations)) as tick:
-        return planned.launch(activations, drop_zero_rows, tick)
+        return planned.launch(activations, drop_zero_rows, tick, drop_below, say)
 
 
 def go_on(path: Path, data: Path | None, request: Request, say: Say = id) -> Launch:

@@ -81,7 +81,7 @@ def train_run(
     about = names | {
         "refgba": __version__,
         "checkpoints": asdict(saving),
-        "data": data.record() | {"dropped": survey.dropped, "variance": survey.variance},
+        "data": data.record() | survey.record(),
     }
     state = begin(backend, config, data.d)
     folder.create(out, config, about, data)
