@@ -209,6 +209,7 @@ def export(network: Path, out: Path, format: str) -> None:
     dictionary-learning load_dictionary: takes unit rows; torch has to be installed
     npz                 NumPy, exact: W_enc, b_enc, threshold, W_dec, b_dec
     """
+    formats.require(format)
     opened = folder.open_network(network)
     formats.export(opened.params, opened.config, opened.provenance(), out, format)
     console.line(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")

@@ -17,7 +17,8 @@ from refgba import backends
 from refgba.backends.base import AnyConfig, Backend
 from refgba.data.activations import Activations, open_activations, reopen
 from refgba.data.survey import refuse_share, survey
-from refgba.runs import folder
+from refgba.errors import InputError
+from refgba.runs import folder, memory
 from refgba.runs.judging import Counting, silent
 from refgba.runs.log import Progress
 from refgba.runs.settings import Request, remarks
@@ -60,10 +61,19 @@ class Plan:
     ) -> Launch:
         """The run on these data, all of which are read and checked first; InputError as `survey`."""
         data, surveyed = survey(data, self.config.master, drop_zero_rows, tick, drop_below)
+        self.refuse_batch(len(data))
         for remark in surveyed.remarks():
             say(remark)
         steps = partial(train_run, data, surveyed, self.config, self.backend, self.names, self.path, self.saving)
         return Launch(self.path, self.config, data, self.backend, steps)
+
+    def refuse_batch(self, rows: int) -> None:
+        """InputError where a batch is more than all rows to train on."""
+        if self.config.batch > rows:
+            raise InputError(
+                f"batch {self.config.batch} is more than the {rows} rows to train on; choose --batch {rows} or less"
+            )
+
 
 def plan(path: Path, request: Request, d: int, say: Say = id, **defaults: Any) -> Plan:
     """A new run on data of d dimensions.  defaults: settings of the command's own.
@@ -76,6 +86,7 @@ def plan(path: Path, request: Request, d: int, say: Say = id, **defaults: Any) -
     saving = Saving.of(config, request.checkpoint_every, request.keep)
     name = request.backend or "numpy"
     backend = backends.load_for(name, config)
+    memory.refuse_too_large(name, config, d)
     folder.refuse_existing(path)
     return Plan(path, config, saving, backend, {"backend": name, "recipe": request.recipe})
 
@@ -111,6 +122,7 @@ def go_on(path: Path, data: Path | None, request: Request, say: Say = id) -> Lau
     every, keep = request.checkpoint_every, request.keep
     saving = Saving.of(config, kept["every"] if every is None else every, kept["keep"] if keep is None else keep)
     backend = backends.load_for(request.backend or about["backend"], config)
+    memory.refuse_too_large(request.backend or about["backend"], config, about["data"]["d"])
     activations = reopen(about["data"], record.dropped, record.crc, data)
     if request.backend not in (None, about["backend"]):
         say(f"the run began with backend {about['backend']}; with {request.backend} it will not be the same to the bit")
