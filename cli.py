@@ -26,7 +26,7 @@ from refgba.oracle import traces
 from refgba.recipe import RECIPES
 from refgba.report.gather import gather
 from refgba.runs import console, demo, folder, judging, launch
-from refgba.runs.options import json_option, output_option, request_options
+from refgba.runs.options import drop_options, json_option, output_option, request_options
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
 
@@ -68,11 +68,12 @@ def demo_command(out: Path | None, rows: int, weights: str, as_json: bool, reque
 @click.argument("data", type=Path, required=False)
 @output_option(files.refuse_folder, help="folder of the run")
 @click.option("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; --steps extends it")
-@click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
+@drop_options
 @request_options
 @json_option
 def train(
-    data: Path | None, out: Path | None, resume: Path | None, drop_zero_rows: bool, as_json: bool, request: Request
+    data: Path | None, out: Path | None, resume: Path | None, drop_zero_rows: bool, drop_below: float, as_json: bool,
+    request: Request,
 ) -> None:  # fmt: skip
     """Train on DATA and write the run to the folder -o.
 
@@ -83,10 +84,10 @@ def train(
     it has moved.
     """
     if resume is not None:
-        request.refuse_to_resume(**{"-o": out is not None, "--drop-zero-rows": drop_zero_rows})
+        request.refuse_to_resume(**{"-o": out, "--drop-zero-rows": drop_zero_rows, "--drop-below": drop_below})
         run = launch.go_on(resume, data, request, console.remark)
     elif data is not None and out is not None:
-        run = launch.begin(out, data, request, drop_zero_rows, console.counting, console.remark)
+        run = launch.begin(out, data, request, drop_zero_rows, console.counting, console.remark, drop_below)
     else:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
     if not console.train(run):
@@ -106,24 +107,27 @@ def train(
 @click.argument("network", type=Path)
 @click.argument("data", type=Path)
 @click.option("--truth", type=Path, help="V.npy, the true features (n, d), to report recovery")
-@click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
+@drop_options
 @click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]")
 @click.option("--dtype", type=click.Choice(get_args(Dtype)), help="arithmetic  [default: that of the run]")
 @output_option(files.refuse_new_file, help="write what each neuron does to this new .safetensors file")
 @click.option("--top", type=click.IntRange(0, 1000), default=10, help="rows on which each neuron is highest, for -o")
 @json_option
 def evaluate(
-    network: Path, data: Path, truth: Path | None, drop_zero_rows: bool, backend: str | None, dtype: Dtype | None,
-    out: Path | None, top: int, as_json: bool,
+    network: Path, data: Path, truth: Path | None, drop_zero_rows: bool, drop_below: float, backend: str | None,
+    dtype: Dtype | None, out: Path | None, top: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Judge NETWORK on DATA in one pass: reconstruction, sparsity, frequencies.
 
     NETWORK is a run, one of its checkpoints, or the folder of a dictionary (`refgba export`, SAELens); DATA is as for
     `train`.  With -o: frequency, peak, mean, standard deviation, Z-score and top rows of every neuron.
     """
+    top = top if out is not None else 0
     judged = judging.judge(
-        network, data, backend, dtype, drop_zero_rows, top if out is not None else 0, truth, counting=console.counting
+        network, data, backend, dtype, drop_zero_rows, top, truth, counting=console.counting, drop_below=drop_below
     )
+    for remark in judged.remarks():
+        console.remark(remark)
     if out is not None:
         about = {"network": str(network), "data": str(data)}
         judging.save(judged.evaluation, out, about, judged.check.row)
@@ -142,14 +146,14 @@ def evaluate(
 @click.option("--rows", type=click.IntRange(1), default=judging.SAMPLE, help="of the data, from its first on")
 @click.option("--truth", type=Path, help="V.npy, the true features (n, d), to show recovery")
 @click.option("--labels", type=Path, help="JSON object of neurons' names, by their number")
-@click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
+@drop_options
 @click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]")
 def report_command(
     runs: tuple[Path, ...], out: Path, data: Path | None, rows: int, truth: Path | None, labels: Path | None,
-    drop_zero_rows: bool, backend: str | None,
+    drop_zero_rows: bool, drop_below: float, backend: str | None,
 ) -> None:  # fmt: skip
     """One HTML page about RUNS: how well they did, what to look at, curves, frequencies, and a table of all neurons."""
-    gathered = gather(runs, data, rows, truth, labels, drop_zero_rows, backend, console.counting)
+    gathered = gather(runs, data, rows, truth, labels, drop_zero_rows, backend, console.counting, drop_below)
     files.write_output(out, report.report(gathered).encode(errors="backslashreplace"))
     console.line(f"Wrote {out}")
 
@@ -204,6 +208,7 @@ def export(network: Path, out: Path, format: str) -> None:
     dictionary-learning load_dictionary: takes unit rows; torch has to be installed
     npz                 NumPy, exact: W_enc, b_enc, threshold, W_dec, b_dec
     """
+    formats.require(format)
     opened = folder.open_network(network)
     formats.export(opened.params, opened.config, opened.provenance(), out, format)
     console.line(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
@@ -246,8 +251,7 @@ def data_info(store: Path, as_json: bool) -> None:
 @click.option(
     "--dtype", type=click.Choice(["float64", "float32"]), default="float64", help="arithmetic to train in: as `train`"
 )
-@click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
-@click.option("--drop-below", default=0.0, metavar="SHARE", help="skip rows with less than this of the median norm")
+@drop_options
 @json_option
 def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float, as_json: bool) -> None:
     """Read all of STORE: checksums, shapes, and whether every row is finite and has a direction."""

@@ -15,6 +15,19 @@ from refgba.recipe import RECIPES
 from refgba.runs import settings
 from refgba.runs.settings import Request
 
+_drop_zero_rows = click.option(
+    "--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them"
+)
+_drop_below = click.option(
+    "--drop-below", default=0.0, metavar="SHARE", help="skip rows with less than this of the median norm"
+)
+
+
+def drop_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say which rows of the data are left out: `drop_zero_rows` and `drop_below`."""
+    return _drop_zero_rows(_drop_below(command))
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
 
 
