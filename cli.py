@@ -52,7 +52,7 @@ def main() -> None:
 @request_options
 @json_option
 def demo_command(out: Path | None, rows: int, weights: str, as_json: bool, request: Request) -> None:
-    """Recover known features: the paper's imbalanced set, from data to features, in under a minute.
+    """Recover known features: the paper's imbalanced set, from data to features, in about a minute.
 
     n = 128 features in d = 42 dimensions; half of the rows hold 3 of them, half hold 20.  --seed sets data and weights.
     """

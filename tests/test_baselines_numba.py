@@ -14,11 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from refgba import backends, baselines, gba, sae
-from refgba.baselines import METHODS
 from refgba.config import BaselineConfig
+from refgba.errors import InputError
 
 pytest.importorskip("numba")
-BASELINES = [name for name in METHODS if name != "gba"]
+BASELINES = list(pytest.importorskip("refgba.backends.baselines.numba").TRAITS)
 BOUND = {"float64": 1e-10, "float32": 1e-5}
 ROUNDING = 1e-6  # two ways to sum a z in float32 come apart by less than this share of the largest |z|
 
@@ -125,7 +125,7 @@ def test_the_edge_of_a_selection_is_where_one_more_or_one_less_would_be_chosen()
 def narrowest(before, x):
     """The margin by which the closest selection of a step on rows x is decided, as a share of the largest |z|."""
     config, params = before.config, before.params.astype("float64")
-    z, on, _ = METHODS[config.method].encode(params, x.astype("float64"), config)
+    z, on, _ = baselines.METHODS[config.method].encode(params, x.astype("float64"), config)
     dead = np.where(on.any(axis=0), 0, before.idle + len(x)) >= config.dead_after
     if config.method == "l1":
         margins = [np.abs(z)]
@@ -176,6 +176,7 @@ def test_results_do_not_depend_on_the_number_of_threads(method):
         from refgba.backends import load
         from refgba import baselines, gba
         from refgba.config import BaselineConfig
+from refgba.errors import InputError
         config = BaselineConfig(method="{method}", width=500, k=9, steps=12, batch=150, dead_after=400, dtype="float32")
         backend = load("numba", "float32", "{method}")
         state = backend.init(baselines.random_params(config, 30), config)
@@ -192,3 +193,13 @@ def test_results_do_not_depend_on_the_number_of_threads(method):
         for threads in ("1", "2")
     }  # fmt: skip
     assert len(digests) == 1
+
+
+def test_a_method_without_a_fast_version_is_refused_by_name():
+    from refgba.backends.baselines import numba as fast
+
+    config = BaselineConfig(method="topk", width=9, k=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(fast.TRAITS, "topk")
+        with pytest.raises(InputError, match="backend 'numba' has no method topk; numpy has it"):
+            fast.init(baselines.random_params(config, 4), config)

@@ -16,6 +16,7 @@ import pytest
 
 import refgba
 from refgba import formats
+from refgba.config import CHOOSING
 from refgba.data.store import open_store
 from refgba.errors import InputError
 from refgba.formats.dictionary import Dictionary
@@ -39,7 +40,7 @@ WAYS = [
 def small(method="gba", **others):
     """A small estimator of a method."""
     given = SMALL if method == "gba" else BASELINE
-    return refgba.GBA(method, **given | ({"k": 4} if "topk" in method else {}) | others)
+    return refgba.GBA(method, **given | ({"k": 4} if method in CHOOSING else {}) | others)
 
 
 def raw(N=300, d=7, dtype="float64", seed=0):
@@ -119,7 +120,7 @@ def test_with_run_the_run_is_kept_and_can_go_on(cli, tmp_path):
 @pytest.mark.parametrize("method", ["gba", "l1", "topk", "batchtopk", "jumprelu"])
 def test_codes_of_raw_rows_are_as_sparse_as_the_run(method):
     X = raw()
-    estimator = small(method, k=4) if "topk" in method else small(method)
+    estimator = small(method, k=4) if method in CHOOSING else small(method)
     codes = estimator.fit_transform(X)
     assert codes.shape == (300, 24)
     assert np.count_nonzero(codes) / len(X) == estimator.evaluate(X)["l0"]

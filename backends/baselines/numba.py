@@ -31,6 +31,7 @@ from refgba.backends.numba_kernels import adamw, add, dot, parallel_blocks, unit
 from refgba.backends.numpy import DTYPES, counters, export, get, params, put
 from refgba.baselines import Params, adapt
 from refgba.config import BaselineConfig
+from refgba.errors import InputError
 from refgba.gba import Metrics
 from refgba.types import Array, Int64, Mask
 
@@ -95,7 +96,9 @@ def init(params: Params, config: BaselineConfig) -> State:
 
 
 def restore(state: baselines.State) -> State:
-    """The state of a run that goes on; its arrays are taken over."""
+    """The state of a run that goes on; its arrays are taken over.  InputError for a method that is not in TRAITS."""
+    if state.config.method not in TRAITS:
+        raise InputError(f"backend 'numba' has no method {state.config.method}; numpy has it")
     return State(**{name: getattr(state, name) for name in baselines.State.__dataclass_fields__})
 
 
