@@ -1,4 +1,4 @@
-"""The environment is not ours: libraries that are broken or misled, folders that cannot be written, damaged caches.
+"""The environment is not ours: libraries that are broken or misled, folders that cannot be written.
 
 Whatever is wrong, `refgba backends` lists all backends, and a run that cannot begin is one line and leaves no folder.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import pickle
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,36 +18,10 @@ import numpy as np
 import pytest
 from commands import QUICK, assert_one_line
 from engines import engine
+from processes import NO_HOME, TEST_CUPY, TEST_NUMBA, as_somebody, reasons, refgba_in
 
-import refgba
 from refgba import backends
 from refgba.backends import environment
-
-ROOT = Path(refgba.__file__).parent.parent
-NO_HOME = "/proc/1/nowhere"  # which nobody can write to, root neither
-PROGRAM = "from refgba.cli import main; main()"
-TEST_NUMBA = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
-TEST_CUPY = pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")
-
-
-def refgba_in(settings, *arguments, path=(), user=()):
-    """A command of refgba in a process with these environment variables, None for one that is not set."""
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))} | settings
-    return subprocess.run(
-        [*user, sys.executable, "-c", PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=120,
-        env={name: str(value) for name, value in variables.items() if value is not None}, check=False,
-    )  # fmt: skip
-
-
-def reasons(result):
-    """What `refgba backends` says of each backend: None of one that is usable."""
-    assert result.returncode == 0, result.stderr
-    assert "Traceback" not in result.stdout + result.stderr
-    lines = {line.split()[0]: line.split(maxsplit=1)[1] for line in result.stdout.splitlines()}
-    assert list(lines) == ["numpy", "numba", "cupy"], result.stdout
-    assert lines["numpy"] == "usable"
-    return {name: None if line == "usable" else line.removeprefix("not usable: ") for name, line in lines.items()}
-
 
 # ---- what the environment says ---------------------------------------------------------------------------------------
 
@@ -106,7 +78,7 @@ def test_a_broken_library_is_one_line_and_takes_no_other_backend_down(tmp_path, 
             status = backends.status()
         assert status["numpy"] is None
         assert status[backend].startswith(f"{broken} fails ("), status
-        again = environment.INSTALL[backend].replace("pip install", "pip install --force-reinstall")
+        again = environment.NEEDS[backend].install.replace("pip install", "pip install --force-reinstall")
         assert status[backend].endswith(again)
         assert "\n" not in status[backend]
         for name in [name for name in sys.modules if name.partition(".")[0] == broken]:
@@ -234,28 +206,6 @@ def test_a_cache_of_cupys_that_cannot_be_written_is_named_with_the_cure():
     assert reason.endswith(f"'{NO_HOME}'): set CUPY_CACHE_DIR to a folder that can be written")
 
 
-@pytest.fixture
-def shared():
-    """A folder like /tmp, which other users can write to, outside of pytest's own, where they may not look."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o1777)
-        yield Path(name)
-
-
-SOMEBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-# Who can read everything, an interpreter below somebody's home too, and write nothing that is not theirs.
-SOMEBODY += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-
-
-def as_somebody():
-    """What comes before a command of a user who can write neither the package's folders nor a home."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can be somebody else")
-    if shutil.which("setpriv") is None or subprocess.run([*SOMEBODY, sys.executable, "-V"], check=False).returncode:
-        pytest.skip("setpriv is not there, or cannot make somebody else who can read what is root's")
-    return SOMEBODY
-
-
 NOWHERE = {"HOME": NO_HOME, "XDG_CACHE_HOME": None, "CUPY_CACHE_DIR": None, "NUMBA_CACHE_DIR": None}
 
 
@@ -338,146 +288,6 @@ def test_a_cache_that_is_ours_is_used_again(places):
     assert environment.cache_folder() == first
     assert not environment.writable(Path("~/.cache"))  # without a home, ~ stays what it is
     assert not places[1].exists()
-
-
-# ---- damaged caches of numba -----------------------------------------------------------------------------------------
-
-KERNEL = """
-from refgba.backends.numba_compiler import njit
-
-@njit(nogil=True)
-def twice(x):
-    return 2 * x
-"""
-
-
-def kernel(path):
-    """The module of a kernel, loaded anew."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.twice
-
-
-def emptied(index, data):
-    index.write_bytes(b"")
-    del data
-
-
-def truncated(index, data):
-    index.write_bytes(index.read_bytes()[:-5])
-    del data
-
-
-def of_another_version(index, data):
-    index.write_bytes(pickle.dumps("0.1") + b"what that version wrote")
-    data.write_bytes(b"what that version wrote")
-
-
-def garbled(index, data):
-    index.write_bytes(b"\x80\x04}" + bytes(range(200)))
-    del data
-
-
-def data_emptied(_index, data):
-    data.write_bytes(b"")
-
-
-def data_truncated(_index, data):
-    data.write_bytes(data.read_bytes()[:-1000])
-
-
-def data_of_another_kind(_index, data):
-    data.write_bytes(pickle.dumps(("nothing", "of the kind")))
-
-
-def data_gone(_index, data):
-    data.unlink()
-
-
-def data_a_folder(_index, data):
-    data.unlink()
-    data.mkdir()
-
-
-@TEST_NUMBA
-@pytest.mark.parametrize(
-    "damage",
-    [
-        emptied, truncated, of_another_version, garbled, data_emptied, data_truncated, data_of_another_kind, data_gone,
-        data_a_folder,
-    ],
-)  # fmt: skip
-def test_a_damaged_cache_is_compiled_again(tmp_path, damage):
-    path = tmp_path / "kernel_to_be_cached.py"
-    path.write_text(KERNEL)
-    assert kernel(path)(4.0) == 8.0
-    index, data = (next(tmp_path.rglob(f"*{suffix}")) for suffix in (".nbi", ".nbc"))
-    damage(index, data)
-    again = kernel(path)
-    assert again(4.0) == 8.0
-    assert sum(again.stats.cache_hits.values()) == 0
-    if data.is_file():
-        third = kernel(path)
-        assert third(4.0) == 8.0
-        assert sum(third.stats.cache_hits.values()) == 1  # what was damaged has been replaced
-
-
-@TEST_NUMBA
-def test_a_cache_that_cannot_be_read_is_compiled_again(shared):
-    path = shared / "kernel_to_be_cached.py"
-    path.write_text(KERNEL)
-    assert kernel(path)(4.0) == 8.0
-    code = f"import runpy; print(runpy.run_path({str(path)!r})['twice'](4.0))"
-    somebody = as_somebody()
-    cache = next(shared.rglob("*.nbi")).parent
-    cache.chmod(0o777)
-    for file in cache.iterdir():
-        file.chmod(0o600)
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(shared), "HOME": NO_HOME}
-    result = subprocess.run(
-        [*somebody, sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False
-    )
-    assert (result.stdout, result.stderr) == ("8.0\n", "")
-    assert {file.stat().st_uid for file in cache.glob("*.nbi")} == {65534}
-
-
-@TEST_NUMBA
-def test_a_cache_that_cannot_be_kept_is_done_without(tmp_path, monkeypatch):
-    from numba.core import caching
-
-    def full(*_args):
-        raise OSError(28, "No space left on device")
-
-    path = tmp_path / "kernel_to_be_cached.py"
-    path.write_text(KERNEL)
-    monkeypatch.setattr(caching.IndexDataCacheFile, "_save_data", full)
-    for _ in range(2):
-        assert kernel(path)(4.0) == 8.0
-
-
-@TEST_NUMBA
-def test_the_command_works_with_a_damaged_cache_and_mends_it(tmp_path):
-    settings = {"NUMBA_CACHE_DIR": tmp_path / "cache"}
-    assert reasons(refgba_in(settings, "backends"))["numba"] is None
-    files = list((tmp_path / "cache").rglob("*.nb?"))
-    sizes = {path: path.stat().st_size for path in files}
-    for path in files:
-        path.write_bytes(path.read_bytes()[: 0 if path.suffix == ".nbi" else -100])
-    assert reasons(refgba_in(settings, "backends"))["numba"] is None
-    assert {path: path.stat().st_size for path in files} == pytest.approx(sizes, rel=0.1)
-
-
-@TEST_NUMBA
-def test_every_kernel_has_a_tolerant_cache():
-    from refgba.backends import numba_compiler, numba_kernels
-    from refgba.backends.baselines import numba as baselines_numba
-
-    for module in (numba_compiler, numba_kernels, baselines_numba):
-        kernels = [value for value in vars(module).values() if hasattr(value, "signatures")]
-        assert kernels
-        for function in kernels:
-            assert isinstance(function._cache, numba_compiler.ToleratedCache), function
 
 
 def test_an_end_of_file_is_never_taken_for_ctrl_c(cli, monkeypatch):
