@@ -20,14 +20,13 @@ from refgba import __version__, backends, experiments, formats, model, oracle, r
 from refgba.config import LARGEST, GBAConfig
 from refgba.data import files, inspection, pack, synthetic
 from refgba.data.store import DTYPES, open_store
-from refgba.data.writer import ShardFormat
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
 from refgba.oracle import traces
 from refgba.recipe import RECIPES
 from refgba.report.gather import gather
 from refgba.runs import console, demo, folder, judging, launch
-from refgba.runs.options import json_option, request_options
+from refgba.runs.options import drop_options, json_option, output_option, request_options
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
 
@@ -47,7 +46,7 @@ def main() -> None:
 
 
 @main.command("demo")
-@click.option("-o", "--out", type=Path, help="folder of the run  [default: runs/demo, or the first free runs/demo-N]")
+@output_option(files.refuse_folder, help="folder of the run  [default: runs/demo, or the first free runs/demo-N]")
 @click.option("--rows", default=50_000, help="rows of data to train on")
 @click.option("--weights", type=click.Choice(list(model.WEIGHTS)), default="constant", help="law of the entries of H")
 @request_options
@@ -67,27 +66,28 @@ def demo_command(out: Path | None, rows: int, weights: str, as_json: bool, reque
 
 @main.command()
 @click.argument("data", type=Path, required=False)
-@click.option("-o", "--out", type=Path, help="folder of the run")
+@output_option(files.refuse_folder, help="folder of the run")
 @click.option("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; --steps extends it")
-@click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
+@drop_options
 @request_options
 @json_option
 def train(
-    data: Path | None, out: Path | None, resume: Path | None, drop_zero_rows: bool, as_json: bool, request: Request
+    data: Path | None, out: Path | None, resume: Path | None, drop_zero_rows: bool, drop_below: float, as_json: bool,
+    request: Request,
 ) -> None:  # fmt: skip
     """Train on DATA and write the run to the folder -o.
 
-    DATA is a .npy or .safetensors file of activations (rows, d), or a folder of them (`refgba data`).  It is read block
-    by block; rows are scaled to unit norm.  Without flags the recipe chooses every setting from d.
+    DATA is a .npy, .safetensors, .npz or .pt file of activations (rows, d) or (batch, position, d), or a store, which
+    `refgba data pack` makes of most else.  Rows are scaled to unit norm.  Without flags the recipe chooses all from d.
 
     A run that was stopped or killed goes on with --resume, to the same result to the bit; DATA is then needed only if
     it has moved.
     """
     if resume is not None:
-        request.refuse_to_resume(**{"-o": out is not None, "--drop-zero-rows": drop_zero_rows})
+        request.refuse_to_resume(**{"-o": out, "--drop-zero-rows": drop_zero_rows, "--drop-below": drop_below})
         run = launch.go_on(resume, data, request, console.remark)
     elif data is not None and out is not None:
-        run = launch.begin(out, data, request, drop_zero_rows, console.counting, console.remark)
+        run = launch.begin(out, data, request, drop_zero_rows, console.counting, console.remark, drop_below)
     else:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
     if not console.train(run):
@@ -107,26 +107,27 @@ def train(
 @click.argument("network", type=Path)
 @click.argument("data", type=Path)
 @click.option("--truth", type=Path, help="V.npy, the true features (n, d), to report recovery")
-@click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
+@drop_options
 @click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]")
 @click.option("--dtype", type=click.Choice(get_args(Dtype)), help="arithmetic  [default: that of the run]")
-@click.option("-o", "--out", type=Path, help="write what each neuron does to this new .safetensors file")
+@output_option(files.refuse_new_file, help="write what each neuron does to this new .safetensors file")
 @click.option("--top", type=click.IntRange(0, 1000), default=10, help="rows on which each neuron is highest, for -o")
 @json_option
 def evaluate(
-    network: Path, data: Path, truth: Path | None, drop_zero_rows: bool, backend: str | None, dtype: Dtype | None,
-    out: Path | None, top: int, as_json: bool,
+    network: Path, data: Path, truth: Path | None, drop_zero_rows: bool, drop_below: float, backend: str | None,
+    dtype: Dtype | None, out: Path | None, top: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Judge NETWORK on DATA in one pass: reconstruction, sparsity, frequencies.
 
     NETWORK is a run, one of its checkpoints, or the folder of a dictionary (`refgba export`, SAELens); DATA is as for
     `train`.  With -o: frequency, peak, mean, standard deviation, Z-score and top rows of every neuron.
     """
-    if out is not None and out.exists():
-        raise InputError(f"{out}: exists; choose another file or remove it")
+    top = top if out is not None else 0
     judged = judging.judge(
-        network, data, backend, dtype, drop_zero_rows, top if out is not None else 0, truth, counting=console.counting
+        network, data, backend, dtype, drop_zero_rows, top, truth, counting=console.counting, drop_below=drop_below
     )
+    for remark in judged.remarks():
+        console.remark(remark)
     if out is not None:
         about = {"network": str(network), "data": str(data)}
         judging.save(judged.evaluation, out, about, judged.check.row)
@@ -140,20 +141,20 @@ def evaluate(
 
 @main.command("report")
 @click.argument("runs", type=Path, nargs=-1, required=True)
-@click.option("-o", "--out", type=Path, default="report.html", help="the page, replaced if it exists")
+@output_option(files.refuse_output, default="report.html", help="the page, replaced if it exists")
 @click.option("--data", type=Path, help="what the runs are judged on  [default: what each was trained on]")
 @click.option("--rows", type=click.IntRange(1), default=judging.SAMPLE, help="of the data, from its first on")
 @click.option("--truth", type=Path, help="V.npy, the true features (n, d), to show recovery")
 @click.option("--labels", type=Path, help="JSON object of neurons' names, by their number")
-@click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
+@drop_options
 @click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]")
 def report_command(
     runs: tuple[Path, ...], out: Path, data: Path | None, rows: int, truth: Path | None, labels: Path | None,
-    drop_zero_rows: bool, backend: str | None,
+    drop_zero_rows: bool, drop_below: float, backend: str | None,
 ) -> None:  # fmt: skip
     """One HTML page about RUNS: how well they did, what to look at, curves, frequencies, and a table of all neurons."""
-    gathered = gather(runs, data, rows, truth, labels, drop_zero_rows, backend, console.counting)
-    files.write(out, report.report(gathered).encode(errors="backslashreplace"))
+    gathered = gather(runs, data, rows, truth, labels, drop_zero_rows, backend, console.counting, drop_below)
+    files.write_output(out, report.report(gathered).encode(errors="backslashreplace"))
     console.line(f"Wrote {out}")
 
 
@@ -161,7 +162,7 @@ def report_command(
 @click.argument("names", nargs=-1, metavar="[NAME...]")
 @click.option("--quick", "scale", flag_value="quick", default="quick", help="about a minute each")
 @click.option("--full", "scale", flag_value="full", help="several minutes each")
-@click.option("-o", "--out", type=Path, default="experiments", help="folder for JSON, PNG and the page")
+@output_option(files.refuse_folder, default="experiments", help="folder for JSON, PNG and the page")
 @click.option("--backend", default="numpy", help="what computes; see `refgba backends`")
 @click.option("--data", type=Path, help="activations to train on, where an experiment takes them  [default: a sample]")
 @click.option("--held-out", type=Path, help="rows to judge on, with --data")
@@ -196,7 +197,7 @@ def reproduce(
 
 @main.command()
 @click.argument("network", type=Path)
-@click.option("-o", "--out", type=Path, required=True, help="new folder")
+@output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--format", type=click.Choice(formats.FORMATS), default="saelens", help="whose files to write")
 def export(network: Path, out: Path, format: str) -> None:
     """Write NETWORK, a run or one of its checkpoints, for other libraries.
@@ -207,6 +208,7 @@ def export(network: Path, out: Path, format: str) -> None:
     dictionary-learning load_dictionary: takes unit rows; torch has to be installed
     npz                 NumPy, exact: W_enc, b_enc, threshold, W_dec, b_dec
     """
+    formats.require(format)
     opened = folder.open_network(network)
     formats.export(opened.params, opened.config, opened.provenance(), out, format)
     console.line(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
@@ -214,7 +216,7 @@ def export(network: Path, out: Path, format: str) -> None:
 
 @main.command("import")
 @click.argument("source", type=Path)
-@click.option("-o", "--out", type=Path, required=True, help="new folder")
+@output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="of a file's  [default: jumprelu]")
 def import_command(source: Path, out: Path, activation: Activation | None) -> None:
     """Make a dictionary of SOURCE that `evaluate` takes.
@@ -230,7 +232,7 @@ def import_command(source: Path, out: Path, activation: Activation | None) -> No
 
 @main.group("data")
 def data_group() -> None:
-    """Stores of activations: a file, or a folder of .npy or .safetensors shards with a meta.json."""
+    """Your own data: make a store of activations that `train` takes, look at one, check one."""
 
 
 @data_group.command("info")
@@ -249,8 +251,7 @@ def data_info(store: Path, as_json: bool) -> None:
 @click.option(
     "--dtype", type=click.Choice(["float64", "float32"]), default="float64", help="arithmetic to train in: as `train`"
 )
-@click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
-@click.option("--drop-below", default=0.0, metavar="SHARE", help="skip rows with less than this of the median norm")
+@drop_options
 @json_option
 def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float, as_json: bool) -> None:
     """Read all of STORE: checksums, shapes, and whether every row is finite and has a direction."""
@@ -264,31 +265,31 @@ def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float
 
 @data_group.command("pack")
 @click.argument("sources", type=Path, nargs=-1, required=True)
-@click.option("-o", "--out", type=Path, required=True, help="new folder")
+@output_option(files.refuse_full_folder, files.refuse_folder, required=True, help="new folder")
 @click.option("--dtype", type=click.Choice(DTYPES), help="of the shards  [default: that of the sources]")
 @click.option("--rows-per-shard", type=click.IntRange(1), help="[default: about 256 MiB]")
 @click.option("--format", type=click.Choice(["npy", "safetensors"]), default="npy", help="of the shards")
+@click.option("--tensor", metavar="NAME", help="of several arrays or columns in a file, the one that is meant")
 @click.option("--model", help="whose activations, for meta.json")
 @click.option("--layer", type=int, help="for meta.json")
 @click.option("--site", help="where in the layer, for meta.json")
 @json_option
-def data_pack(
-    sources: tuple[Path, ...], out: Path, dtype: str | None, rows_per_shard: int | None,
-    format: ShardFormat, as_json: bool, **about: Any,
-) -> None:  # fmt: skip
-    """Merge SOURCES, files or stores, into a new store; split and convert it on the way."""
-    with console.counting("packing", sum(len(open_store(source)) for source in sources)) as tick:
-        store = pack.pack(
-            list(sources), out, dtype=dtype, rows_per_shard=rows_per_shard, format=format, about=about, tick=tick
-        )
+def data_pack(sources: tuple[Path, ...], out: Path, tensor: str | None, as_json: bool, **options: Any) -> None:
+    """Make a store that `train` takes of SOURCES, files, folders or stores: merged, split, converted.
+
+    .npy, .npz, .pt, .safetensors, .parquet, .arrow, folders of one kind of these, and Hugging Face data sets as
+    save_to_disk writes them.  (batch, position, d) arrays become rows in order.
+    """
+    about = {name: options.pop(name) for name in ("model", "layer", "site")}
+    with console.counting("packing", pack.count(list(sources), tensor)) as tick:
+        store = pack.pack(list(sources), out, tensor=tensor, about=about, tick=tick, **options)
     if as_json:
         return click.echo(json.dumps(inspection.info(store)))
-    console.line(f"Wrote {out}: {len(store)} rows of d = {store.d} in {store.dtype}, {len(store.shards)} shards")
-    return None
+    return console.show_packed(out, store)
 
 
 @main.command()
-@click.option("-o", "--out", type=Path, required=True, help="folder for X.npy, V.npy and model.json")
+@output_option(files.refuse_folder, required=True, help="folder for X.npy, V.npy and model.json")
 @click.option("--kind", type=click.Choice(synthetic.KINDS), default="imbalanced", help="which features a row holds")
 @click.option("--rows", default=100_000, help="N")
 @click.option("--n", type=COUNT, default=128, help="number of features")
@@ -375,7 +376,7 @@ def oracle_group() -> None:
 
 
 @oracle_group.command("record")
-@click.option("-o", "--out", type=Path, required=True, help="new folder")
+@output_option(files.refuse_existing, files.refuse_place, required=True, help="new folder")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest")
 @click.option("--config", "config_file", type=Path, help="JSON file of settings; flags win over it")
 @click.option("--d", type=click.IntRange(1), default=5, help="dimensions of the rows")
@@ -391,7 +392,6 @@ def oracle_record(
     out: Path, recipe: str, config_file: Path | None, d: int, first: int | None, ties: bool, **flags: Any
 ) -> None:  # fmt: skip
     """Record a trace of the reference in float64, on synthetic rows: every quantity of every step."""
-    traces.refuse_existing(out)
     if ties:
         if config_file is not None or first is not None or any(value is not None for value in flags.values()):
             raise InputError("--ties has settings of its own; no other can be given")
@@ -426,13 +426,12 @@ def oracle_check(ctx: click.Context, trace: Path, candidate: Path, tolerance: fl
 
 @oracle_group.command("dump")
 @click.argument("trace", type=Path)
-@click.option("-o", "--out", type=Path, required=True, help="new folder")
+@output_option(files.refuse_existing, files.refuse_place, required=True, help="new folder")
 @click.option("--backend", required=True, help="what computes; see `refgba backends`")
 @click.option("--dtype", type=click.Choice(get_args(Dtype)), default="float32", help="arithmetic")
 @click.option("--starts", type=click.Choice(traces.STARTS), default="trace", help="from which state each step starts")
 def oracle_dump(trace: Path, out: Path, backend: str, dtype: Dtype, starts: oracle.Starts) -> None:
     """Write down what one of our own backends makes of TRACE, for `refgba oracle check`."""
-    traces.refuse_existing(out)
     recorded = traces.read_trace(trace)
     arrays = traces.dump(recorded, backends.load(backend, dtype), dtype, starts)
     traces.write_candidate(arrays, starts, out, recorded)

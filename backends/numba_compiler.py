@@ -2,8 +2,8 @@
 
 numba keeps what it compiled beside the source, else in the user's cache.  Where neither can be written, `njit` keeps it
 in `refgba.backends.environment.cache_folder`; NUMBA_CACHE_DIR goes before all of them.  What is damaged, or cannot be
-read, is compiled and written again; what cannot be written is compiled by every process.  tests/test_numba_cache.py,
-and for the folders tests/test_environment.py.
+read, is compiled and written again; what cannot be written is compiled by every process
+(tests/test_environment_caches.py).
 """
 
 from __future__ import annotations

@@ -5,10 +5,8 @@ how near to their bounds the backends came, and how many gates rounding flipped.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import defaultdict
 from dataclasses import astuple, dataclass, field
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -39,14 +37,6 @@ def data(tmp_path):
     np.save(tmp_path / "x.npy", truth.draw(0, 500).X)
     np.save(tmp_path / "v.npy", truth.V)
     return tmp_path / "x.npy"
-
-
-@pytest.fixture
-def shared():
-    """A folder like /tmp, which other users can write to, outside of pytest's own, where they may not look."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o1777)
-        yield Path(name)
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,12 @@
-"""The environment is not ours: libraries that are broken or misled, folders that cannot be written.
-
-Whatever is wrong, `refgba backends` lists all backends, and a run that cannot begin is one line and leaves no folder.
+"""Libraries that are broken or misled: `refgba backends` lists all backends, and a run that cannot begin is one line
+and leaves no folder.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import emulated_cupy
@@ -18,7 +14,7 @@ import numpy as np
 import pytest
 from commands import QUICK, assert_one_line
 from engines import engine
-from processes import NO_HOME, TEST_CUPY, TEST_NUMBA, as_somebody, reasons, refgba_in
+from environments import TEST_NUMBA, reasons, refgba_in
 
 from refgba import backends
 from refgba.backends import environment
@@ -184,117 +180,3 @@ def test_the_trial_compiles_all_that_a_run_needs(method):
         assert [name for name in top if not getattr(numba_kernels, name).signatures] == []
     else:
         assert baselines_numba._sweep.signatures
-
-
-# ---- folders that cannot be written ----------------------------------------------------------------------------------
-
-
-@TEST_CUPY
-@pytest.mark.parametrize("cache", ["XDG_CACHE_HOME", "TMPDIR"])
-def test_a_home_that_cannot_be_written_is_none_of_a_backends_business(tmp_path, cache):
-    where = {"XDG_CACHE_HOME": None, "CUPY_CACHE_DIR": None} | {cache: tmp_path}
-    said = reasons(refgba_in({"HOME": NO_HOME} | where, "backends"))
-    assert NO_HOME not in str(said)
-    [made] = tmp_path.iterdir()
-    assert made.name == ("refgba" if cache == "XDG_CACHE_HOME" else f"refgba-{os.geteuid()}")
-    assert made.stat().st_mode & 0o777 == 0o700
-
-
-@TEST_CUPY
-def test_a_cache_of_cupys_that_cannot_be_written_is_named_with_the_cure():
-    reason = reasons(refgba_in({"CUPY_CACHE_DIR": NO_HOME}, "backends"))["cupy"]
-    assert reason.endswith(f"'{NO_HOME}'): set CUPY_CACHE_DIR to a folder that can be written")
-
-
-NOWHERE = {"HOME": NO_HOME, "XDG_CACHE_HOME": None, "CUPY_CACHE_DIR": None, "NUMBA_CACHE_DIR": None}
-
-
-@TEST_NUMBA
-def test_a_user_who_can_write_neither_home_nor_the_package_has_numba(shared):
-    somebody = as_somebody()
-    for _ in range(2):
-        said = reasons(refgba_in(NOWHERE | {"TMPDIR": shared}, "backends", user=somebody))
-        assert said["numba"] is None, said
-        [cache] = shared.iterdir()
-        assert (cache.name, cache.stat().st_uid, cache.stat().st_mode & 0o777) == ("refgba-65534", 65534, 0o700)
-        kept = {path: path.stat().st_mtime_ns for path in cache.rglob("*.nb?")}
-        assert {path.suffix for path in kept} == {".nbi", ".nbc"}
-    assert kept == {path: path.stat().st_mtime_ns for path in cache.rglob("*.nb?")}
-
-
-@TEST_NUMBA
-def test_a_cache_of_numbas_that_cannot_be_written_is_named_with_the_cure(shared):
-    settings = NOWHERE | {"TMPDIR": shared, "NUMBA_CACHE_DIR": NO_HOME}
-    reason = reasons(refgba_in(settings, "backends", user=as_somebody()))["numba"]
-    assert "no locator available" in reason
-    assert reason.endswith("set NUMBA_CACHE_DIR to a folder that can be written")
-    settings["NUMBA_CACHE_DIR"] = shared / "given"
-    assert reasons(refgba_in(settings, "backends", user=as_somebody()))["numba"] is None
-    assert list((shared / "given").rglob("*.nbi"))
-
-
-@pytest.fixture
-def places(tmp_path, monkeypatch):
-    """The folders that `cache_folder` looks at, in order."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    (tmp_path / "tmp").mkdir()
-    (tmp_path / "cache").mkdir()
-    return tmp_path / "cache/refgba", tmp_path / f"tmp/refgba-{os.geteuid()}"
-
-
-def open_to_all(path):
-    path.mkdir()
-    path.chmod(0o777)
-
-
-def readable(path):
-    path.mkdir(mode=0o750)
-
-
-def linked(path):
-    (path.parent / "elsewhere").mkdir(mode=0o700)
-    path.symlink_to(path.parent / "elsewhere")
-
-
-def anothers(path):
-    if os.geteuid() != 0:
-        pytest.skip("only root can give folders away")
-    path.mkdir(mode=0o700)
-    os.chown(path, 65534, 65534)
-
-
-def dangling(path):
-    path.symlink_to(path.parent / "nothing")
-
-
-@pytest.mark.parametrize("trap", [open_to_all, readable, linked, anothers, dangling, Path.touch])
-def test_a_folder_that_others_prepared_is_never_used_for_what_is_executed(places, trap):
-    assert environment.cache_folder() == places[0]
-    places[0].rmdir()
-    trap(places[0])
-    assert environment.cache_folder() == places[1]
-    places[1].rmdir()
-    trap(places[1])
-    fresh = environment.cache_folder()
-    assert fresh not in (*places, environment.cache_folder())
-    facts = fresh.lstat()
-    assert (facts.st_uid, facts.st_mode & 0o777, fresh.is_symlink()) == (os.geteuid(), 0o700, False)
-
-
-def test_a_cache_that_is_ours_is_used_again(places):
-    first = environment.cache_folder()
-    (first / "kernel").write_text("compiled")
-    assert environment.cache_folder() == first
-    assert not environment.writable(Path("~/.cache"))  # without a home, ~ stays what it is
-    assert not places[1].exists()
-
-
-def test_an_end_of_file_is_never_taken_for_ctrl_c(cli, monkeypatch):
-    def end(*_args, **_named):
-        raise EOFError
-
-    monkeypatch.setattr(backends, "status", end)
-    result = cli("backends")
-    assert (result.exit_code, "Abort" in result.stderr) == (1, False)
-    assert json.loads(cli("theory", "--n", 8, "--d", 8, "--s", 1, "--json").stdout)["band"]

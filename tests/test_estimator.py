@@ -73,7 +73,11 @@ def test_an_array_trains_to_the_same_bits_as_the_command_on_a_file(method, backe
     assert timeless == [{k: v for k, v in line.items() if k != "seconds"} for line in log.read(tmp_path / "run")]
     judged = json.loads(cli("evaluate", "run", "x.npy", "--backend", backend, "--json").stdout.splitlines()[-1])
     found = estimator.evaluate(X)
-    assert {name: found[name] for name in judged} == judged
+    counts = {"dropped", "faint", "faint_dropped", "median_norm", "drop_below"}  # of rows that a file may leave out
+    assert counts <= set(judged)
+    assert {name: found[name] for name in judged if name not in counts} == {
+        name: value for name, value in judged.items() if name not in counts
+    }
 
 
 def test_an_array_a_path_and_a_store_are_one(tmp_path):

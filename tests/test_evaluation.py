@@ -146,8 +146,10 @@ def test_saving_replaces_what_was_there_and_leaves_it_when_it_fails(params, tmp_
     assert path.read_bytes() == b"before"
     save(evaluate(params, CONFIG, NUMPY, [rows()]), path, {})
     assert load_file(path)["frequency"].shape == (12,)
-    with pytest.raises(FileNotFoundError):
-        save(evaluate(params, CONFIG, NUMPY, [rows()]), tmp_path / "nowhere" / "x.safetensors", {})
+    save(evaluate(params, CONFIG, NUMPY, [rows()]), tmp_path / "new" / "x.safetensors", {})
+    assert load_file(tmp_path / "new" / "x.safetensors")["frequency"].shape == (12,)
+    with pytest.raises(InputError, match=r"evaluation.safetensors/x: cannot be written \(Not a directory\)"):
+        save(evaluate(params, CONFIG, NUMPY, [rows()]), path / "x", {})
 
 
 def test_a_file_of_an_earlier_version_is_read():

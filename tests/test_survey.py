@@ -86,8 +86,8 @@ def test_info_tells_what_the_headers_say(tmp_path):
     one_line(lambda: info(opened), path / "00001.npy", "cannot be read")
 
 
-def lower_median(x):
-    return np.sort(np.linalg.norm(x, axis=1))[(len(x) - 1) // 2]
+def higher_median(x):
+    return np.sort(np.linalg.norm(x, axis=1))[len(x) // 2]
 
 
 def test_verify_counts_what_it_checked(tmp_path):
@@ -130,7 +130,7 @@ def test_verify_takes_what_train_takes_and_refuses_what_it_refuses(tmp_path, sto
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-@pytest.mark.parametrize(("faint", "zero"), [(0, 0), (1, 0), (49, 0), (40, 5)])
+@pytest.mark.parametrize(("faint", "zero"), [(0, 0), (1, 0), (50, 0), (40, 5)])
 def test_rows_near_zero_are_counted_and_dropped_only_if_asked(tmp_path, dtype, faint, zero):
     x = rows(100).astype(np.float64) + 1
     picked = np.random.default_rng(1).permutation(100)
@@ -150,7 +150,7 @@ def test_rows_near_zero_are_counted_and_dropped_only_if_asked(tmp_path, dtype, f
     assert without.variance == pytest.approx((unit / norm).var(axis=0).sum(), rel=1e-9)
     assert without.median_norm == whole.median_norm
     counted = np.delete(x, picked[faint : faint + zero], axis=0)
-    assert whole.median_norm == pytest.approx(lower_median(counted), rel=0.01)
+    assert whole.median_norm == pytest.approx(higher_median(counted), rel=0.01)
     again = reopen(kept.record(), kept.dropped, kept.crc)
     assert (len(again), again.fingerprint) == (100 - zero - faint, kept.fingerprint)
 

@@ -8,7 +8,7 @@ New files have the mode 0666 less the umask, new folders 0777 less the umask; wh
 
 Every failure to write is an OSError that leaves what was there before as it was.  `write_output` and
 `write_new_folder`, for paths that a user gave, make an InputError of it that names the path.  Long before, when nothing
-has been computed, `refuse_output`, `refuse_full_folder` and `refuse_place` say what would fail.
+has been computed, the functions `refuse_...` say what would fail.
 """
 
 from __future__ import annotations
@@ -63,12 +63,8 @@ def write_output(path: Path, data: bytes) -> None:
 
 def refuse_output(path: Path) -> None:
     """InputError, naming the path, unless `write_output` could make or replace it now.  Writes nothing."""
-    if str(path) == "-":
-        raise InputError("-: output goes to files only; give the name of one, or ./- for a file of that name")
-    try:
-        mode = _mode(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    refuse_dash(path)
+    mode = _mode_or_refusal(path)
     if mode is not None and stat.S_ISDIR(mode):
         raise InputError(f"{path}: is a folder; give the name of a file")
     if mode is not None and not stat.S_ISREG(mode):
@@ -78,11 +74,48 @@ def refuse_output(path: Path) -> None:
 
 def refuse_place(path: Path) -> None:
     """InputError, naming the path, unless something new could be put there: its folder can be written, or made."""
-    folder = Path(os.path.realpath(path)).parent
+    refuse_dash(path)
+    _refuse_unwritable(path, Path(os.path.realpath(path)).parent)
+
+
+def refuse_folder(path: Path) -> None:
+    """InputError, naming the path, unless files could be put into the folder `path`, which may have to be made."""
+    refuse_dash(path)
+    mode = _mode_or_refusal(path)
+    if mode is not None and not stat.S_ISDIR(mode):
+        raise InputError(f"{path}: exists and is not a folder")
+    _refuse_unwritable(path, Path(os.path.realpath(path)))
+
+
+def refuse_new_file(path: Path) -> None:
+    """InputError, naming the path, unless a file could be made there, where nothing is yet."""
+    refuse_existing(path, "file")
+    refuse_place(path)
+
+
+def refuse_existing(path: Path, kind: str = "folder") -> None:
+    """InputError, naming the path, if anything is there.  kind: what to choose another of."""
+    refuse_dash(path)
+    if _mode_or_refusal(path) is not None:
+        raise InputError(f"{path}: exists; choose another {kind} or remove it")
+
+
+def refuse_dash(path: Path) -> None:
+    """InputError for the path by which other programs mean standard output."""
+    if str(path) == "-":
+        raise InputError("-: output goes to files only; give another name, or ./- for this one")
+
+
+def _refuse_unwritable(path: Path, folder: Path) -> None:
+    """InputError, naming the path, unless files could be put into `folder`, which may have to be made."""
+    names = [os.path.basename(os.path.realpath(path))]  # of what would be made
     while not os.path.lexists(folder) and folder != folder.parent:
+        names.append(folder.name)
         folder = folder.parent
     if not os.path.isdir(folder):
         raise InputError(f"{path}: cannot be written (Not a directory)")
+    for name in names:
+        _mode_or_refusal(path, folder / name)  # a name may be too long
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise InputError(f"{path}: cannot be written (Permission denied)")
 
@@ -93,6 +126,14 @@ def _mode(path: Path) -> int | None:
         return path.stat().st_mode
     except FileNotFoundError:
         return None
+
+
+def _mode_or_refusal(path: Path, place: Path | None = None) -> int | None:
+    """`_mode` of a path to be written, or of a place on the way to it; InputError, naming the path, where it fails."""
+    try:
+        return _mode(place or path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def _partial(path: Path) -> Path:
@@ -109,6 +150,7 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
 
 def refuse_full_folder(path: Path) -> None:
     """InputError unless `path` is free for a new folder: nothing is there, or a folder that is empty."""
+    refuse_dash(path)
     try:
         if path.exists() and not path.is_dir():
             raise InputError(f"{path}: exists and is not a folder")

@@ -12,7 +12,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Survey:
 
     median_norm: of the rows as they come, without those of zeros, to within 1%.  faint: how many rows, of those that
     count, have a norm under FAINT of it: at unit norm they weigh as much as any, and may be nothing but noise.
-    faint_dropped: how many rows are left out for their norm.
+    faint_dropped: how many rows are left out for their norm, which is under the share drop_below of the median.
     """
 
     rows: int
@@ -43,6 +44,30 @@ class Survey:
     median_norm: float
     faint: int
     faint_dropped: int
+    drop_below: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """All but the number of rows, for JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "rows"}
+
+    def remarks(self) -> Iterator[str]:
+        """What a user should know of rows that are left out, and of rows near zero that are not."""
+        yield from remarks(**self.record())
+
+
+def remarks(
+    *, dropped: int, faint: int, faint_dropped: int, median_norm: float | None, drop_below: float, **_others: Any
+) -> Iterator[str]:
+    """What a user should know of rows that are left out, and of rows near zero that are not; numbers as in `Survey`."""
+    if dropped > faint_dropped:
+        yield f"{dropped - faint_dropped} rows of zeros are left out"
+    if faint_dropped:
+        yield f"{faint_dropped} rows with a norm below {drop_below:g} of the median, {median_norm:.3g}, are left out"
+    if faint:
+        yield (
+            f"{faint} rows have a norm under a thousandth of the median, {median_norm:.3g}, and count in full once "
+            f"they are scaled; --drop-below {FAINT:g} skips them"
+        )
 
 
 class _Norms:
@@ -58,9 +83,11 @@ class _Norms:
         sizes, counts = np.unique(np.floor(np.log2(norm) * self.PER_OCTAVE).astype(np.int64), return_counts=True)
         self.counts.update(dict(zip(sizes.tolist(), (sign * counts).tolist(), strict=True)))
 
-    def median(self) -> float:
-        """The median, as the middle of its size; of an even number the lower one."""
-        left = (self.counts.total() + 1) // 2
+    def median(self) -> float | None:
+        """The median, as the middle of its size; of an even number the higher one; None where there are no norms."""
+        if not self.counts.total():
+            return None
+        left = self.counts.total() // 2 + 1  # where half of the rows are noise, the median is of the others
         for size in sorted(self.counts):
             left -= self.counts[size]
             if left <= 0:
@@ -76,16 +103,17 @@ class _Norms:
 class Check:
     """Refuses rows, given in the order of a store, that cannot be computed on in an arithmetic `dtype`.
 
-    Rows of zeros have no direction; with `drop_zero_rows` they are left out instead of refused.  seen: how many rows of
-    the store were given so far.  dropped: the sorted numbers of those left out.
+    Rows of zeros have no direction; with `drop_zero_rows` they are left out instead of refused.  Rows with a norm less
+    than `smallest_kept` are left out.  seen: how many rows of the store were given so far.  dropped: the sorted numbers
+    of those left out.  zeros: how many of them are all zeros.  sizes: of the norms of those that count.
     """
 
-    def __init__(self, store: Store, dtype: str, drop_zero_rows: bool = False) -> None:
+    def __init__(self, store: Store, dtype: str, drop_zero_rows: bool = False, smallest_kept: float = 0.0) -> None:
         """Begin before the first row of `store`."""
-        self.store, self.dtype, self.drop = store, dtype, drop_zero_rows
+        self.store, self.dtype, self.drop, self.smallest_kept = store, dtype, drop_zero_rows, smallest_kept
         self.smallest, self.largest = np.sqrt(np.finfo(dtype).tiny), np.sqrt(np.finfo(dtype).max)  # of norms
         self.seen = 0
-        self.dropped = np.empty(0, np.int64)
+        self.dropped, self.zeros, self.sizes = np.empty(0, np.int64), 0, _Norms()
 
     def fits(self, norm: Float64) -> Mask:
         """Which rows, by their norms, can be computed on: squares neither overflow nor vanish."""
@@ -94,7 +122,8 @@ class Check:
 
     def __call__(self, x: Array) -> Array:
         """The rows of x (L, d), the next ones, that count; InputError names the first that cannot be computed on."""
-        fits = self.fits(norms(x))
+        norm = norms(x)
+        fits = self.fits(norm)
         if not fits.all():
             for l in np.flatnonzero(~fits):
                 zero = not x[l].any()
@@ -104,9 +133,13 @@ class Check:
                 if zero:
                     raise InputError(f"{where} is all zeros and has no direction; --drop-zero-rows skips such rows")
                 raise InputError(f"{where} holds a NaN, an infinity, or is too large or small for {self.dtype}")
-            self.dropped = np.concatenate([self.dropped, self.seen + np.flatnonzero(~fits)])
-            x = x[fits]
-        self.seen += len(fits)
+            self.zeros += int((~fits).sum())
+        kept = fits & (norm >= self.smallest_kept)
+        if not kept.all():
+            self.dropped = np.concatenate([self.dropped, self.seen + np.flatnonzero(~kept)])
+            x, norm = x[kept], norm[kept]
+        self.sizes.add(norm)
+        self.seen += len(kept)
         return x
 
     def chunks(self, data: Activations, size: int) -> Iterator[Array]:
@@ -114,6 +147,21 @@ class Check:
         for k in range(len(data.counts)):
             x = values(data.stored(k))
             yield from (self(x[l : l + size]) for l in range(0, len(x), size))
+
+    def record(self, drop_below: float = 0.0, median_norm: float | None = None) -> dict[str, Any]:
+        """What was left out so far, and what is near zero: numbers as in `Survey`, for JSON.
+
+        drop_below, median_norm: where `smallest_kept` is that share of that median; else the median is of the rows that
+        count, and None where none does.
+        """
+        median_norm = median_norm or self.sizes.median()
+        return {
+            "dropped": len(self.dropped),
+            "faint_dropped": len(self.dropped) - self.zeros,
+            "faint": 0 if median_norm is None else self.sizes.under(FAINT * median_norm),
+            "median_norm": median_norm,
+            "drop_below": drop_below,
+        }
 
     def row(self, index: Int64) -> Int64:
         """The numbers in the store of rows given by their numbers among those that count."""
@@ -125,6 +173,12 @@ def _sum(x: Array, norm: Float64) -> Float64:
     with np.errstate(divide="ignore", invalid="ignore"):  # where a row does not count, `Check` says so
         total: Float64 = np.einsum("l,ld->d", 1 / norm, x)  # not BLAS, whose threads would compete with `in_order`'s
     return total
+
+
+def refuse_share(drop_below: float) -> None:
+    """InputError unless rows can be left out below this share of the median norm."""
+    if not 0 <= drop_below < 1:
+        raise InputError(f"rows can be dropped below a share of the median norm from 0 to under 1, not {drop_below}")
 
 
 def survey(
@@ -143,13 +197,12 @@ def survey(
     drop_below: rows are left out, too, if their norm is less than this share of the median norm.  At 0 none is; above,
     blocks that hold such rows are read twice.
     """
-    if not 0 <= drop_below < 1:
-        raise InputError(f"rows can be dropped below a share of the median norm from 0 to under 1, not {drop_below}")
+    refuse_share(drop_below)
     check = Check(data.store, dtype, drop_zero_rows)
     starts = set(data.store.starts.tolist())
     crc = np.zeros(len(data.counts), np.uint32)
     total, count = np.zeros(data.d), 0
-    sizes, smallest = _Norms(), np.full(len(data.counts), np.inf)
+    sizes, smallest = check.sizes, np.full(len(data.counts), np.inf)
 
     def look(k: int) -> tuple[int, Float64, Float64]:
         """Checksum, norms, and the sum of the rows at unit norm."""
@@ -172,14 +225,13 @@ def survey(
                 sizes.add(norm)
             else:
                 x = check(values(data.stored(k)).astype(np.float64))
-                counted = norms(x)
-                total, count = total + _sum(x, counted), count + len(x)
-                sizes.add(counted)
+                total, count = total + _sum(x, norms(x)), count + len(x)
             smallest[k] = norm.min()
             tick(len(norm))
     if count == 0:
         raise InputError(f"{data.store.path}: every row is all zeros")
     data, median = replace(data, dropped=check.dropped, crc=crc), sizes.median()
+    assert median is not None  # some rows count
     faint: list[Int64] = []
     for k in np.flatnonzero(smallest < drop_below * median).tolist():
         x = values(data.stored(k)).astype(np.float64)
@@ -193,5 +245,11 @@ def survey(
     if variance < 1e-12:
         raise InputError(f"{data.store.path}: all {count} rows point the same way; there is nothing to learn from them")
     return replace(data, dropped=dropped), Survey(
-        count, len(dropped), variance, median, sizes.under(FAINT * median), len(dropped) - len(check.dropped)
+        count,
+        len(dropped),
+        variance,
+        median,
+        sizes.under(FAINT * median),
+        len(dropped) - len(check.dropped),
+        drop_below,
     )

@@ -109,7 +109,8 @@ def reproduce(
         write(outcomes[name], out)
         done(outcomes[name])
     shown = outcomes | earlier
-    files.write(out / PAGE, page([shown[name] for name in NAMES if name in shown]).encode(errors="backslashreplace"))
+    html_text = page([shown[name] for name in NAMES if name in shown])
+    files.write_output(out / PAGE, html_text.encode(errors="backslashreplace"))
     return list((outcomes or earlier).values())
 
 

@@ -45,6 +45,9 @@ class Format(Protocol):
     def NAMES(self) -> Mapping[str, Callable[[Dictionary], Dictionary]]:
         """What `--format` calls it: to each name the form in which a network of unit rows is written."""
 
+    def require(self) -> None:
+        """InputError when something that writes and reads this format is not installed."""
+
     def recognises(self, path: Path) -> bool:
         """Whether the folder `path` looks like one of this format; never raises."""
 
@@ -74,10 +77,16 @@ def export(params: AnyParams, config: AnyConfig, provenance: dict[str, Any], out
     be written, when a neuron cannot be expressed (`from_params`), when the format is unknown, and for
     dictionary-learning when there is no torch.
     """
-    if format not in FORMATS:
-        raise InputError(f"unknown format {format!r}; the formats are {', '.join(FORMATS)}")
+    require(format)
     library = FORMATS[format]
     library.write(library.NAMES[format](from_params(params, config)), provenance, out)
+
+
+def require(format: str) -> None:
+    """InputError unless a format can be written here: it is one of FORMATS, and what writes it is installed."""
+    if format not in FORMATS:
+        raise InputError(f"unknown format {format!r}; the formats are {', '.join(FORMATS)}")
+    FORMATS[format].require()
 
 
 def is_dictionary(path: Path) -> bool:

@@ -34,6 +34,11 @@ def form(dictionary: Dictionary) -> Dictionary:
 NAMES = {"dictionary-learning": form}
 
 
+def require() -> None:
+    """InputError when there is no torch."""
+    _torch()
+
+
 def recognises(path: Path) -> bool:
     """Whether the folder `path` looks like one of dictionary_learning; it may be one of ours if it does not."""
     return os.path.isfile(path / WEIGHTS)

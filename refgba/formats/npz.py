@@ -41,6 +41,10 @@ def form(dictionary: Dictionary) -> Dictionary:
 NAMES = {"npz": form}
 
 
+def require() -> None:
+    """Nothing: what writes this format is always installed."""
+
+
 def recognises(path: Path) -> bool:
     """Whether the folder `path` looks like one of this format."""
     return os.path.isfile(path / INDEX)  # Path's own raises for a folder that may not be looked into

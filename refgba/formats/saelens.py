@@ -48,6 +48,10 @@ def folded(dictionary: Dictionary) -> Dictionary:
 NAMES = {"saelens": Dictionary.at_norm_sqrt_d, "saelens-folded": folded}
 
 
+def require() -> None:
+    """Nothing: what writes this format is always installed."""
+
+
 def recognises(path: Path) -> bool:
     """Whether the folder `path` looks like one of SAELens."""
     return os.path.isfile(path / INDEX)

@@ -8,7 +8,6 @@ folder is checked before it is used, and nothing is ever pickled.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -95,14 +94,8 @@ def _settings(trace: Trace) -> dict[str, Any]:
     return {"d": trace.d, "config": asdict(trace.config)}
 
 
-def refuse_existing(out: Path) -> None:
-    """InputError if there is something at `out`."""
-    if os.path.lexists(out):
-        raise InputError(f"{out}: exists; choose another folder or remove it")
-
-
 def _write(arrays: Mapping[str, Value], starts: Starts, out: Path, more: Mapping[str, Any]) -> None:
-    refuse_existing(out)
+    files.refuse_existing(out)
     index = {"format": FORMAT, "version": VERSION, "starts": starts, "refgba": __version__, **more}
     # safetensors writes an array's memory as it lies, whatever its strides say
     data = save({name: np.asarray(value, order="C") for name, value in arrays.items()})

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import numpy as np
 
+from refgba.data.store import Store
 from refgba.errors import InputError
 from refgba.runs import interrupts
 from refgba.runs.demo import Demo
@@ -220,6 +221,11 @@ def show_soundness(store: Path, facts: dict[str, Any], drop_below: float) -> Non
         )
 
 
+def show_packed(out: Path, store: Store) -> None:
+    """What `refgba data pack` has written."""
+    line(f"Wrote {out}: {len(store)} rows of d = {store.d} in {store.dtype}, {len(store.shards)} shards")
+
+
 def show_store(path: Path, facts: dict[str, Any]) -> None:
     """A store of activations, by its `refgba.data.pack.info`."""
     fewest, most = facts["rows_per_shard"]
@@ -230,4 +236,5 @@ def show_store(path: Path, facts: dict[str, Any]) -> None:
         f"{facts['checksums']} with a checksum{'' if facts['complete'] else '; still being written'}"
     )
     for name, value in facts["about"].items():
-        line(f"{name}: {json.dumps(value)}")
+        text = json.dumps(value)
+        line(f"{name}: {text if len(text) < 500 else f'{text[:500]}... (--json has all)'}")

@@ -42,6 +42,8 @@ def begin(path: Path, rows: int, weights: str, request: Request, say: Say = id) 
     weights: a key of `refgba.model.WEIGHTS`.  The seed of the settings is that of the data too.
     """
     planned = plan(path, request, D, say, steps=STEPS)
+    if rows > 0:  # fewer are refused below
+        planned.refuse_batch(rows)
     seed = planned.config.seed
     truth = replace(model.imbalanced(seed), weights=weights)
     about = {"set": "imbalanced", "weights": weights, "seed": seed}

@@ -72,6 +72,10 @@ ABOUT_FIELDS: Table = {
         "block": _COUNT,
         "windows": _COUNT,
         "dropped": optional(whole(0)),
+        "drop_below": optional(number(0, 1)),  # this and the next three are not in what earlier versions wrote
+        "faint": optional(whole(0)),
+        "faint_dropped": optional(whole(0)),
+        "median_norm": optional(number(0, 1e300)),
         "variance": number(1e-12, 1),  # of unit rows; `survey` refuses less
         "shards": each(entries(text, whole(0)), fewest=1),
     },

@@ -20,7 +20,7 @@ from refgba.config import Settings
 from refgba.data import files
 from refgba.data.activations import Activations, open_activations
 from refgba.data.store import load_matrix
-from refgba.data.survey import Check
+from refgba.data.survey import Check, refuse_share, remarks
 from refgba.errors import InputError, brief
 from refgba.identifiability import partners
 from refgba.metrics import frr, matched_recovery, per_group
@@ -175,10 +175,10 @@ def save(
 ) -> None:
     """Write `arrays` to the safetensors file `path`, with `about` as its metadata.
 
-    The file appears whole or not at all: raises OSError if it cannot be written, and InputError, with nothing written,
-    if no row was seen.
+    The file appears whole or not at all, in folders that are made: InputError if it cannot be written or no row was
+    seen.
     """
-    files.write(path, to_safetensors(arrays(evaluation, row), metadata=about))
+    files.write_output(path, to_safetensors(arrays(evaluation, row), metadata=about))
 
 
 def load(
@@ -263,8 +263,9 @@ def silent(_label: str, _rows: int) -> Iterator[Tick]:
 class Judged:
     """A network judged on data.
 
-    result: what `--json` promises, with the recovery where the true features are known.  features: the directions
-    (M, d) that its neurons stand for.  check: knows which rows of the data were left out.
+    result: what `--json` promises, with what `Check.record` says of the rows, and the recovery where the true features
+    are known.  features: the directions (M, d) that its neurons stand for.  check: knows which rows of the data were
+    left out.
     """
 
     evaluation: Evaluation
@@ -275,6 +276,10 @@ class Judged:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """`arrays` of the evaluation, with the numbers that rows have in the data."""
         return arrays(self.evaluation, self.check.row)
+
+    def remarks(self) -> Iterator[str]:
+        """What a user should know of rows that were left out, and of rows near zero that were not."""
+        yield from remarks(**self.result)
 
 
 def judge(
@@ -287,14 +292,17 @@ def judge(
     truth: Path | None = None,
     most: int | None = None,
     counting: Counting = silent,
+    drop_below: float = 0.0,
 ) -> Judged:
     """Evaluate a run, a checkpoint or a dictionary on data, or on its first `most` rows.
 
     backend: numpy if it is not named.  dtype: that of the run if it is not named.  truth: the file of the true features
-    (n, d).  InputError, before any row is judged, for what cannot be read or does not fit, and for a dictionary with a
-    backend or a dtype, which it does not take; and for rows that `Check` refuses.
+    (n, d).  drop_below: rows are left out if their norm is less than this share of the median norm of the rows that are
+    read; above 0 they are read twice.  InputError, before any row is judged, for what cannot be read or does not fit,
+    and for a dictionary with a backend or a dtype, which it does not take; and for rows that `Check` refuses.
     """
     config: AnyConfig | None = None
+    refuse_share(drop_below)
     if formats.is_dictionary(network):
         if backend is not None or dtype is not None:
             raise InputError(
@@ -309,15 +317,22 @@ def judge(
         W, master = opened.params.V, config.master
     activations = open_activations(data, W.shape[1])
     recovered: dict[str, Any] = {} if truth is None else recovery(W, load_truth(truth, W.shape[1]))
-    check = Check(activations.store, master, drop_zero_rows)
     rows = len(activations) if most is None else min(most, len(activations))
+    median, check = None, Check(activations.store, master, drop_zero_rows)
+    if drop_below:
+        with counting("measuring norms", rows) as tick:
+            for x in _first(rows, check.chunks(activations, CHUNK)):
+                tick(len(x))
+        median = check.sizes.median()
+        check = Check(activations.store, master, drop_zero_rows, drop_below * (median or 0))
     chunks = _first(rows, check.chunks(activations, CHUNK))
     with counting("evaluating", rows) as tick:
         if config is None:
             evaluation = evaluate_dictionary(dictionary, chunks, tick, top)
         else:
             evaluation = evaluate(opened.params, config, engine, chunks, tick, top)
-    return Judged(evaluation, result(evaluation, config) | recovered, W, check)
+    judged = result(evaluation, config) | check.record(drop_below, median) | recovered
+    return Judged(evaluation, judged, W, check)
 
 
 def judge_trained(path: Path, data: Activations, backend: Backend, counting: Counting = silent) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from refgba import backends
 from refgba.backends.base import AnyConfig, Backend
 from refgba.data.activations import Activations, open_activations, reopen
-from refgba.data.survey import survey
+from refgba.data.survey import refuse_share, survey
 from refgba.errors import InputError
-from refgba.runs import folder
+from refgba.runs import capacity, folder
 from refgba.runs.judging import Counting, silent
 from refgba.runs.log import Progress
 from refgba.runs.settings import Request, remarks
@@ -51,11 +51,28 @@ class Plan:
     backend: Backend
     names: dict[str, str]
 
-    def launch(self, data: Activations, drop_zero_rows: bool = False, tick: Callable[[int], object] = id) -> Launch:
+    def launch(
+        self,
+        data: Activations,
+        drop_zero_rows: bool = False,
+        tick: Callable[[int], object] = id,
+        drop_below: float = 0.0,
+        say: Say = id,
+    ) -> Launch:
         """The run on these data, all of which are read and checked first; InputError as `survey`."""
-        data, surveyed = survey(data, self.config.master, drop_zero_rows, tick)
+        data, surveyed = survey(data, self.config.master, drop_zero_rows, tick, drop_below)
+        self.refuse_batch(len(data))
+        for remark in surveyed.remarks():
+            say(remark)
         steps = partial(train_run, data, surveyed, self.config, self.backend, self.names, self.path, self.saving)
         return Launch(self.path, self.config, data, self.backend, steps)
+
+    def refuse_batch(self, rows: int) -> None:
+        """InputError where a batch is more than all rows to train on."""
+        if self.config.batch > rows:
+            raise InputError(
+                f"batch {self.config.batch} is more than the {rows} rows to train on; choose --batch {rows} or less"
+            )
 
 
 def plan(path: Path, request: Request, d: int, say: Say = id, **defaults: Any) -> Plan:
@@ -85,6 +102,7 @@ def choose(request: Request, d: int, say: Say = id, **defaults: Any) -> Choices:
     saving = Saving.of(config, request.checkpoint_every, request.keep)
     name = request.backend or "numpy"
     backend = backends.load_for(name, config)
+    capacity.refuse_too_large(name, config, d)
     return Choices(config, saving, backend, {"backend": name, "recipe": request.recipe})
 
 
@@ -95,12 +113,14 @@ def begin(
     drop_zero_rows: bool = False,
     counting: Counting = silent,
     say: Say = id,
+    drop_below: float = 0.0,
 ) -> Launch:
     """A new run in the folder `path` on the activations `data`; InputError as `plan`, and for bad data."""
+    refuse_share(drop_below)
     activations = open_activations(data)
     planned = plan(path, request, activations.d, say)
     with counting("checking", len(activations)) as tick:
-        return planned.launch(activations, drop_zero_rows, tick)
+        return planned.launch(activations, drop_zero_rows, tick, drop_below, say)
 
 
 def go_on(path: Path, data: Path | None, request: Request, say: Say = id) -> Launch:
@@ -119,6 +139,7 @@ def go_on(path: Path, data: Path | None, request: Request, say: Say = id) -> Lau
     backend = backends.load_for(request.backend or about["backend"], config)
     if data is None and not about["data"]["path"]:
         raise InputError(f"{path}: was trained on an array in memory; save those rows to a file and give it as DATA")
+    capacity.refuse_too_large(request.backend or about["backend"], config, about["data"]["d"])
     activations = reopen(about["data"], record.dropped, record.crc, data)
     if request.backend not in (None, about["backend"]):
         say(f"the run began with backend {about['backend']}; with {request.backend} it will not be the same to the bit")

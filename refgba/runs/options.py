@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -14,7 +15,46 @@ from refgba.recipe import RECIPES
 from refgba.runs import settings
 from refgba.runs.settings import Request
 
+_drop_zero_rows = click.option(
+    "--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them"
+)
+_drop_below = click.option(
+    "--drop-below", default=0.0, metavar="SHARE", help="skip rows with less than this of the median norm"
+)
+
+
+def drop_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say which rows of the data are left out: `drop_zero_rows` and `drop_below`."""
+    return _drop_zero_rows(_drop_below(command))
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
+
+
+class Output(click.Path):
+    """A path to write to, refused while flags are read, before anything is computed, if that could not be done."""
+
+    def __init__(self, *refusals: Callable[[Path], object]) -> None:
+        """refusals: what raises InputError for a path that cannot be written to."""
+        super().__init__(readable=False)
+        self.refusals = refusals
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path, if nothing refuses it."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if str(path) == "-" != value:
+            path = path.absolute()  # of "./-": a Path forgets the dot
+        for refuse in self.refusals:
+            refuse(path)
+        return path
+
+
+def output_option(*refusals: Callable[[Path], object], **named: Any) -> Callable[..., Any]:
+    """The flag -o for a path that none of these functions of `refgba.data.files` refuses.
+
+    named: as for click.option.
+    """
+    return click.option("-o", "--out", type=Output(*refusals), **named)
 
 
 def request_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -61,7 +61,7 @@ class Request:
                 raise
             raise InputError(f"{error} (from {self.file} and the flags)") from None
 
-    def refuse_to_resume(self, **others: bool) -> None:
+    def refuse_to_resume(self, **others: object) -> None:
         """InputError when anything is asked for that a run that goes on has already: all but steps, and how it is run.
 
         others: further flags, by name, and whether each was given.

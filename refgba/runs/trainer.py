@@ -87,7 +87,7 @@ def train_run(
 
 def described(data: Activations, survey: Survey, names: dict[str, str], saving: Saving) -> dict[str, Any]:
     """The about.json of a new run, as `train_run` has it."""
-    of_data = data.record() | {"dropped": survey.dropped, "variance": survey.variance}
+    of_data = data.record() | survey.record()
     return names | {"refgba": __version__, "checkpoints": asdict(saving), "data": of_data}
 
 

@@ -1,10 +1,9 @@
-"""What tests of the environment share: commands in processes of their own, as another user, with other variables."""
+"""Commands of refgba in environments of their own, for the tests of backends whose libraries or caches fail."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,17 +36,3 @@ def reasons(result):
     assert list(lines) == ["numpy", "numba", "cupy"], result.stdout
     assert lines["numpy"] == "usable"
     return {name: None if line == "usable" else line.removeprefix("not usable: ") for name, line in lines.items()}
-
-
-SOMEBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-# Who can read everything, an interpreter below somebody's home too, and write nothing that is not theirs.
-SOMEBODY += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-
-
-def as_somebody():
-    """What comes before a command of a user who can write neither the package's folders nor a home."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can be somebody else")
-    if shutil.which("setpriv") is None or subprocess.run([*SOMEBODY, sys.executable, "-V"], check=False).returncode:
-        pytest.skip("setpriv is not there, or cannot make somebody else who can read what is root's")
-    return SOMEBODY
