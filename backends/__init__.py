@@ -43,7 +43,7 @@ def _module(name: str, method: str = "gba") -> Backend | str:
         module = cast(Backend, import_module(_path(name, method)))
         return module.unusable() or module
     except Exception as error:
-        if name not in environment.LIBRARIES:
+        if name not in environment.NEEDS:
             raise
         return environment.reason(name, f"{name} fails", error)
 
@@ -54,7 +54,7 @@ def _try(name: str, backend: Backend, dtype: str, method: str, trains: bool) -> 
     This compiles what a run needs, and so takes the time that the first step of the run then does not.
     """
     use = name, method, dtype, trains
-    if name not in environment.LIBRARIES or use in _tried:
+    if name not in environment.NEEDS or use in _tried:
         return
     config = METHODS[method].configure(8, "default", width=64, steps=8, batch=8, dtype=dtype)
     try:
@@ -64,7 +64,9 @@ def _try(name: str, backend: Backend, dtype: str, method: str, trains: bool) -> 
             backend.adapt(state)
         _, s = backend.encode(state, backend.put(state, np.eye(8)))
         backend.get(backend.decode(state, s))
-    except (InputError, MemoryError):
+    except InputError:
+        return  # What a device refuses it refuses the run too, and then names the sizes of the run.
+    except MemoryError:
         raise
     except Exception as error:
         why = environment.reason(name, "its first use fails", error)

@@ -20,14 +20,31 @@ import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
-LIBRARIES = {"numba": ("numba", "threadpoolctl"), "cupy": ("cupy",)}
-INSTALL = {
-    "numba": "pip install numba threadpoolctl",
-    "cupy": "pip install 'cupy-cuda12x[ctk]' for CUDA 12, or 'cupy-cuda13x[ctk]' for CUDA 13",
+
+class Needs(NamedTuple):
+    """What a backend takes from others.
+
+    libraries: what is imported, in this order.  install: how they are installed.  settings: what the names of the
+    environment variables begin with that steer them.  cache: the one that names the folder of compiled kernels.
+    """
+
+    libraries: tuple[str, ...]
+    install: str
+    settings: tuple[str, ...]
+    cache: str
+
+
+NEEDS = {
+    "numba": Needs(("numba", "threadpoolctl"), "pip install numba threadpoolctl", ("NUMBA_",), "NUMBA_CACHE_DIR"),
+    "cupy": Needs(
+        ("cupy",),
+        "pip install 'cupy-cuda12x[ctk]' for CUDA 12, or 'cupy-cuda13x[ctk]' for CUDA 13",
+        ("CUPY_", "CUDA_"),
+        "CUPY_CACHE_DIR",
+    ),
 }
-SETTINGS = {"numba": ("NUMBA_",), "cupy": ("CUPY_", "CUDA_")}  # what names of environment variables begin with
-CACHE = {"numba": "NUMBA_CACHE_DIR", "cupy": "CUPY_CACHE_DIR"}
 LONGEST = 300  # characters of another library's message that are passed on
 
 unreadable: dict[str, str] = {}
@@ -46,12 +63,12 @@ def reason(name: str, what: str, error: BaseException) -> str:
 
 def _cure(name: str, error: BaseException, text: str) -> str:
     """What to do about an error of the libraries of a backend."""
-    variable, again = CACHE[name], INSTALL[name].replace("pip install", "pip install --force-reinstall")
-    cache = os.environ.get(variable)
+    needs, cache = NEEDS[name], os.environ.get(NEEDS[name].cache)
+    again = needs.install.replace("pip install", "pip install --force-reinstall")
     unwritable = cache and isinstance(error, OSError) and str(error.filename).startswith(cache)
     if unwritable or "no locator available" in text:
-        return f"set {variable} to a folder that can be written"
-    settings = {key: value for key, value in sorted(os.environ.items()) if key.startswith(SETTINGS[name])}
+        return f"set {needs.cache} to a folder that can be written"
+    settings = {key: value for key, value in sorted(os.environ.items()) if key.startswith(needs.settings)}
     meant = {key: value for key, value in settings.items() if _is_about(text.lower(), key.lower(), value.lower())}
     if meant:
         return f"unset {_listed(meant)}"
@@ -87,12 +104,18 @@ def refusal(name: str) -> str | None:
     """Import the libraries of a backend: why one of them cannot be used and what to do, or None."""
     if name == "cupy":
         _find_cache_for_cupy()
-    for library in LIBRARIES.get(name, ()):
+    if name not in NEEDS:
+        return None
+    for library in NEEDS[name].libraries:
         try:
             _import(library)
         except (Exception, SystemExit) as error:  # whatever goes wrong in the code of others
             absent = missing(error)
-            return f"{absent} is not installed: {INSTALL[name]}" if absent else reason(name, f"{library} fails", error)
+            return (
+                f"{absent} is not installed: {NEEDS[name].install}"
+                if absent
+                else reason(name, f"{library} fails", error)
+            )
         if library in unreadable:
             return f"{unreadable[library]}: unset it, or give it a value that {library} takes"
     return None
@@ -118,10 +141,10 @@ def _import(library: str) -> None:
 
 def _find_cache_for_cupy() -> None:
     """Name a folder for compiled kernels, which CuPy wants as it is imported, where its own cannot be written."""
-    if "cupy" in sys.modules or CACHE["cupy"] in os.environ or find_spec("cupy") is None:
+    if "cupy" in sys.modules or NEEDS["cupy"].cache in os.environ or find_spec("cupy") is None:
         return
     if not writable(Path(os.path.expanduser("~/.cupy/kernel_cache"))):
-        os.environ[CACHE["cupy"]] = str(cache_folder() / "cupy")
+        os.environ[NEEDS["cupy"].cache] = str(cache_folder() / "cupy")
 
 
 def writable(folder: Path) -> bool:

@@ -74,7 +74,7 @@ def test_a_broken_library_is_one_line_and_takes_no_other_backend_down(tmp_path, 
             status = backends.status()
         assert status["numpy"] is None
         assert status[backend].startswith(f"{broken} fails ("), status
-        again = environment.INSTALL[backend].replace("pip install", "pip install --force-reinstall")
+        again = environment.NEEDS[backend].install.replace("pip install", "pip install --force-reinstall")
         assert status[backend].endswith(again)
         assert "\n" not in status[backend]
         for name in [name for name in sys.modules if name.partition(".")[0] == broken]:
