@@ -5,6 +5,7 @@ how near to their bounds the backends came, and how many gates rounding flipped.
 from __future__ import annotations
 
 import os
+import sys
 from collections import defaultdict
 from dataclasses import astuple, dataclass, field
 
@@ -13,6 +14,18 @@ from hypothesis import settings
 
 settings.register_profile("refgba", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("refgba")
+
+
+@pytest.fixture(autouse=True)
+def one_module_per_name():
+    """A backend imported again by an earlier test, which then put the old module back, is the old one everywhere.
+
+    Import sets the attribute of the package, sys.modules has the entry: monkeypatch undoes the entry alone.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith("refgba.backends."):
+            package, _, last = name.rpartition(".")
+            setattr(sys.modules[package], last, module)
 
 
 @pytest.fixture

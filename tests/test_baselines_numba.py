@@ -176,7 +176,6 @@ def test_results_do_not_depend_on_the_number_of_threads(method):
         from refgba.backends import load
         from refgba import baselines, gba
         from refgba.config import BaselineConfig
-from refgba.errors import InputError
         config = BaselineConfig(method="{method}", width=500, k=9, steps=12, batch=150, dead_after=400, dtype="float32")
         backend = load("numba", "float32", "{method}")
         state = backend.init(baselines.random_params(config, 30), config)

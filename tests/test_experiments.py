@@ -174,7 +174,7 @@ def test_reproduce_refuses_before_anything_is_computed(reproduce, tmp_path, monk
     for arguments, said in (
         (["-o", "new"], "new holds no results: name an experiment (imbalanced, "),
         (["width", "widht"], "there is no experiment 'widht'"),
-        (["width", "-o", "file"], "file: cannot be written"),
+        (["width", "-o", "file"], "file: exists and is not a folder"),
         (["width", "--data", "x.npy"], "--data and --held-out go together"),
     ):
         refused = reproduce(*arguments)

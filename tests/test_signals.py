@@ -24,7 +24,7 @@ ENDLESS = ["--steps", 10**6, "--width", 12, "--groups", 3, "--checkpoint-every",
 
 @pytest.fixture
 def X(tmp_path):
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((300, 5)))
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((600, 5)))
     return tmp_path / "x.npy"
 
 

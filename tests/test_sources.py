@@ -288,7 +288,7 @@ def test_the_commands_that_messages_name_work(cli, tmp_path):
     assert_one_line(cli("train", "x.npz", "-o", "run"), "`refgba data pack x.npz --tensor NAME -o x-store` takes one")
     result = cli("data", "pack", "x.npz", "--tensor", "hidden", "-o", "x-store", "--layer", "3")
     assert result.exit_code == 0, result.output
-    assert "Wrote x-store: 600 rows of d = 5 in float32, 1 shards" in result.output
+    assert "Wrote x-store: 600 rows of d = 5 in float32, 1 shard" in result.output
     assert 'arrays: [{"file": "x.npz", "shape": [150, 4, 5]}]' in cli("data", "info", "x-store").output
     trained = cli("train", "x-store", "-o", "run", "--steps", "4", "--width", "8", "--batch", "16", "--groups", "2")
     assert trained.exit_code == 0, trained.output
