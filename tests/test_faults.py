@@ -14,10 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from refgba import backends
-from refgba.cli import main
 from refgba.config import GBAConfig
 from refgba.data import activations, files, pack
 from refgba.data.activations import open_activations, reopen
@@ -31,12 +29,6 @@ ROOT = Path(__file__).parent.parent
 NUMPY = backends.load("numpy")
 CONFIG = GBAConfig(width=12, groups=3, steps=60, batch=16, adapt_every=4, lr=0.01, a_init=0.3)
 QUICK = ["--width", "12", "--groups", "3", "--batch", "16", "--steps", "60"]
-
-
-@pytest.fixture
-def cli(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.fixture

@@ -16,11 +16,9 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from engines import ENGINES, engine
 
 from refgba import backends, gba, recipe
-from refgba.cli import main
 from refgba.config import Baseline, BaselineConfig, GBAConfig
 from refgba.data import files
 from refgba.data.activations import open_activations, reopen
@@ -41,12 +39,6 @@ NUMPY = backends.load("numpy")
 def X(tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((300, 5)))
     return tmp_path / "x.npy"
-
-
-@pytest.fixture
-def cli(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def begin(path, out, config=CONFIG, backend=NUMPY, name="numpy", **more):

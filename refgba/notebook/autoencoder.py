@@ -6,6 +6,7 @@ Rows X are taken as they come, raw, and scaled as the network needs them; see `r
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Autoencoder:
+class Autoencoder(ABC):
     """A sparse autoencoder that is ready to use.
 
     A subclass says what codes (`_coder`), what its files hold (`_dictionary`), and what is known of its training.
@@ -36,13 +37,13 @@ class Autoencoder:
 
     history_: list[dict[str, float]]
 
+    @abstractmethod
     def _coder(self) -> judging.Dictionary:
         """What codes rows; NotFitted where nothing does yet."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _dictionary(self) -> tuple[Dictionary, dict[str, Any]]:
         """The network in the terms of all formats, and where it comes from."""
-        raise NotImplementedError
 
     def _evaluation(self, chunks: Iterator[Array], top: int) -> Evaluation:
         """What the network does on the rows of the chunks (any, d)."""
@@ -53,9 +54,9 @@ class Autoencoder:
         return judging.result(evaluation, None)
 
     @property
+    @abstractmethod
     def components_(self) -> Array:
         """The features found: the decoder rows, (M, d)."""
-        raise NotImplementedError
 
     # ---- codes and reconstructions -----------------------------------------------------------------------------------
 
