@@ -188,8 +188,7 @@ def load(
 
     InputError, naming the file, for one that is damaged or of another network than that of the config.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    files.regular_size(path)
     try:
         with safe_open(path, framework="numpy") as file:
             names = [*ARRAYS, *(name for name in TOP if name in set(file.keys()))]
