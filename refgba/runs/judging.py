@@ -178,7 +178,8 @@ def save(
     The file appears whole or not at all, in folders that are made: InputError if it cannot be written or no row was
     seen.
     """
-    files.write_output(path, to_safetensors(arrays(evaluation, row), metadata=about))
+    text = {name: value.encode(errors="backslashreplace").decode() for name, value in about.items()}  # names of files
+    files.write_output(path, to_safetensors(arrays(evaluation, row), metadata=text))
 
 
 def load(
