@@ -14,7 +14,7 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; make PYTHON=... names one")'
 	$(PYTHON) -m venv $(VENV)
 
-# What the demo needs, some 400 MB: the program itself and numba.
+# What the demo needs, some 550 MB: the program itself and numba.
 $(VENV)/ready-demo: pyproject.toml tests/constraints.txt | $(BIN)/python
 	$(PIP) -e '.[cpu]'
 	touch $@
@@ -46,8 +46,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One process per core, each with one thread of BLAS.
 test: lint
-	$(BIN)/python -m pytest -m 'not slow and not interop'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not interop' -n auto --dist loadfile
 
 test-all: lint $(VENV)/ready-all
 	$(BIN)/python -m pytest

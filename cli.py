@@ -20,7 +20,6 @@ from refgba import __version__, backends, experiments, formats, model, oracle, r
 from refgba.config import LARGEST, GBAConfig
 from refgba.data import files, inspection, pack, synthetic
 from refgba.data.store import DTYPES, open_store
-from refgba.data.writer import ShardFormat
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
 from refgba.oracle import traces
@@ -53,7 +52,7 @@ def main() -> None:
 @request_options
 @json_option
 def demo_command(out: Path | None, rows: int, weights: str, as_json: bool, request: Request) -> None:
-    """Recover known features: the paper's imbalanced set, from data to features, in under a minute.
+    """Recover known features: the paper's imbalanced set, from data to features, in about a minute.
 
     n = 128 features in d = 42 dimensions; half of the rows hold 3 of them, half hold 20.  --seed sets data and weights.
     """
@@ -78,8 +77,8 @@ def train(
 ) -> None:  # fmt: skip
     """Train on DATA and write the run to the folder -o.
 
-    DATA is a .npy or .safetensors file of activations (rows, d), or a folder of them (`refgba data`).  It is read block
-    by block; rows are scaled to unit norm.  Without flags the recipe chooses every setting from d.
+    DATA is a .npy, .safetensors, .npz or .pt file of activations (rows, d) or (batch, position, d), or a store, which
+    `refgba data pack` makes of most else.  Rows are scaled to unit norm.  Without flags the recipe chooses all from d.
 
     A run that was stopped or killed goes on with --resume, to the same result to the bit; DATA is then needed only if
     it has moved.
@@ -218,24 +217,22 @@ def export(network: Path, out: Path, format: str) -> None:
 @main.command("import")
 @click.argument("source", type=Path)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
-def import_command(source: Path, out: Path) -> None:
-    """Make a dictionary of SOURCE, a SAELens folder (standard, jumprelu, topk), that `evaluate` takes.
+@click.option("--activation", type=click.Choice(get_args(Activation)), help="of a file's  [default: jumprelu]")
+def import_command(source: Path, out: Path, activation: Activation | None) -> None:
+    """Make a dictionary of SOURCE that `evaluate` takes.
 
-    `evaluate` reads SAELens folders as they are, too; this writes them as plain NumPy arrays.
+    SOURCE is a folder of SAELens (standard, jumprelu, topk), which `evaluate` also reads as it is, or the file in which
+    a port of GBA saved its parameters: an .npz or .safetensors with W, a, b, b_pre and, where untied, W_dec.
     """
-    dictionary = formats.read(source)
+    dictionary = formats.bring(source, activation)
     formats.npz.write(dictionary, {"imported": source.resolve().name}, out)
     M, d = dictionary.W_enc.shape
-    console.line(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {INPUTS[dictionary.input]}")
-
-
-INPUTS = {"raw": "as they are", "unit": "scaled to unit norm", "sqrt_d": "scaled to norm sqrt(d)"}
-INPUTS |= {"layer_norm": "scaled by layer norm"}
+    console.line(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {formats.INPUTS[dictionary.input]}")
 
 
 @main.group("data")
 def data_group() -> None:
-    """Stores of activations: a file, or a folder of .npy or .safetensors shards with a meta.json."""
+    """Your own data: make a store of activations that `train` takes, look at one, check one."""
 
 
 @data_group.command("info")
@@ -272,23 +269,23 @@ def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float
 @click.option("--dtype", type=click.Choice(DTYPES), help="of the shards  [default: that of the sources]")
 @click.option("--rows-per-shard", type=click.IntRange(1), help="[default: about 256 MiB]")
 @click.option("--format", type=click.Choice(["npy", "safetensors"]), default="npy", help="of the shards")
+@click.option("--tensor", metavar="NAME", help="of several arrays or columns in a file, the one that is meant")
 @click.option("--model", help="whose activations, for meta.json")
 @click.option("--layer", type=int, help="for meta.json")
 @click.option("--site", help="where in the layer, for meta.json")
 @json_option
-def data_pack(
-    sources: tuple[Path, ...], out: Path, dtype: str | None, rows_per_shard: int | None,
-    format: ShardFormat, as_json: bool, **about: Any,
-) -> None:  # fmt: skip
-    """Merge SOURCES, files or stores, into a new store; split and convert it on the way."""
-    with console.counting("packing", sum(len(open_store(source)) for source in sources)) as tick:
-        store = pack.pack(
-            list(sources), out, dtype=dtype, rows_per_shard=rows_per_shard, format=format, about=about, tick=tick
-        )
+def data_pack(sources: tuple[Path, ...], out: Path, tensor: str | None, as_json: bool, **options: Any) -> None:
+    """Make a store that `train` takes of SOURCES, files, folders or stores: merged, split, converted.
+
+    .npy, .npz, .pt, .safetensors, .parquet, .arrow, folders of one kind of these, and Hugging Face data sets as
+    save_to_disk writes them.  (batch, position, d) arrays become rows in order.
+    """
+    about = {name: options.pop(name) for name in ("model", "layer", "site")}
+    with console.counting("packing", pack.count(list(sources), tensor)) as tick:
+        store = pack.pack(list(sources), out, tensor=tensor, about=about, tick=tick, **options)
     if as_json:
         return click.echo(json.dumps(inspection.info(store)))
-    console.line(f"Wrote {out}: {len(store)} rows of d = {store.d} in {store.dtype}, {len(store.shards)} shards")
-    return None
+    return console.show_packed(out, store)
 
 
 @main.command()
@@ -375,7 +372,7 @@ def backends_command(as_json: bool) -> None:
 
 @main.group("oracle")
 def oracle_group() -> None:
-    """For those who write GBA again: what every step must give, and where another implementation first departs."""
+    """Check another implementation of GBA: what every step must give, and which quantity is the first to differ."""
 
 
 @oracle_group.command("record")

@@ -10,6 +10,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, cast
 
+import numpy as np
+
+from refgba.backends import environment
 from refgba.backends.base import AnyConfig, Backend
 from refgba.baselines import METHODS
 from refgba.errors import InputError
@@ -17,10 +20,8 @@ from refgba.errors import InputError
 __all__ = ["NAMES", "Backend", "begin", "load", "load_for", "status"]
 
 NAMES = ("numpy", "numba", "cupy")
-INSTALL = {
-    "numba": "pip install numba threadpoolctl",
-    "cupy": "pip install 'cupy-cuda12x[ctk]' for CUDA 12, or 'cupy-cuda13x[ctk]' for CUDA 13",
-}
+
+_tried: set[tuple[str, str, str, bool]] = set()  # what `_try` was called with, and went well
 
 
 def _path(name: str, method: str) -> str:
@@ -34,21 +35,53 @@ def _has(name: str, method: str) -> bool:
 
 
 def _module(name: str, method: str = "gba") -> Backend | str:
-    """The module of a backend for a method, or why it cannot be used here and what to install."""
+    """The module of a backend for a method, or why it cannot be used here and what to do."""
+    refusal = environment.refusal(name)
+    if refusal is not None:
+        return refusal
     try:
         module = cast(Backend, import_module(_path(name, method)))
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError)
-        why = f"{error.name} is not installed" if missing else " ".join(str(error).split())
-        return f"{why}: {INSTALL[name]}"
-    return module.unusable() or module
+        return module.unusable() or module
+    except Exception as error:
+        if name not in environment.NEEDS:
+            raise
+        return environment.reason(name, f"{name} fails", error)
 
 
-def load(name: str, dtype: str | None = None, method: str = "gba") -> Backend:
+def _try(name: str, backend: Backend, dtype: str, method: str, trains: bool) -> None:
+    """Use a tiny network, and train it if `trains`, once per process: InputError if the backend's libraries fail at it.
+
+    This compiles what a run needs, and so takes the time that the first step of the run then does not.
+    """
+    use = name, method, dtype, trains
+    if name not in environment.NEEDS or use in _tried:
+        return
+    config = METHODS[method].configure(8, "default", width=64, steps=8, batch=8, dtype=dtype)
+    try:
+        state = begin(backend, config, 8)
+        for x in (np.zeros((8, 8)), 9 * np.eye(8)) if trains else ():  # on which no neurons are active, and many
+            float(backend.step(state, backend.put(state, x)).loss)
+            backend.adapt(state)
+        _, s = backend.encode(state, backend.put(state, np.eye(8)))
+        backend.get(backend.decode(state, s))
+    except InputError:
+        return  # What a device refuses it refuses the run too, and then names the sizes of the run.
+    except MemoryError:
+        raise
+    except Exception as error:
+        why = environment.reason(name, "its first use fails", error)
+        raise InputError(f"backend {name!r} cannot run here: {why}") from error
+    _tried.add(use)
+
+
+def load(name: str, dtype: str | None = None, method: str = "gba", trains: bool = True) -> Backend:
     """The backend of that name, ready to use, and able to compute in `dtype` if one is given.
 
-    method: one of `refgba.baselines.METHODS`.  InputError when there is no backend of that name, when it cannot run
-    here, then with the reason and what to install, or when it lacks the method or the dtype.  There is no fallback.
+    method: one of `refgba.baselines.METHODS`.  With a dtype the backend is tried, so that no run begins where it could
+    not go on; trains: false if `encode` and `decode` are all that is wanted, and no step need be compiled.
+
+    InputError when there is no backend of that name, when it cannot run here, then with the reason and what to do, or
+    when it lacks the method or the dtype.  There is no fallback.
 
     >>> from refgba import backends
     >>> backends.load("numpy").DTYPES
@@ -68,12 +101,14 @@ def load(name: str, dtype: str | None = None, method: str = "gba") -> Backend:
         raise InputError(f"backend {name!r} cannot run here: {module}")
     if dtype is not None and dtype not in module.DTYPES:
         raise InputError(f"backend {name!r} has no dtype {dtype}; it has {', '.join(module.DTYPES)}")
+    if dtype is not None:
+        _try(name, module, dtype, method, trains)
     return module
 
 
-def load_for(name: str, config: AnyConfig) -> Backend:
+def load_for(name: str, config: AnyConfig, trains: bool = True) -> Backend:
     """`load` for the method and the dtype of a run's settings."""
-    return load(name, config.dtype, config.method)
+    return load(name, config.dtype, config.method, trains)
 
 
 def begin(backend: Backend, config: AnyConfig, d: int) -> Any:
@@ -82,7 +117,7 @@ def begin(backend: Backend, config: AnyConfig, d: int) -> Any:
 
 
 def status() -> dict[str, str | None]:
-    """For every backend None if it can run here, or the reason why not and what to install.
+    """For every backend None if it can run here, or the reason why not and what to do.
 
     >>> from refgba import backends
     >>> backends.status()["numpy"] is None  # it always can

@@ -31,8 +31,9 @@ from refgba import gba, recipe
 from refgba.adam import AdamW
 from refgba.backends import numba_kernels as kernels
 from refgba.backends.base import adamw_factors
+from refgba.backends.numba_compiler import unusable
 from refgba.backends.numba_kernels import BLOCK, ROWS
-from refgba.backends.numpy import DTYPES, adapt, counters, decode, encode, export, get, params, put, unusable
+from refgba.backends.numpy import DTYPES, adapt, counters, decode, encode, export, get, params, put
 from refgba.config import GBAConfig
 from refgba.gba import Metrics
 from refgba.sae import Params

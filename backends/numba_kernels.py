@@ -20,8 +20,10 @@ from importlib import import_module
 
 import numba
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from threadpoolctl import ThreadpoolController
+
+from refgba.backends.numba_compiler import njit
 
 BLOCK = 256  # neurons whose pre-activations are held at a time
 ROWS, COLUMNS = 256, 384  # tile of f that a thread decodes, 393 kB in float32
@@ -40,7 +42,7 @@ def parallel_blocks() -> Iterator[None]:
         yield
 
 
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+@njit(parallel=True, nogil=True, error_model="numpy")
 def encode(W, b, xc, relu, threshold, rows, values, first, dense, counts, peaks):
     """Lines 2 and 5, a block of neurons at a time.
 
@@ -72,7 +74,7 @@ def encode(W, b, xc, relu, threshold, rows, values, first, dense, counts, peaks)
                 first[m] = at
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def gate(z, b, on):
     """on <- 1{y > 0} with y = z + b; returns Σ_l 1{y > 0}."""
     for l in range(z.size):
@@ -83,7 +85,7 @@ def gate(z, b, on):
     return n
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def spread(z, b, relu, s):
     """s <- φ(y) on all rows, with y = z + b: y 1{y > 0} for ReLU, z 1{y > 0} for JumpReLU.
 
@@ -96,7 +98,7 @@ def spread(z, b, relu, s):
         s[l] = (passed if passed != 0 else -zero) if y > 0 else zero
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def compress(z, b, relu, on, rows, values, first, at):
     """s <- φ(y) as `spread`, on the rows with y > 0 only: from entry `at` of rows and values on.  Returns their end."""
     eight = on.view(np.uint64)  # gates are looked at by eights, since most are closed
@@ -112,7 +114,7 @@ def compress(z, b, relu, on, rows, values, first, at):
     return at
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(parallel=True, nogil=True)
 def decode_dense(V, a, values, dense, f):
     """f <- f + Σ_m a_m v_m s_m over the neurons of dense blocks, in their order, RUN blocks at a time."""
     L, d = f.shape
@@ -135,7 +137,7 @@ def decode_dense(V, a, values, dense, f):
             block = max(end, block + 1)
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(parallel=True, nogil=True)
 def decode_sparse(V, a, rows, values, first, dense, f):
     """f <- f + Σ_m a_m v_m s_m over the neurons of sparse blocks, in their order, a tile of f at a time."""
     L, d = f.shape
@@ -150,7 +152,7 @@ def decode_sparse(V, a, rows, values, first, dense, f):
                     add(f[rows[k, i], low:high], a[m] * values[k, i], V[m, low:high])
 
 
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+@njit(parallel=True, nogil=True, error_model="numpy")
 def sweep(W, V, mW, vW, mV, vV, tied, a, xr, rows, values, first, dense, held, adam, da, sums, broken):
     """Lines 3 and 4, neuron by neuron: gradients averaged over the batch, then AdamW and unit norm of w_m and v_m.
 
@@ -194,7 +196,7 @@ def sweep(W, V, mW, vW, mV, vV, tied, a, xr, rows, values, first, dense, held, a
                         unit(V[m], h, norm)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def products(V, xc, r, values, tied):
     """A dense block: s and vr = (v_m · r) on_m, both (block, L), and Σ_l vr (x - b_pre) and Σ_l s r, both (block, d).
 
@@ -212,7 +214,7 @@ def products(V, xc, r, values, tied):
     return s, vr, gW, gV
 
 
-@njit(nogil=True, cache=True, fastmath=REORDER)
+@njit(nogil=True, fastmath=REORDER)
 def entries(V, m, xc, r, rows, s, tied, g, h):
     """g <- Σ_l (v_m · r) (x - b_pre) and h <- Σ_l s r over the active rows of neuron m; tied, g gets both.
 
@@ -245,7 +247,7 @@ def entries(V, m, xc, r, rows, s, tied, g, h):
     return ds, c
 
 
-@njit(nogil=True, cache=True, fastmath=REORDER)
+@njit(nogil=True, fastmath=REORDER)
 def dot(u, v):
     """u · v."""
     total = u.dtype.type(0)
@@ -254,14 +256,14 @@ def dot(u, v):
     return total
 
 
-@njit(nogil=True, cache=True, fastmath=REORDER)
+@njit(nogil=True, fastmath=REORDER)
 def add(g, c, u):
     """g <- g + c u."""
     for j in range(g.size):
         g[j] += c * u[j]
 
 
-@njit(nogil=True, cache=True, fastmath=REORDER, error_model="numpy")
+@njit(nogil=True, fastmath=REORDER, error_model="numpy")
 def adamw(theta, m, v, g, scale, adam):
     """One row θ along its gradient G = scale g: g becomes the new θ, whose norm is returned; θ itself stays.
 
@@ -279,7 +281,7 @@ def adamw(theta, m, v, g, scale, adam):
     return np.sqrt(squares)
 
 
-@njit(nogil=True, cache=True, fastmath=REORDER, error_model="numpy")
+@njit(nogil=True, fastmath=REORDER, error_model="numpy")
 def unit(theta, g, norm):
     """θ <- g / norm, with norm = ||g||: line 4."""
     for j in range(theta.size):

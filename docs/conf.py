@@ -42,7 +42,10 @@ apidoc_modules = [
     {
         "path": "../refgba",
         "destination": "docs/api",
-        "exclude_patterns": ["../refgba/cli.py"],  # commands document themselves: refgba --help
+        "exclude_patterns": [
+            "../refgba/cli.py",
+            "../refgba/__main__.py",
+        ],
         "follow_links": True,
         "separate_modules": True,
         "module_first": True,

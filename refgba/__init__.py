@@ -25,8 +25,30 @@ it at work: 256 neurons find 32 features in 24 dimensions, of which each row hol
     1.0
 
 Around the paper's part are rooms: `baselines` to compare with, `backends` that compute fast, `data` (rows in), `runs`
-(training on files), `formats` of other libraries, `report`, the `oracle` for ports, `experiments`, and the command line
-`cli`.
+(training on files), `formats` of other libraries, `report`, the `oracle` for ports, `experiments`, and two ways in: the
+command line `cli`, and `notebook`.  Training in three lines, on any backend, is its `refgba.GBA`; `refgba.load` opens
+what was trained.
 """
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+OFFERED = ("GBA", "load")  # what `refgba.notebook` offers under shorter names, imported when it is first asked for
+MODULES = (
+    "model", "sae", "groups", "bias", "gba", "identifiability", "theory", "metrics", "recipe", "config", "baselines",
+    "oracle", "backends",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in OFFERED:
+        return getattr(import_module("refgba.notebook"), name)
+    if name in MODULES:
+        return import_module(f"refgba.{name}")
+    raise AttributeError(f"module 'refgba' has no attribute {name!r}; it has {', '.join((*OFFERED, *MODULES))}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*OFFERED, *MODULES, *(name for name in globals() if name.startswith("__"))])

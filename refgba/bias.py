@@ -5,6 +5,7 @@ was, so O(M) memory is enough (`Buffer`).  Each line of the algorithm is a pure 
 together:
 
     p_m <- |B_m|^-1 Σ_{y in B_m} 1{y > 0}                             for every neuron m
+    r_m <- max{max_{y in B_m} y, 0}                                   for every neuron m
     T_k <- Σ_{m in G_k} r_m / |{m in G_k : r_m > 0}|                  for every group k
     b_m <- max{b_m - γ_- r_m, -1}  where p_m > p_k                    the neuron fires too often
     b_m <- min{b_m + γ_+ T_k, 0}   where p_m < ε                      the neuron never fires
@@ -100,8 +101,9 @@ def adapt(
 
     group: (M,) each neuron's group, 0..K-1.  target: (K,) the TAFs p_k.  Raises InputError on an empty buffer.
 
-    floor (ours): a neuron that fires less often than this share of its target is raised, too.  At the paper's 0
-    nothing brings back a neuron that still fires now and then; with 0.5 each settles between half its target and it.
+    floor (ours): a neuron that fires less often than this share of its target is raised, too.  At the paper's 0 nothing
+    brings back a neuron that still fires now and then; with 0.5 every neuron settles between half its target and the
+    target.
 
     Two neurons of one group, with the target 1/4 and peaks 0.5 and 0.  The first fires on all four rows and is lowered
     by 0.1 * 0.5; the second never does and is raised by 0.1 T = 0.1 * 0.5, as the first has the only positive peak:

@@ -1,7 +1,7 @@
 """The settings of a run: a frozen, validated record that reads and writes JSON, one for GBA and one for the baselines.
 
-Each setting is explained where it is used: the paper's in `gba`, ours in `recipe`, those of the baselines in
-`baselines`.
+Each setting has its help here.  The paper's are used in `gba`, `groups` and `bias`, ours in `recipe`, those of the
+baselines in `baselines`.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class GBAConfig(Settings):
     weight_decay: float = _setting(0.0, "AdamW's decoupled weight decay")
     activation: Activation = _setting("jumprelu", "what passes an open gate: w.(x - b_pre), or with relu y itself")
     a_init: float = _setting(1.0, "initial output scale of every neuron (the paper's is not known)")
-    b_init: float = _setting(0.0, "initial bias of every neuron (the paper's is not known)")
+    b_init: float = _setting(0.0, "initial bias of every neuron (the paper's is 0)")
     seed: int = _setting(0, "seed of the initial weights and the batch order")
     dtype: Dtype = _setting(
         "float64", "arithmetic of the run; tf32 and bfloat16 round the factors of matrix products, the rest is float32"

@@ -1,8 +1,9 @@
 """Section 3, Algorithm 1: Group Bias Adaptation, whole.
 
 `minibatches` is line 1, `step` is lines 2 to 5, `adapt` is line 6, and `train` is the loop around them.  What this
-project adds to the paper lives in `recipe` and is called `ours` here: every call of `ours.` is without effect at the
-paper's settings, and `refgba.paper` is the same algorithm without them.
+project adds to the steps lives in `recipe` and is called `ours` here: at the paper's settings each call of `ours.`
+does, or returns, what the paper's line says.  Two additions are elsewhere: `floor` in `bias`, W_dec in `sae`.
+`refgba.paper` is the same algorithm without any of them.
 
 These functions are the reference behind the contract of `backends/base.py`: a backend repeats `init`, `step` and
 `adapt` on its own arrays, and `train` drives it unchanged.  Everything random (initial weights, batch order) is drawn
@@ -68,7 +69,10 @@ def random_params(config: GBAConfig, d: int) -> Params:
 
 
 def minibatches(X: Array, config: Settings) -> Iterator[Array]:
-    """Line 1 of Algorithm 1: the minibatches of steps 1..T, each L rows of X (N, d) at unit norm."""
+    """Line 1 of Algorithm 1: the minibatches of steps 1..T, each L rows of X (N, d) at unit norm.
+
+    Unit norm is our reading of the paper's "normalize".
+    """
     for rows in row_numbers(len(X), config):  # (L,)
         yield unit_rows(X[rows].astype(config.master))
 
@@ -99,7 +103,7 @@ def step(state: State, x: Array) -> Metrics:
     params = state.params
     fwd = sae.forward(params, x, config.activation)  # 2. forward; y_m for every row and neuron
     grads = sae.gradients(params, x, fwd)  # 3. backward, and one optimiser step on everything but b
-    state.params = replace(params)
+    state.params = replace(params)  # a new Params: `params` keeps the arrays of before, which `keep_held_rows` needs
     for name in ours.trained(config, state.t):
         theta, g, lr = getattr(params, name), getattr(grads, name), ours.learning_rate(config, state.t)
         setattr(state.params, name, state.optimiser[name].update(theta, g, lr, config))
@@ -110,7 +114,7 @@ def step(state: State, x: Array) -> Metrics:
 
 
 def adapt(state: State) -> None:
-    """Line 6 of Algorithm 1: b <- A(b, B), then empty the buffers."""
+    """Line 6 of Algorithm 1: b <- A(b, B), then empty the buffers.  `floor` is ours, 0 in the paper."""
     c = state.config
     state.params.b = algorithm_2(
         state.params.b, state.buffer, c.group(), c.target(), c.gamma_minus, c.gamma_plus, c.eps, c.floor

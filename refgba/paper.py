@@ -3,7 +3,9 @@
     f(x; Θ) = Σ_m a_m w_m φ(y_m) + b_pre ,      y_m = w_m · (x - b_pre) + b_m          (section 2)
 
 `python refgba/paper.py` makes data whose features are known and finds them.  The rest of the project is this file
-grown up: `refgba.gba` with `--recipe paper` gives the same numbers to the bit (tests/test_paper.py).
+grown up: `refgba.gba` with `--recipe paper` gives the same numbers to the bit (tests/test_paper.py).  Ours, where the
+paper is silent: rows at unit norm as the reading of "normalize", T_k = 0 in a group without positive peaks, groups of
+unequal size where K does not divide M, and the defaults of lr, a_init and AdamW's constants.
 
 L rows per minibatch, d dimensions, M neurons, K groups.  W: (M, d) unit rows w_m.  a: (M,) output scales.  b: (M,)
 neuron biases.  b_pre: (d,).
@@ -45,13 +47,16 @@ def target_frequencies(K, htf, ltf):
 
 
 def adapt(b, count, peak, rows, group, p_k, gamma_minus=0.01, gamma_plus=0.01, eps=1e-6):
-    """Algorithm 2, b <- A(b, B), on what it needs of the buffers B_m: entries above 0, peak, and length."""
+    """Algorithm 2, b <- A(b, B).  Three numbers of each buffer B_m suffice.
+
+    count: how many entries are above 0.  peak: the largest entry, or 0.  rows: how many entries there are.
+    """
     p = count / rows  # (M,)   p_m, the empirical activation frequency
     r = peak  # (M,)   r_m = max(max_{y in B_m} y, 0)
     positive = np.bincount(group, r > 0, len(p_k))  # (K,)
     T = np.bincount(group, r, len(p_k)) / np.maximum(positive, 1)  # (K,)   mean of the group's positive peaks
-    lowered = np.maximum(b - gamma_minus * r, -1)  # (M,)
-    raised = np.minimum(b + gamma_plus * T[group], 0)  # (M,)
+    lowered = np.maximum(b - gamma_minus * r, -1)  # (M,)   where p_m > p_k: fires too often
+    raised = np.minimum(b + gamma_plus * T[group], 0)  # (M,)   where p_m < ε: never fires
     return np.where(p > p_k[group], lowered, np.where(p < eps, raised, b))
 
 
@@ -76,7 +81,7 @@ def train(W, minibatches, K=10, htf=0.5, ltf=1e-3, gamma=0.01, adapt_every=50, l
 
 
 def adam(theta, g, moment, t, lr, beta1=0.9, beta2=0.999, eps=1e-8):
-    """θ after update t of Adam along g; `moment` holds its first and second moment, which move too."""
+    """θ after update t of AdamW with weight decay 0, which is Adam, along g; its two moments in `moment` move too."""
     m, v = moment
     m, v = moment[:] = m + (1 - beta1) * (g - m), v + (1 - beta2) * (g * g - v)
     return theta - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)

@@ -49,8 +49,8 @@ FIXED: dict[str, Any] = {
     "lr_decay": 0.5,
     "untied": True,
 }
-ADAPTATIONS = 150  # about so many per run, or one per step in a shorter run
-TRAVEL = 3.75  # sum over a run's adaptations of the share of its peak by which a bias moves
+ADAPTATIONS = 150  # about so many per run; a shorter run has one per step
+TRAVEL = 3.75  # how far a bias can move over a run, in peaks of its neuron: γ times the number of adaptations
 BLOCK = 2**24  # cosines in memory at a time: 128 MB in float64
 
 
@@ -154,7 +154,10 @@ def agreement_by_chance(M: int, d: int) -> float:
 
 
 def paper(d: int, **given: Any) -> GBAConfig:  # noqa: ARG001 - both recipes are called alike
-    """Algorithms 1 and 2 with the paper's settings, as far as they are known, but for those that are `given`."""
+    """Algorithms 1 and 2 with the paper's settings, as far as they are known, but for those that are `given`.
+
+    M, T, lr, AdamW's constants and a are not known; common choices stand for them.
+    """
     return GBAConfig(**given)
 
 

@@ -93,7 +93,7 @@ def encode(params: Params, x: Array, activation: Activation) -> tuple[Array, Mas
 
 def decode(params: Params, s: Array) -> Array:
     """f = Σ_m a_m v_m s_m + b_pre for codes s (L, M): (L, d)."""
-    f: Array = s @ (params.a[:, None] * params.V) + params.b_pre  # a on (M, d), not (L, M): the smaller array
+    f: Array = s @ (params.a[:, None] * params.V) + params.b_pre  # a scales the rows v_m, as in the formula: (M, d)
     return f
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import pytest
 from hypothesis import settings
@@ -68,6 +68,22 @@ class Seen:
 
 
 REPORT: defaultdict[tuple[str, str], Seen] = defaultdict(Seen)
+
+
+def pytest_sessionfinish(session) -> None:
+    """A worker process of pytest-xdist hands its part of the table over."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["conformance"] = [(*key, *astuple(seen)) for key, seen in REPORT.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:  # noqa: ARG001 - pytest-xdist names the arguments
+    """The main process puts the parts together."""
+    for name, dtype, gates, flips, worst, notes in getattr(node, "workeroutput", {}).get("conformance", []):
+        seen = REPORT[name, dtype]
+        seen.gates, seen.flips, seen.notes = seen.gates + gates, seen.flips + flips, [*seen.notes, *notes]
+        for what, (nearest, share) in worst.items():
+            seen.see(what, nearest, share)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

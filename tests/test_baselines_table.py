@@ -15,7 +15,7 @@ from refgba import baselines, cli, gba
 from refgba.backends import NAMES, load_for
 from refgba.baselines import CHOICES, METHODS, chosen
 from refgba.baselines.method import Description, Method
-from refgba.config import Baseline, BaselineConfig, GBAConfig, config_from_json
+from refgba.config import CHOOSING, Baseline, BaselineConfig, GBAConfig, config_from_json
 from refgba.errors import InputError
 from refgba.formats import from_params
 from refgba.sae import unit_rows
@@ -31,7 +31,7 @@ def parameters(function):
 def small(name, **settings):
     """Settings of a small run on rows of 6 dimensions, and its state before the first step."""
     method = METHODS[name]
-    config = method.configure(6, "default", **SMALL, **({"k": 4} if "topk" in name else {}), **settings)
+    config = method.configure(6, "default", **SMALL, **({"k": 4} if name in CHOOSING else {}), **settings)
     return method, config, method.init(method.random_params(config, 6), config)
 
 

@@ -13,7 +13,7 @@ from engines import engine
 from safetensors.numpy import load_file
 
 from refgba import backends
-from refgba.config import GBAConfig
+from refgba.config import CHOOSING, GBAConfig
 from refgba.model import imbalanced
 from refgba.recipe import FIXED
 from refgba.runs import folder, settings
@@ -192,7 +192,7 @@ def test_a_gpu_that_is_too_small_is_told_in_one_line_and_leaves_nothing(cli, dat
 @pytest.mark.parametrize("method", ["ba", "l1", "topk", "batchtopk", "jumprelu"])
 def test_every_method_trains_is_judged_and_resumes(cli, data, method):
     quick = ["--width", 24, "--steps", 30, "--batch", 32, "--method", method]
-    quick += ["--k", 4] if "topk" in method else []
+    quick += ["--k", 4] if method in CHOOSING else []
     result = last_json(cli("train", data, "-o", "run", *quick, "--json"))
     assert result["steps"] == 30
     assert ("groups" in result) == (method == "ba")

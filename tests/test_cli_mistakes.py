@@ -40,7 +40,7 @@ BAD_DATA = {
     "truncated": (truncated, "truncated"),
     "truncated header": (raw(b"\x93NUMPY\x01\x00v\x00{'descr'"), "truncated or damaged"),
     "1-D": (npy(np.ones(4)), "1-D (4,)"),
-    "3-D": (npy(np.ones((2, 3, 4))), "3-D (2, 3, 4)"),
+    "4-D": (npy(np.ones((2, 3, 4, 5))), "4-D (2, 3, 4, 5)"),
     "no rows": (npy(np.ones((0, 4))), "the array is empty, shape (0, 4)"),
     "complex": (npy(np.ones((5, 4), complex)), "dtype is complex128"),
     "integer": (npy(np.ones((5, 4), int)), "dtype is int64"),

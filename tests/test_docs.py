@@ -55,6 +55,7 @@ SHOWN = [
     "refgba.data.activations.open_activations",
     "refgba.runs.folder.open_network",
     "refgba.backends.load",
+    "refgba.notebook.estimator.GBA",
     "refgba.backends.status",
 ]
 
@@ -223,6 +224,20 @@ def test_every_file_that_contributing_names_exists():
 )
 def test_make_targets_exist(page, target):
     assert target in re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE), page
+
+
+def test_every_promise_names_a_test_that_exists():
+    lines = PAGES["docs/promises.md"].splitlines()
+    rows = [line for line in lines if line.startswith("| ") and not line.startswith("| promise |")]
+    assert len(rows) > 40
+    for row in rows:
+        _, promise, tests, _ = row.split("|")
+        assert promise.strip().endswith(".")
+        named = re.findall(r"`(tests/\w+\.py)::(test_\w+)`", tests)
+        assert " ".join(f"`{path}::{name}`" for path, name in named) == tests.strip(), row
+        assert named, row
+        for path, name in named:
+            assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), row
 
 
 def test_readmes_python_runs(tmp_path, monkeypatch, capsys):

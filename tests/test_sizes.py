@@ -17,7 +17,7 @@ from commands import QUICK, assert_one_line
 
 from refgba import backends, recipe
 from refgba.baselines import METHODS
-from refgba.runs import memory
+from refgba.runs import capacity
 from refgba.sae import unit_rows
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +66,7 @@ def test_a_run_of_an_earlier_version_with_such_a_batch_goes_on(cli, data):
 def test_a_run_that_needs_more_memory_than_there_is_says_what_would_fit(
     cli, data, tmp_path, monkeypatch, backend, flags
 ):
-    monkeypatch.setattr(memory, "machine_bytes", lambda: 10**6)
+    monkeypatch.setattr(capacity, "machine_bytes", lambda: 10**6)
     before = sorted(tmp_path.rglob("*"))
     result = cli("train", data, "-o", "run", "--batch", 64, "--width", 4096, *flags, "--backend", backend)
     assert_one_line(result, f"of memory with backend {backend}, this machine has 0.000931 GiB; at most ")
@@ -75,14 +75,14 @@ def test_a_run_that_needs_more_memory_than_there_is_says_what_would_fit(
     config = METHODS[method].configure(42, "default", width=4096)
     for name, value, other in re.findall(r"(?:most|or) (width|batch) (\d+) at \w+ (\d+)", result.stderr):
         sizes = [int(value), int(other)] if name == "width" else [int(other), int(value)]
-        assert memory.least_bytes(backend, config, 42, *sizes) <= 10**6
+        assert capacity.least_bytes(backend, config, 42, *sizes) <= 10**6
         sizes[name == "batch"] += 1
-        assert memory.least_bytes(backend, config, 42, *sizes) > 10**6
+        assert capacity.least_bytes(backend, config, 42, *sizes) > 10**6
 
 
 def test_demo_and_a_run_that_goes_on_are_refused_too(cli, data, tmp_path, monkeypatch):
     assert cli("train", data, "-o", "run", *QUICK).exit_code == 0
-    monkeypatch.setattr(memory, "machine_bytes", lambda: 1000)
+    monkeypatch.setattr(capacity, "machine_bytes", lambda: 1000)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for command in (["demo", "-o", "demo"], ["train", "--resume", "run", "--steps", 50]):
         assert_one_line(cli(*command), "at most nothing of that would fit")
@@ -102,27 +102,27 @@ def test_no_less_is_asked_for_than_training_takes(width, batch):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak / 4 < memory.least_bytes("numpy", config, 64, width, batch) < peak
+    assert peak / 4 < capacity.least_bytes("numpy", config, 64, width, batch) < peak
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("backend", backends.NAMES)
 def test_the_bound_grows_with_width_batch_and_dimensions(name, backend):
     config = METHODS[name].configure(20, "default", width=200)
-    bounds = [memory.least_bytes(backend, config, *sizes) for sizes in ((20, 200, 64), (40, 400, 128))]
+    bounds = [capacity.least_bytes(backend, config, *sizes) for sizes in ((20, 200, 64), (40, 400, 128))]
     assert 0 < 2 * bounds[0] < bounds[1]
 
 
 @pytest.mark.parametrize("kind", [resource.RLIMIT_AS, resource.RLIMIT_DATA])
 def test_a_limit_of_the_process_is_what_there_is(kind):
-    program = "from refgba.runs import memory; print(memory.machine_bytes())"
+    program = "from refgba.runs import capacity; print(capacity.machine_bytes())"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(kind, (3 * 2**30, 3 * 2**30)),
     )  # fmt: skip
     assert int(done.stdout) <= 3 * 2**30
-    assert memory.machine_bytes() > 2**28
+    assert capacity.machine_bytes() > 2**28
 
 
 # ---- what has to be installed ----------------------------------------------------------------------------------------

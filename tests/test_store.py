@@ -72,7 +72,7 @@ def test_every_bfloat16_is_the_float32_that_ml_dtypes_makes_of_it():
     [
         (np.asfortranarray(rows()), "stored column by column"),
         (np.zeros(5), r"this one is 1-D \(5,\)"),
-        (np.zeros((2, 3, 4)), r"this one is 3-D \(2, 3, 4\)"),
+        (np.zeros((2, 3, 4, 5)), r"this one is 4-D \(2, 3, 4, 5\); save x.reshape"),
         (np.zeros((0, 4)), "the array is empty"),
         (np.zeros((4, 0)), "the array is empty"),
         (np.zeros((4, 4), np.int32), "dtype is int32"),

@@ -14,7 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from tutorial import FIGURE, ROOT, TUTORIAL, agrees, changes, chapters, differs, main, quotations, rewrite, run
+from tutorial import (
+    FIGURE,
+    NOTEBOOK,
+    ROOT,
+    TUTORIAL,
+    agrees,
+    changes,
+    chapters,
+    differs,
+    main,
+    quotations,
+    rewrite,
+    run,
+)
 
 from refgba import gba, recipe
 from refgba.config import GBAConfig
@@ -34,6 +47,21 @@ every_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter:
 @every_chapter
 def test_a_chapter_gives_what_it_shows(chapter):
     assert list(changes(TEXT, chapter, run(TEXT, chapter))) == []
+
+
+def test_the_page_for_notebooks_gives_what_it_shows():
+    page = NOTEBOOK.read_text(encoding="utf-8").split("\n")
+    for chapter in chapters(page):
+        assert list(changes(page, chapter, run(page, chapter), NOTEBOOK.parent)) == []
+
+
+def test_a_dozen_lines_and_no_import_but_refgba_and_numpy_are_enough_for_a_notebook():
+    page = NOTEBOOK.read_text(encoding="utf-8").split("\n")
+    lines = [page[i] for block in chapters(page)[0].blocks for i in block.lines if page[i]]
+    assert [line for line in lines if "import" in line] == ["import numpy as np", "import refgba"]
+    assert len([line for line in lines if "import" not in line and "truth = " not in line]) <= 12
+    for step in (".fit(X)", "components_", ".transform(X)", ".frr(", ".plot(", ".save(", "refgba.load(", ".export("):
+        assert any(step in line for line in lines), step
 
 
 @every_chapter

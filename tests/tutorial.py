@@ -13,7 +13,7 @@ and whole numbers are equal, and every number with a decimal point is within REL
 of the last digit, of that number which has more of them.  How figures are compared is told at `differs`.
 Output that agrees is left as it stands: on a machine where everything agrees nothing changes.
 
-    python tests/tutorial.py            all chapters
+    python tests/tutorial.py            all chapters, and docs/notebook.md
     python tests/tutorial.py 6 7        these
 """
 
@@ -37,6 +37,7 @@ from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = ROOT / "tutorial.md"
+NOTEBOOK = ROOT / "docs/notebook.md"  # a page of the same kind; its figures lie beside it
 
 RELATIVE = Decimal("0.02")
 CELL = 16  # pixels
@@ -236,3 +237,4 @@ def main(numbers: list[str], tutorial: Path = TUTORIAL, root: Path = ROOT) -> No
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    main(sys.argv[1:], NOTEBOOK, NOTEBOOK.parent)

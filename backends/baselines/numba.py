@@ -20,16 +20,18 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from refgba import baselines
 from refgba.adam import AdamW
 from refgba.backends.base import adamw_factors
 from refgba.backends.baselines.numpy import decode, encode
+from refgba.backends.numba_compiler import njit, unusable
 from refgba.backends.numba_kernels import adamw, add, dot, parallel_blocks, unit
-from refgba.backends.numpy import DTYPES, counters, export, get, params, put, unusable
+from refgba.backends.numpy import DTYPES, counters, export, get, params, put
 from refgba.baselines import Params, adapt
 from refgba.config import BaselineConfig
+from refgba.errors import InputError
 from refgba.gba import Metrics
 from refgba.types import Array, Int64, Mask
 
@@ -94,7 +96,9 @@ def init(params: Params, config: BaselineConfig) -> State:
 
 
 def restore(state: baselines.State) -> State:
-    """The state of a run that goes on; its arrays are taken over."""
+    """The state of a run that goes on; its arrays are taken over.  InputError for a method that is not in TRAITS."""
+    if state.config.method not in TRAITS:
+        raise InputError(f"backend 'numba' has no method {state.config.method}; numpy has it")
     return State(**{name: getattr(state, name) for name in baselines.State.__dataclass_fields__})
 
 
@@ -230,7 +234,7 @@ def _backward(
     return db, dtheta, r.mean(axis=0) - sums.sum(axis=0) / L
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(parallel=True, nogil=True)
 def _select(W, b, xc, floor, k, guess, index, z, count):
     """The entries of every row of z_m = w_m · (x - b_pre) + b_m: with k > 0 its k largest positive, else z_m > floor_m.
 
@@ -259,7 +263,7 @@ def _select(W, b, xc, floor, k, guess, index, z, count):
                 count[l] = n
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _kth(row, k, guess, best):
     """The k-th largest of the entries of row (M,), at least 0.  Overwrites best (M,)."""
     n = 0
@@ -274,7 +278,7 @@ def _kth(row, k, guess, best):
     return edge if edge > 0 else row.dtype.type(0)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _above(row, edge, index, z, n, k):
     """After n entries, add those of row with z_m > edge, up to k in all; returns how many there are then."""
     for m in range(row.size):
@@ -285,7 +289,7 @@ def _above(row, edge, index, z, n, k):
     return n
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _equal(row, edge, index, z, n, k):
     """After n entries, add those of row with z_m = edge > 0, up to k in all; returns how many there are then."""
     if edge > 0:
@@ -297,7 +301,7 @@ def _equal(row, edge, index, z, n, k):
     return n
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _keep(edge, places, index, z, count):
     """Keep the `places` largest entries of a batch, of which `edge` is the smallest; of equals, the first."""
     more = 0
@@ -319,7 +323,7 @@ def _keep(edge, places, index, z, count):
         count[l] = n
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _columns(M, index, z, count):
     """The entries neuron by neuron: those of m are rows[first[m] : first[m + 1]] and values likewise, in row order."""
     first = np.zeros(M + 1, np.int64)
@@ -338,7 +342,7 @@ def _columns(M, index, z, count):
     return first, rows, values
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _activity(first, values, limit):
     """Σ_l 1{z_m > limit_m} and max_l z_m over those, both (M,), and the smallest of them all, 0 where there is none."""
     M = first.size - 1
@@ -352,7 +356,7 @@ def _activity(first, values, limit):
     return counts, peaks, smallest if smallest < np.inf else 0.0
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(parallel=True, nogil=True)
 def _decode(V, limit, index, z, count, f):
     """f <- Σ_m s_m v_m with s_m = z_m 1{z_m > limit_m}, row by row."""
     for l in prange(count.size):
@@ -363,7 +367,7 @@ def _decode(V, limit, index, z, count, f):
                 add(f[l], z[l, i], V[m])
 
 
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+@njit(parallel=True, nogil=True, error_model="numpy")
 def _sweep(
     W, V, mW, vW, mV, vV, xc, r, first, rows, values, theta, limit, half, penalty, gW, gV, gb, slot, adam, db, near,
     near_vr, sums,

@@ -124,7 +124,7 @@ class Activations:
     def record(self) -> dict[str, Any]:
         """What `reopen` needs besides `dropped` and `crc`, for JSON."""
         return {
-            "path": str(self.store.path.resolve()),
+            "path": "" if self.store.in_memory else str(self.store.path.resolve()),
             "rows": len(self),
             "d": self.d,
             "dtype": self.store.dtype,
@@ -138,7 +138,7 @@ class Activations:
 def open_activations(path: Path, d: int | None = None) -> Activations:
     """The rows of a store, not yet checked; InputError as `open_store`.
 
-    path: a .npy file of float16, float32 or float64 rows (N, d), or a folder of shards.  d: None, or the only number of
+    path: a file of rows (N, d) or (batch, position, d), or a folder of shards.  d: None, or the only number of
     dimensions that is accepted.
 
     >>> from pathlib import Path

@@ -1,17 +1,16 @@
-"""`refgba data pack`: files and stores merged into one new store, split and converted on the way.
+"""`refgba data pack`: files, folders and stores merged into one new store, split and converted on the way.
 
-Memory holds a block of rows, never a shard.
+Memory holds a block of rows, never a shard; of an Arrow file, one of its record batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from refgba.data.activations import block_rows
-from refgba.data.store import Raw, Store, open_store
+from refgba.data.sources import Source, open_sources
+from refgba.data.store import Store, open_store
 from refgba.data.writer import ShardFormat, Writer
 from refgba.errors import InputError
 
@@ -23,52 +22,51 @@ def pack(
     dtype: str | None = None,
     rows_per_shard: int | None = None,
     format: ShardFormat = "npy",
+    tensor: str | None = None,
     about: dict[str, Any] | None = None,
     tick: Callable[[int], object] = id,
 ) -> Store:
-    """Merge files and stores, in this order, into a new store in the folder `out`, and open it.
+    """Merge files, folders and stores (`sources`), in this order, into a new store in the folder `out`, and open it.
 
-    dtype: None for that of the sources.  rows_per_shard, format: as `Writer`.  about: what meta.json should say of
+    dtype: None for that of the sources.  rows_per_shard, format: as `Writer`.  tensor: of files that hold several
+    arrays or columns, the name of the one that is meant.  about: what meta.json should say of
     model, layer, site; what is left out, or None, is taken from the sources where all of them agree.  `tick` is called
     with the number of rows of each block.  Of a source that is not complete, the shards it has are taken.
 
     InputError when a source cannot be read, does not match its checksum, or has another d than the first; when their
     dtypes differ and none is asked for; as `convert`, naming the row of the source; and as `Writer`.
     """
-    stores = [open_store(source) for source in sources]
-    if not stores:
+    opened = open_sources(sources, tensor)
+    if not opened:
         raise InputError("no files to pack")
-    for store in stores:
-        if store.d != stores[0].d:
-            raise InputError(f"{store.path}: its rows have d = {store.d}, those of {stores[0].path} d = {stores[0].d}")
-        if dtype is None and store.dtype != stores[0].dtype:
+    first = opened[0]
+    for source in opened:
+        if source.d != first.d:
+            raise InputError(f"{source.path}: its rows have d = {source.d}, those of {first.path} d = {first.d}")
+        if dtype is None and source.dtype != first.dtype:
             raise InputError(
-                f"{store.path}: dtype is {store.dtype}, that of {stores[0].path} is {stores[0].dtype}; "
+                f"{source.path}: dtype is {source.dtype}, that of {first.path} is {first.dtype}; "
                 "choose one for all with --dtype"
             )
-    about = _agreed(stores) | {name: value for name, value in (about or {}).items() if value is not None}
-    with Writer(out, stores[0].d, dtype or stores[0].dtype, rows_per_shard, format, about) as writer:
-        for store, first, rows in _blocks(stores):
-            writer.append(rows, partial(_place, store, first))
-            tick(len(rows))
+    about = _agreed(opened) | {name: value for name, value in (about or {}).items() if value is not None}
+    with Writer(out, first.d, dtype or first.dtype, rows_per_shard, format, about) as writer:
+        for source in opened:
+            for rows, where in source.blocks():
+                writer.append(rows, where)
+                tick(len(rows))
     return open_store(out)
 
 
-def _agreed(stores: list[Store]) -> dict[str, Any]:
-    """The fields of `about` that all stores have, with the same value."""
-    first, *others = (store.about for store in stores)
-    return {name: value for name, value in first.items() if all(name in o and o[name] == value for o in others)}
+def count(sources: list[Path], tensor: str | None = None) -> int:
+    """About how many rows `pack` will pack, for a progress bar; InputError as `open_sources`."""
+    return sum(source.rows for source in open_sources(sources, tensor))
 
 
-def _blocks(stores: list[Store]) -> Iterator[tuple[Store, int, Raw]]:
-    """All rows as they are stored, block by block: the store, the number of the first row in it, the rows."""
-    for store in stores:
-        block = block_rows(store.d, store.dtype)
-        for begins, shard in zip(store.starts.tolist(), store.shards, strict=False):
-            shard.verify()  # before its damage gets a checksum of its own
-            for start in range(0, shard.rows, block):
-                yield store, begins + start, shard.read(start, min(start + block, shard.rows))
-
-
-def _place(store: Store, first: int, row: int) -> str:
-    return store.place(first + row)
+def _agreed(sources: list[Source]) -> dict[str, Any]:
+    """The fields of `about` that all sources have, with the same value; and their arrays, if some are nested."""
+    first, *others = (source.about for source in sources)
+    agreed = {name: value for name, value in first.items() if all(name in o and o[name] == value for o in others)}
+    agreed.pop("arrays", None)
+    if any(source.nested for source in sources):
+        agreed["arrays"] = [array for source in sources for array in source.arrays]
+    return agreed

@@ -1,12 +1,17 @@
-"""Rows of activations on disk: a `.npy` file, or a folder of `.npy` and `.safetensors` shards with a `meta.json`.
+"""Rows of activations on disk: a file that holds them as they are, or a folder of shards with a `meta.json`.
 
     meta.json   {"format": "refgba-activations", "d": 384, "dtype": "float16", "complete": true,
                  "shards": [{"file": "00000.npy", "rows": 65536, "sha256": "..."}, ...],
                  "model": ..., "layer": ..., "site": ...}
 
 A shard is complete once `meta.json` lists it: a store that is still being written (`complete` false) can be read up to
-its last such shard, and other files in the folder are not looked at.  A safetensors shard holds one matrix, or one of
-several under the name `activations`.
+its last such shard, and other files in the folder are not looked at.
+
+The files are `.npy`, `.safetensors`, `.npz` (written by `numpy.savez`) and `.pt` (by `torch.save`), whose arrays lie in
+them as plain numbers; what has to be decoded is packed into a store first (`sources`).  A file holds one array, or one
+of several under the name `activations`.  An array (batch, position, d) is read as its rows in order: row b * positions
++ p is position p of batch b.  `meta.json` says so of a store that was packed from such: its `arrays` lists file and
+shape of each, in order.
 
 Nothing is loaded whole, and nothing is memory-mapped: rows come by ordinary reads of a range.  Under a memory map, a
 file that is truncated by someone else kills the process, and every page that was read counts as resident.
@@ -17,9 +22,8 @@ bfloat16, which NumPy lacks, is kept as its bits (uint16) until `values` makes f
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,17 +32,19 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from refgba.data.files import parse_json, read_json, regular_size
+from refgba.data import archives, foreign, headers
+from refgba.data.files import read_json, regular_size
+
+# What a row's dtype may be is said beside the headers, and imported from here.
+from refgba.data.headers import DTYPES as DTYPES
+from refgba.data.headers import LARGEST as LARGEST
+from refgba.data.headers import Layout, matrix_shape, pack_command
+from refgba.data.headers import stored as stored
 from refgba.errors import InputError
 from refgba.types import Array, Int64
 
-META, FORMAT, TENSOR = "meta.json", "refgba-activations", "activations"
-DTYPES = ("float16", "bfloat16", "float32", "float64")
-SAFETENSORS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-LONGEST_NPY_HEADER = 2**20  # bytes: a matrix needs about a hundred
-LONGEST_SAFETENSORS_HEADER = 10**8  # bytes, the format's own limit: a file may hold many tensors beside the matrix
+META, FORMAT = "meta.json", "refgba-activations"
 LONGEST_META = 2**28  # bytes of meta.json: a million shards need a tenth of it
-LARGEST = 2**62  # of any number in a header; Python does not even print what is much larger
 
 Raw = npt.NDArray[Any]  # rows as they are stored
 
@@ -52,6 +58,7 @@ class Shard:
     d: int
     dtype: str
     offset: int
+    shape: tuple[int, ...] = ()  # of the array in the file
     swapped: bool = False  # whether numbers are stored in the byte order that is not this machine's
     sha256: str | None = None  # of the whole file, if meta.json has it
 
@@ -94,11 +101,6 @@ def checksum(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def stored(dtype: str) -> np.dtype[Any]:
-    """The NumPy dtype in which rows of one of DTYPES are stored."""
-    return np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
-
-
 def values(raw: Raw) -> Array:
     """The numbers that stored rows stand for: bfloat16 becomes float32, all else stays as it is."""
     if raw.dtype != np.uint16:
@@ -113,13 +115,14 @@ class Store:
     """Shards of rows of the same d and dtype, in order; at least one.
 
     path: of the one file, or of the folder.  complete: false if more shards are to come.  about: what else `meta.json`
-    says.
+    says.  in_memory: whether the rows lie in no file (`refgba.data.memory`).
     """
 
     path: Path
     shards: tuple[Shard, ...]
     complete: bool = True
     about: dict[str, Any] = field(default_factory=dict)
+    in_memory: bool = False
 
     @property
     def d(self) -> int:
@@ -147,16 +150,20 @@ class Store:
         return f"{shard.path}: row {inside}" + (f" (row {row} of {self.path})" if k else "")
 
 
-def open_store(path: Path, d: int | None = None) -> Store:
+def open_store(path: Path, d: int | None = None, tensor: str | None = None) -> Store:
     """A file of rows or a folder of shards, by their headers alone.
 
-    d: None, or the only number of dimensions that is accepted.  InputError when there is no such file, when it is
-    empty, truncated or of another format, when an array is not 2-D or has no rows, or when its dtype is not in DTYPES.
+    d: None, or the only number of dimensions that is accepted.  tensor: of a file that holds several arrays, the name
+    of the one that is meant.  InputError when there is no such file, when it is empty, truncated or of another format,
+    when an array is neither 2-D nor 3-D or has no rows, or when its dtype is not in DTYPES; it says how to get there.
     """
     if os.path.isdir(path):  # unlike Path's, False for a name that no folder can have
+        if tensor is not None:
+            raise InputError(f"{path}: its shards hold one array each, --tensor picks one of several in a file")
         store = _open_folder(path)
     else:
-        store = Store(path, (open_shard(path),))
+        shard = open_shard(path, tensor)
+        store = Store(path, (shard,), about={"arrays": [arrays_entry(shard)]} if len(shard.shape) == 3 else {})
     if d not in (None, store.d):
         raise InputError(f"{path}: its rows have d = {store.d}, the network d = {d}")
     return store
@@ -172,7 +179,12 @@ def load_matrix(path: Path, d: int | None = None) -> Array:
     return np.concatenate(parts).astype(np.float64)
 
 
-def open_shard(path: Path) -> Shard:
+def arrays_entry(shard: Shard) -> dict[str, Any]:
+    """What `arrays` in `meta.json` says of the array in a file."""
+    return {"file": shard.path.name, "shape": list(shard.shape)}
+
+
+def open_shard(path: Path, tensor: str | None = None) -> Shard:
     """A file of rows by its header; InputError as `open_store`."""
     if not os.path.exists(path):  # unlike Path's, False for a name that no file can have
         raise InputError(f"{path}: no such file")
@@ -183,94 +195,34 @@ def open_shard(path: Path) -> Shard:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
                 raise InputError(f"{path}: the file is empty")
-            reader = _safetensors if path.suffix == ".safetensors" else _npy
-            shape, dtype, offset, swapped = reader(path, file, size)
+            layout = _layout(path, file, size, tensor)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if len(shape) != 2:
-        shown = f"{len(shape)}-D {shape}" if len(shape) < 8 else f"{len(shape)}-D"
-        raise InputError(f"{path}: activations are a 2-D array (rows, d), this one is {shown}")
-    rows, d = shape
-    if rows * d == 0:
-        raise InputError(f"{path}: the array is empty, shape {shape}")
-    needed = offset + rows * d * stored(dtype).itemsize
+    rows, d = matrix_shape(path, layout.shape)
+    needed = layout.offset + rows * d * stored(layout.dtype).itemsize
     if size < needed:
-        raise InputError(f"{path}: truncated or damaged: shape {shape} in {dtype} takes {needed} bytes, it has {size}")
-    return Shard(path, rows, d, dtype, offset, swapped)
-
-
-def _npy(path: Path, file: BinaryIO, size: int) -> tuple[tuple[int, ...], str, int, bool]:
-    """Shape, dtype, offset and byte order in the header of a `.npy` file."""
-    start = file.read(12)
-    if start[:6] != b"\x93NUMPY":
-        raise InputError(f"{path}: not a .npy file")
-    version = tuple(start[6:8])
-    if version not in ((1, 0), (2, 0)):
-        raise InputError(f"{path}: version {version} of the .npy format; matrices are of version 1 or 2")
-    length = int.from_bytes(start[8:10] if version == (1, 0) else start[8:12], "little")
-    if length > min(size, LONGEST_NPY_HEADER):  # NumPy would allocate that much
-        raise InputError(f"{path}: truncated or damaged (a header of {length} bytes)")
-    file.seek(8)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    try:
-        shape, fortran, dtype = read(file)
-    except Exception as error:  # a damaged header makes NumPy raise nearly anything
-        reason = (str(error).splitlines() or [""])[0][:80]
-        raise InputError(f"{path}: truncated or damaged ({reason or type(error).__name__})") from None
-    if dtype.hasobject:
-        raise InputError(f"{path}: dtype is object; activations are {', '.join(DTYPES)}")
-    if dtype.str in ("|V2", "<V2", ">V2"):
         raise InputError(
-            f"{path}: dtype is {dtype}: bfloat16, it seems, of which NumPy saves only that it has 2 bytes; save "
-            "x.astype('float32'), or x with safetensors.numpy.save_file"
+            f"{path}: truncated or damaged: shape {layout.shape} in {layout.dtype} takes {needed} bytes, it has {size}"
         )
-    if dtype.kind != "f" or dtype.name not in DTYPES:
-        raise InputError(f"{path}: dtype is {dtype}; activations are {', '.join(DTYPES)}")
-    if fortran and len(shape) == 2:
-        raise InputError(f"{path}: stored column by column; save numpy.ascontiguousarray(x), so that a row is one read")
-    if not all(type(n) is int and 0 <= n < LARGEST for n in shape):  # a bool counts as an integer
-        raise InputError(f"{path}: truncated or damaged (its shape cannot be)")
-    return shape, dtype.name, file.tell(), not dtype.isnative
+    return Shard(path, rows, d, layout.dtype, layout.offset, layout.shape, layout.swapped)
 
 
-def _safetensors(path: Path, file: BinaryIO, size: int) -> tuple[tuple[int, ...], str, int, bool]:
-    """Shape, dtype and offset of the matrix in a safetensors file.
-
-    The library reads whole tensors or maps the file; only where the matrix lies is wanted here.
-    """
-    start = file.read(8)
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-    if length > size - 8:
-        raise InputError(f"{path}: not a .safetensors file, or truncated or damaged (its header does not fit)")
-    if length > LONGEST_SAFETENSORS_HEADER:
-        raise InputError(
-            f"{path}: its header has {length:,} bytes, the .safetensors format allows {LONGEST_SAFETENSORS_HEADER:,}"
-        )
-    header = parse_json(file.read(length), path)
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    if len(tensors) != 1 and TENSOR not in tensors:
-        raise InputError(f"{path}: holds {len(tensors)} tensors, and none named {TENSOR!r}: which are the activations?")
-    name, entry = (TENSOR, tensors[TENSOR]) if TENSOR in tensors else next(iter(tensors.items()))
-    entry = entry if isinstance(entry, dict) else {}
-    shape, offsets = _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
-    if shape is None or offsets is None or len(offsets) != 2:
-        raise InputError(f"{path}: truncated or damaged (tensor {name[:80]!r} has no shape or place)")
-    code = entry.get("dtype")
-    code = code if isinstance(code, str) else ""
-    if code not in SAFETENSORS:
-        raise InputError(f"{path}: dtype is {code[:80]!r}; activations are {', '.join(SAFETENSORS)}")
-    dtype = SAFETENSORS[code]
-    if len(shape) == 2 and offsets[1] - offsets[0] != math.prod(shape) * stored(dtype).itemsize:
-        raise InputError(
-            f"{path}: truncated or damaged (tensor {name[:80]!r} has a place of another size than its shape)"
-        )
-    return shape, dtype, 8 + length + offsets[0], False
+def _layout(path: Path, file: BinaryIO, size: int, tensor: str | None) -> Layout:
+    """Where the rows of a file lie, by the reader for its kind."""
+    reader = READERS.get(path.suffix.lower())
+    if reader is not None:
+        return reader(path, file, size, tensor)
+    foreign.refuse(path)
+    if tensor is not None:
+        raise InputError(f"{path}: holds one array, --tensor picks one of several in a file")
+    return headers.npy(path, file, size)
 
 
-def _sizes(value: Any) -> tuple[int, ...] | None:
-    """A list of numbers that can be sizes, from JSON; None for anything else."""
-    right = isinstance(value, list) and all(type(n) is int and 0 <= n < LARGEST for n in value)
-    return tuple(value) if right else None
+READERS: dict[str, Callable[[Path, BinaryIO, int, str | None], Layout]] = {
+    ".safetensors": headers.safetensors,
+    ".npz": archives.npz,
+    **dict.fromkeys(archives.TORCH, archives.pt),
+}
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -278,7 +230,8 @@ def read_meta(path: Path) -> dict[str, Any]:
     file = path / META
     if not os.path.exists(file):
         raise InputError(
-            f"{path}: a folder without {META}; `refgba data pack FILES -o STORE` makes a store of .npy files"
+            f"{path}: a folder without {META}; {pack_command(path)} makes a store of the files in it, in the order of "
+            "their names"
         )
     meta = read_json(file, LONGEST_META)
     shards = meta.get("shards")

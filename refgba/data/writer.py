@@ -20,7 +20,8 @@ from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 
 from refgba.data import files
 from refgba.data.conversion import convert
-from refgba.data.store import DTYPES, FORMAT, META, SAFETENSORS, TENSOR, Raw, checksum, stored
+from refgba.data.headers import SAFETENSORS, TENSOR
+from refgba.data.store import DTYPES, FORMAT, META, Raw, checksum, stored
 from refgba.errors import InputError
 
 ShardFormat = Literal["npy", "safetensors"]

@@ -5,6 +5,7 @@
     saelens.py               SAELens 6, as `saelens` or `saelens-folded`
     dictionary_learning.py   dictionary_learning 0.1, by torch
     npz.py                   our own, exact: NumPy arrays and JSON
+    parameters.py            the bare arrays W, a, b, b_pre and W_dec of a port, to read only
     fields.py                the fields of their JSON files
 
 A format is a module with the names of `Format`, and FORMATS finds it by the name that `--format` has for it.  `read`
@@ -20,9 +21,18 @@ from typing import Any, Protocol
 
 from refgba.backends.base import AnyConfig, AnyParams
 from refgba.errors import InputError
-from refgba.formats import dictionary_learning, npz, saelens
+from refgba.formats import dictionary_learning, npz, parameters, saelens
 from refgba.formats.dictionary import Dictionary
 from refgba.formats.trained import from_params
+from refgba.types import Activation
+
+# What a dictionary's `input` means for rows of activations.
+INPUTS = {
+    "raw": "as they are",
+    "unit": "scaled to unit norm",
+    "sqrt_d": "scaled to norm sqrt(d)",
+    "layer_norm": "scaled by layer norm",
+}
 
 
 class Format(Protocol):
@@ -82,6 +92,19 @@ def require(format: str) -> None:
 def is_dictionary(path: Path) -> bool:
     """Whether `path` looks like a folder that `read` takes, rather than a run."""
     return any(library.recognises(path) for library in READERS)
+
+
+def bring(source: Path, activation: Activation | None = None) -> Dictionary:
+    """The dictionary in a folder of any format, or of the bare parameters in a file; for `refgba import`.
+
+    activation: of a file's network, jumprelu if it is not named.  InputError as `read` and `parameters.read`, and for a
+    folder with an activation, since a folder says itself what its activation is.
+    """
+    if not source.is_dir():
+        return parameters.read(source, activation or "jumprelu")
+    if activation is not None:
+        raise InputError(f"{source}: a folder says itself what its activation is: leave --activation out")
+    return read(source)
 
 
 def read(path: Path) -> Dictionary:

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -59,15 +60,11 @@ def read(path: Path) -> Dictionary:
     subtract_b_dec = boolean(index, "subtract_b_dec", fields.get("subtract_b_dec"))
     input = choice(index, "input", fields.get("input"), {name: name for name in get_args(Input)})
     k = count(index, "k", fields["k"]) if "k" in fields else None
-    size = regular_size(weights)
+    arrays = read_arrays(weights, ARRAYS)
     try:
-        with zipfile.ZipFile(weights) as archive:
-            arrays = {name: _member(archive, name, size) for name in ARRAYS}
         return Dictionary(**arrays, subtract_b_dec=subtract_b_dec, input=input, k=k)
     except InputError as error:
         raise InputError(f"{weights}: {error}") from None
-    except Exception as error:  # damaged archives make zipfile raise nearly anything
-        raise InputError(f"{weights}: damaged or cannot be read ({brief(error)})") from None
 
 
 def write(dictionary: Dictionary, provenance: dict[str, Any], out: Path) -> None:
@@ -85,6 +82,22 @@ def write(dictionary: Dictionary, provenance: dict[str, Any], out: Path) -> None
         "provenance": provenance,
     } | k_field(dictionary)
     write_new_folder(out, {WEIGHTS: weights.getvalue(), INDEX: json_bytes(fields)})
+
+
+def read_arrays(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Array]:
+    """Arrays of an .npz file by name, those that are `optional` where they are there.
+
+    InputError, one line with file and array, for anything missing, damaged, compressed or not plain.
+    """
+    size = regular_size(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            there = {member.removesuffix(".npy") for member in archive.namelist()}
+            return {name: _member(archive, name, size) for name in (*names, *(n for n in optional if n in there))}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # damaged archives make zipfile raise nearly anything
+        raise InputError(f"{path}: damaged or cannot be read ({brief(error)})") from None
 
 
 def _member(archive: zipfile.ZipFile, name: str, size: int) -> Array:

@@ -11,5 +11,7 @@ signals      a signal that asks training to stop, and a terminal that goes away
 judging      a network over activations, and the file of its evaluation
 accumulate   the running sums of an evaluation
 demo         a run on data with known features
-console      what commands show
+memory       a run without a folder, for those who train in Python
+capacity     whether the machine has the memory that a run needs
+console      what commands show; `loading` and `interrupts` see to Ctrl-C, from the first import on
 """

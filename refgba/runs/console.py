@@ -12,6 +12,7 @@ from typing import Any
 import click
 import numpy as np
 
+from refgba.data.store import Store
 from refgba.errors import InputError
 from refgba.runs import interrupts
 from refgba.runs.demo import Demo
@@ -204,6 +205,11 @@ def show_bands(band: Band, frequencies: Band) -> None:
     line(f"by frequency     {frequencies.low:.4g} <~ p <~ {frequencies.high:.4g}   (f = s/n; {frequencies.binding})")
 
 
+def shards(count: int) -> str:
+    """So many shards, in words."""
+    return "1 shard" if count == 1 else f"{count} shards"
+
+
 def show_soundness(store: Path, facts: dict[str, Any], drop_below: float) -> None:
     """What `refgba data verify` found in a store; drop_below: the share of the median norm below which rows go."""
     zeros = facts["dropped"] - facts["faint_dropped"]
@@ -220,13 +226,20 @@ def show_soundness(store: Path, facts: dict[str, Any], drop_below: float) -> Non
         )
 
 
+def show_packed(out: Path, store: Store) -> None:
+    """What `refgba data pack` has written."""
+    line(f"Wrote {out}: {len(store)} rows of d = {store.d} in {store.dtype}, {shards(len(store.shards))}")
+
+
 def show_store(path: Path, facts: dict[str, Any]) -> None:
     """A store of activations, by its `refgba.data.pack.info`."""
     fewest, most = facts["rows_per_shard"]
     line(
         f"{path}: {facts['rows']} rows of d = {facts['d']} in {facts['dtype']}, {facts['bytes'] / 1e9:.3g} GB, "
-        f"{facts['shards']} shards of {fewest if fewest == most else f'{fewest} to {most}'} rows, "
+        f"{shards(facts['shards'])} of "
+        f"{fewest if fewest == most else f'{fewest} to {most}'} rows, "
         f"{facts['checksums']} with a checksum{'' if facts['complete'] else '; still being written'}"
     )
     for name, value in facts["about"].items():
-        line(f"{name}: {json.dumps(value)}")
+        text = json.dumps(value)
+        line(f"{name}: {text if len(text) < 500 else f'{text[:500]}... (--json has all)'}")

@@ -255,7 +255,7 @@ def open_network(path: Path) -> Network:
     >>> network.params.W.shape, network.config.groups
     ((20, 5), 10)
     """
-    if (path / CONFIG).is_file() and not (path / STATE).exists():
+    if (path / CONFIG).is_file() and (path / ABOUT).is_file() and not (path / STATE).exists():
         if not (path / FINAL).is_dir():
             raise InputError(
                 f"{path}: the run has not finished, it has no {FINAL}/; `refgba train --resume {path}` goes on with it,"
@@ -263,7 +263,11 @@ def open_network(path: Path) -> Network:
             )
         path = path / FINAL
     if not (path / STATE).is_file():
-        raise InputError(f"{path}: not a run, it has no {CONFIG}; nor a checkpoint, it has no {STATE}")
+        lacks = ABOUT if (path / CONFIG).is_file() else CONFIG
+        raise InputError(
+            f"{path}: not a run, it has no {lacks}; nor a checkpoint, it has no {STATE}; `refgba import` makes a "
+            "dictionary of the parameters of a port"
+        )
     return read_network(path)
 
 

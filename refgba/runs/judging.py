@@ -313,7 +313,7 @@ def judge(
     else:
         opened = folder.open_network(network)
         config = opened.config if dtype is None else replace(opened.config, dtype=dtype)
-        engine = backends.load_for(backend or "numpy", config)
+        engine = backends.load_for(backend or "numpy", config, trains=False)
         W, master = opened.params.V, config.master
     activations = open_activations(data, W.shape[1])
     recovered: dict[str, Any] = {} if truth is None else recovery(W, load_truth(truth, W.shape[1]))

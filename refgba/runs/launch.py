@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from refgba import backends
 from refgba.backends.base import AnyConfig, Backend
 from refgba.data.activations import Activations, open_activations, reopen
 from refgba.data.survey import refuse_share, survey
 from refgba.errors import InputError
-from refgba.runs import folder, memory
+from refgba.runs import capacity, folder
 from refgba.runs.judging import Counting, silent
 from refgba.runs.log import Progress
 from refgba.runs.settings import Request, remarks
@@ -79,15 +79,30 @@ def plan(path: Path, request: Request, d: int, say: Say = id, **defaults: Any) -
 
     InputError for settings, a backend or a folder that cannot be.
     """
+    choices = choose(request, d, say, **defaults)
+    folder.refuse_existing(path)
+    return Plan(path, *choices)
+
+
+class Choices(NamedTuple):
+    """What a request comes to on data of some dimensions, wherever the run is to be."""
+
+    config: AnyConfig
+    saving: Saving
+    backend: Backend
+    names: dict[str, str]
+
+
+def choose(request: Request, d: int, say: Say = id, **defaults: Any) -> Choices:
+    """Settings, checkpoints and backend of a new run on data of d dimensions; InputError for those that cannot be."""
     config = request.config(d, **defaults)
     for remark in remarks(config):
         say(remark)
     saving = Saving.of(config, request.checkpoint_every, request.keep)
     name = request.backend or "numpy"
     backend = backends.load_for(name, config)
-    memory.refuse_too_large(name, config, d)
-    folder.refuse_existing(path)
-    return Plan(path, config, saving, backend, {"backend": name, "recipe": request.recipe})
+    capacity.refuse_too_large(name, config, d)
+    return Choices(config, saving, backend, {"backend": name, "recipe": request.recipe})
 
 
 def begin(
@@ -124,7 +139,9 @@ def go_on(path: Path, data: Path | None, request: Request, say: Say = id) -> Lau
     every, keep = request.checkpoint_every, request.keep
     saving = Saving.of(config, kept["every"] if every is None else every, kept["keep"] if keep is None else keep)
     backend = backends.load_for(request.backend or about["backend"], config)
-    memory.refuse_too_large(request.backend or about["backend"], config, about["data"]["d"])
+    if data is None and not about["data"]["path"]:
+        raise InputError(f"{path}: was trained on an array in memory; save those rows to a file and give it as DATA")
+    capacity.refuse_too_large(request.backend or about["backend"], config, about["data"]["d"])
     activations = reopen(about["data"], record.dropped, record.crc, data)
     if request.backend not in (None, about["backend"]):
         say(f"the run began with backend {about['backend']}; with {request.backend} it will not be the same to the bit")

@@ -71,6 +71,19 @@ class Log:
         self._file.close()
 
 
+class NoLog:
+    """The log of a run that writes nothing."""
+
+    def append(self, progress: Progress) -> None:
+        """Forget a line."""
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def cut(run: Path, step: int) -> None:
     """Cut the log of a run, if there is one, after its lines up to `step`: later steps are done again, and log again.
 

@@ -1,94 +1,87 @@
-"""What a run needs of the machine's memory at least, and its refusal before anything is allocated."""
+"""A run in memory: trained as any other, with nothing written unless that is asked for.
+
+`MemoryRun` trains, and its `Record` makes a folder of it later, which is then a run as any other (`folder`).
+"""
 
 from __future__ import annotations
 
-import os
-import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from refgba.backends.base import AnyConfig
-from refgba.baselines import METHODS
+from refgba.backends import begin
+from refgba.backends.base import AnyConfig, HostState
+from refgba.data.activations import Activations
+from refgba.data.memory import forgotten
+from refgba.data.survey import survey
 from refgba.errors import InputError
-
-CGROUP_LIMITS = ("memory.max", "memory.limit_in_bytes")  # of version 2 and version 1
-
-
-def refuse_too_large(backend: str, config: AnyConfig, d: int) -> None:
-    """InputError where a run on rows of d dimensions needs more than the machine has; it says what would fit."""
-    M, L, limit = config.width, config.batch, machine_bytes()
-    needed = least_bytes(backend, config, d, M, L)
-    if needed <= limit:
-        return
-    width = _largest(M, lambda M: least_bytes(backend, config, d, M, L) <= limit)
-    batch = _largest(L, lambda L: least_bytes(backend, config, d, M, L) <= limit)
-    fits = [f"width {width} at batch {L}"] * (width > 0) + [f"batch {batch} at width {M}"] * (batch > 0)
-    raise InputError(
-        f"width {M}, batch {L} and d {d} in {config.dtype} need at least {_gib(needed)} of memory with backend "
-        f"{backend}, this machine has {_gib(limit)}; at most {' or '.join(fits) or 'nothing of that'} would fit"
-    )
+from refgba.runs import checkpoints, folder
+from refgba.runs.launch import Choices
+from refgba.runs.log import Log, Progress
+from refgba.runs.trainer import Training, described
 
 
-def least_bytes(backend: str, config: AnyConfig, d: int, M: int, L: int) -> int:
-    """Bytes of host memory that a run has to hold at once, with M neurons and L rows of d dimensions per batch.
+@dataclass(frozen=True)
+class Record:
+    """What a trained run tells of itself beside its state; all of it is small.
 
-    Never more than it takes, so that nothing is refused that could be trained.
-
-    The weights (M, d) with two moments each, and a batch (L, d) in use beside the next one.  The reference also holds
-    the gradients of the weights, and pre-activations and codes (L, M); other backends hold them in part, or elsewhere.
+    about: as in about.json.  data: the rows, without those that were in memory.  keep: of checkpoints.  origin: of the
+    network, for its state.json.  lines: the log.
     """
-    weights = len({"W", "W_dec"} & set(METHODS[config.method].parameters(config, config.steps)))
-    reference = backend == "numpy"
-    numbers = weights * M * d * (4 if reference else 3) + 2 * L * d + (2 * L * M if reference else 0)
-    return numbers * np.dtype(config.master).itemsize
+
+    config: AnyConfig
+    about: dict[str, Any]
+    data: Activations
+    keep: int
+    origin: dict[str, Any]
+    lines: tuple[Progress, ...]
+
+    def write(self, out: Path, state: HostState) -> None:
+        """Make the run's folder, with the state after its last step as a checkpoint; InputError if that cannot be."""
+        folder.create(out, self.config, self.about, self.data)
+        try:
+            with folder.locked(out):
+                with closing(Log(out)) as lines:
+                    for progress in self.lines:
+                        lines.append(progress)
+                    lines.sync()
+                checkpoints.save(out, state, self.origin, self.keep)
+                folder.write_network(out / folder.FINAL, state.params, self.config, {"step": state.t} | self.origin)
+        except OSError as error:
+            raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
 
 
-def machine_bytes() -> int:
-    """Bytes of memory that this process can have: the machine's and its swap, less where a limit is set."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    own = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    limits = [limit for limit in own if limit != resource.RLIM_INFINITY]
-    return min([min([memory, *_cgroup_limits()]) + _swap_bytes(), *limits])
+class MemoryRun:
+    """A run without a folder, on rows of a file or of an array.
 
+    state: that of the backend, which training moves.
+    """
 
-def _cgroup_limits() -> list[int]:
-    """The limits of the control groups that this process is in."""
-    limits = []
-    for line in _text(Path("/proc/self/cgroup")).splitlines():
-        _, controllers, name = line.split(":", 2)
-        if controllers in ("", "memory"):
-            root = Path("/sys/fs/cgroup") / controllers
-            inner = root / name.strip("/")
-            for folder in (inner, *inner.parents):
-                limits += [int(text) for file in CGROUP_LIMITS if (text := _text(folder / file).strip()).isdigit()]
-                if folder == root:
-                    break
-    return limits
+    def __init__(
+        self,
+        data: Activations,
+        choices: Choices,
+        drop_zero_rows: bool = False,
+        tick: Callable[[int], object] = id,
+    ) -> None:
+        """Read and check all rows; InputError as `survey`, and as `begin` of the backend."""
+        config, saving, backend, names = choices
+        data, surveyed = survey(data, config.master, drop_zero_rows, tick)
+        self.state = begin(backend, config, data.d)
+        about = described(data, surveyed, names, saving)
+        self._training = Training(None, config, about, data, backend, saving, int)
+        self._lines: list[Progress] = []
 
+    def steps(self) -> Iterator[Progress]:
+        """Train to the end, as `refgba.runs.trainer.train_run` and with the same numbers; yields as it does."""
+        for progress in self._training.run(self.state):
+            self._lines.append(progress)
+            yield progress
 
-def _swap_bytes() -> int:
-    fields = [line.split() for line in _text(Path("/proc/meminfo")).splitlines()]
-    return sum(int(field[1]) * 1024 for field in fields if field[0] == "SwapTotal:")
-
-
-def _text(path: Path) -> str:
-    """What the system says in a file of its own; nothing where there is no such file."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
-
-
-def _largest(upto: int, fits: Callable[[int], bool]) -> int:
-    """The largest number below `upto`, which does not fit, that does; 0 if none does."""
-    low, high = 0, upto
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.3g} GiB"
+    def record(self) -> Record:
+        """What the trained run tells of itself."""
+        run, lines = self._training, tuple(self._lines)
+        origin = run.origin() | {"seconds": lines[-1].seconds}
+        return Record(run.config, run.about, forgotten(run.data), run.saving.keep, origin, lines)

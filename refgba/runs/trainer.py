@@ -30,7 +30,7 @@ from refgba.data.survey import Survey
 from refgba.errors import InputError
 from refgba.runs import checkpoints, folder, log
 from refgba.runs.folder import Record
-from refgba.runs.log import Log, Progress
+from refgba.runs.log import Log, NoLog, Progress
 from refgba.runs.signals import Stopped
 
 REMEDY = "training diverged, the run has no result: try a lower lr, and other settings nearer their defaults"
@@ -78,15 +78,17 @@ def train_run(
     data are no longer what they were; TrainingError when the loss is no longer finite, or the folder cannot be written.
     """
     saving = saving or Saving.of(config)
-    about = names | {
-        "refgba": __version__,
-        "checkpoints": asdict(saving),
-        "data": data.record() | survey.record(),
-    }
+    about = described(data, survey, names, saving)
     state = begin(backend, config, data.d)
     folder.create(out, config, about, data)
     with folder.locked(out):
-        yield from _Training(out, config, about, data, backend, saving, stop).run(state)
+        yield from Training(out, config, about, data, backend, saving, stop).run(state)
+
+
+def described(data: Activations, survey: Survey, names: dict[str, str], saving: Saving) -> dict[str, Any]:
+    """The about.json of a new run, as `train_run` has it."""
+    of_data = data.record() | survey.record()
+    return names | {"refgba": __version__, "checkpoints": asdict(saving), "data": of_data}
 
 
 def resume_run(
@@ -125,7 +127,7 @@ def resume_run(
             state = begin(backend, config, data.d)
         log.cut(path, done)
         seconds = checkpoint[1] if checkpoint else 0.0
-        yield from _Training(path, config, about, data, backend, saving, stop, done, seconds).run(state)
+        yield from Training(path, config, about, data, backend, saving, stop, done, seconds).run(state)
 
 
 def extended(config: AnyConfig, steps: int) -> AnyConfig:
@@ -137,10 +139,10 @@ def extended(config: AnyConfig, steps: int) -> AnyConfig:
 
 
 @dataclass
-class _Training:
-    """One process's part of a run, in its folder."""
+class Training:
+    """One process's part of a run: in its folder `path`, or where that is None in memory, with nothing written."""
 
-    path: Path
+    path: Path | None
     config: AnyConfig
     about: dict[str, Any]
     data: Activations
@@ -157,7 +159,7 @@ class _Training:
         self.began = time.perf_counter() - self.seconds
         rows = (self.backend.put(state, x) for x in feed.minibatches(self.data, self.config, state.t))
         try:
-            with closing(Log(self.path)) as lines, closing(prefetched(rows)) as batches:
+            with closing(Log(self.path) if self.path else NoLog()) as lines, closing(prefetched(rows)) as batches:
                 for metrics in gba.train(state, batches, self.backend.step, self.backend.adapt):
                     due = self.saving.every and state.t % self.saving.every == 0
                     if state.t % every == 0 or state.t == self.config.steps:
@@ -174,6 +176,8 @@ class _Training:
             self._save(state)  # the data failed: what was learned so far is kept
             raise
         except OSError as error:
+            if self.path is None:
+                raise
             raise TrainingError(
                 f"{self.path}: step {state.t}: {error.strerror or error}; the run is not complete, {self._resumable()}"
             ) from None
@@ -194,7 +198,7 @@ class _Training:
             seconds=time.perf_counter() - self.began,
         )
 
-    def _origin(self) -> dict[str, Any]:
+    def origin(self) -> dict[str, Any]:
         """Where a network comes from, for its state.json."""
         data = self.about["data"]
         return {
@@ -211,12 +215,14 @@ class _Training:
         for parameter, array in host.params.arrays().items():  # `_progress` sees few losses, of one step ago
             if not np.isfinite(array).all():
                 raise TrainingError(f"step {state.t}: {parameter} is not finite; {REMEDY}")
-        checkpoints.save(self.path, host, self._origin(), self.saving.keep)
+        if self.path:
+            checkpoints.save(self.path, host, self.origin(), self.saving.keep)
         self.saved = state.t
 
     def _finish(self, state: Any) -> None:
-        origin = {"step": state.t} | self._origin()
-        folder.write_network(self.path / folder.FINAL, self.backend.params(state), self.config, origin)
+        if self.path:
+            origin = {"step": state.t} | self.origin()
+            folder.write_network(self.path / folder.FINAL, self.backend.params(state), self.config, origin)
 
     def _resumable(self) -> str:
         since = f"from its checkpoint at step {self.saved}" if self.saved else "from its beginning"
