@@ -165,7 +165,7 @@ def _refuse_other_settings(index: Mapping[str, Any], trace: Trace, path: Path) -
     settings = _settings(trace)
     pairs = [("d", index.get("d", trace.d), trace.d)]
     pairs += [(name, value, settings["config"].get(name)) for name, value in config.items() if name != "dtype"]
-    others = [f"{name} is {brief(value)}, not {right}" for name, value, right in pairs if value != right]
+    others = [f"{brief(name)} is {brief(value)}, not {right}" for name, value, right in pairs if value != right]
     if others:
         raise InputError(f"{path}: made for another trace: {'; '.join(others[:5])}")
 
