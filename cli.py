@@ -210,8 +210,9 @@ def export(network: Path, out: Path, format: str) -> None:
     """
     formats.require(format)
     opened = folder.open_network(network)
-    formats.export(opened.params, opened.config, opened.provenance(), out, format)
+    rows = formats.export(opened.params, opened.config, opened.provenance(), out, format)
     console.line(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
+    console.remark(f"the network in {out} {rows}")
 
 
 @main.command("import")

@@ -7,13 +7,11 @@ train, be judged or be drawn: JSON never has a NaN, and no number is so large th
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from odd_files import at_most, device, giant, pipe
 
 from refgba import backends
 from refgba.config import GBAConfig
@@ -156,36 +154,6 @@ def test_a_damaged_record_of_a_report_is_named(run, tmp_path):
 
 
 # ---- what is no ordinary file ----------------------------------------------------------------------------------------
-
-
-def pipe(path):
-    path.unlink()
-    os.mkfifo(path)
-
-
-def device(path):
-    path.unlink()
-    path.symlink_to("/dev/zero")
-
-
-def giant(path):
-    os.truncate(path, 2**40)  # a hole: no machine has so much memory
-
-
-@contextmanager
-def at_most(seconds):
-    """Fails when the body takes longer."""
-
-    def late(_number, _frame):
-        raise AssertionError("it hangs")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 NAMES = ["config.json", "about.json", "data.safetensors", "metrics.jsonl"]

@@ -23,6 +23,7 @@ from refgba.backends.base import AnyConfig, AnyParams
 from refgba.errors import InputError
 from refgba.formats import dictionary_learning, npz, parameters, saelens
 from refgba.formats.dictionary import Dictionary
+from refgba.formats.fields import rows_taken
 from refgba.formats.trained import from_params
 from refgba.types import Activation
 
@@ -70,8 +71,8 @@ FORMATS: dict[str, Format] = {
 READERS: tuple[Format, ...] = (npz, saelens, dictionary_learning)  # the first that recognises a folder reads it
 
 
-def export(params: AnyParams, config: AnyConfig, provenance: dict[str, Any], out: Path, format: str) -> None:
-    """Write a trained network to the folder `out` in one of FORMATS, whole or not at all.
+def export(params: AnyParams, config: AnyConfig, provenance: dict[str, Any], out: Path, format: str) -> str:
+    """Write a trained network to the folder `out` in one of FORMATS, whole or not at all; says which rows it takes.
 
     provenance, anything JSON can hold, goes along.  InputError when `out` exists and is not an empty folder or cannot
     be written, when a neuron cannot be expressed (`from_params`), when the format is unknown, and for
@@ -79,7 +80,9 @@ def export(params: AnyParams, config: AnyConfig, provenance: dict[str, Any], out
     """
     require(format)
     library = FORMATS[format]
-    library.write(library.NAMES[format](from_params(params, config)), provenance, out)
+    dictionary = library.NAMES[format](from_params(params, config))
+    library.write(dictionary, provenance, out)
+    return rows_taken(dictionary)
 
 
 def require(format: str) -> None:

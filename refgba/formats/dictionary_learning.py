@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from refgba.data.files import read_json, write_new_folder
+from refgba.data.files import read_json, regular_size, write_new_folder
 from refgba.errors import InputError, brief
 from refgba.formats.dictionary import ARRAYS, Dictionary, Input
 from refgba.formats.fields import choice, count, json_bytes, k_field, note
@@ -81,6 +81,7 @@ def read(path: Path) -> Dictionary:
     kind = choice(index, "dict_class", trainer.get("dict_class"), {name: name for name in (JUMPRELU, TOPK)})
     k = count(index, "k", trainer.get("k")) if kind == TOPK else None
     names = ARRAYS if k is None else (*MODULES, "k")
+    regular_size(weights)
     try:
         tensors = torch.load(weights, map_location="cpu", weights_only=True)
         arrays = {name: tensors[name].to(torch.float32).numpy() for name in names}

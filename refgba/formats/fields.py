@@ -41,13 +41,18 @@ def shown(value: Any) -> str:
     return brief(repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}")
 
 
+def rows_taken(dictionary: Dictionary) -> str:
+    """Which rows to give to a library that has opened the dictionary, for a person."""
+    rows = "rows scaled to unit norm, which it reconstructs" if dictionary.input == "unit" else "raw activations"
+    if dictionary.input == "sqrt_d":
+        rows += "; leave out rows of zeros, which have no norm to be scaled to and become NaN"
+    return f"takes {rows}"
+
+
 def note(dictionary: Dictionary, provenance: dict[str, Any]) -> dict[str, Any]:
     """What files for other libraries say beside the numbers: which rows to give to the library, and the provenance."""
     unit = dictionary.input == "unit"
-    rows = "rows scaled to unit norm, which it reconstructs" if unit else "raw activations"
-    if dictionary.input == "sqrt_d":
-        rows += "; leave out rows of zeros, which have no norm to be scaled to and become NaN"
-    return {"refgba_input": "unit" if unit else "raw", "refgba_note": f"takes {rows}", "refgba": provenance}
+    return {"refgba_input": "unit" if unit else "raw", "refgba_note": rows_taken(dictionary), "refgba": provenance}
 
 
 def k_field(dictionary: Dictionary) -> dict[str, int]:

@@ -26,7 +26,7 @@ from refgba.data import files, store
 from refgba.errors import InputError, brief
 from refgba.oracle.comparison import TOLERANCE, compare
 from refgba.oracle.place import Starts
-from refgba.oracle.recording import Trace, record, state_arrays
+from refgba.oracle.recording import LARGEST, Trace, record, state_arrays
 from refgba.oracle.report import Report
 from refgba.oracle.stepwise import QUANTITIES, Value
 from refgba.oracle.validation import checked_trace
@@ -165,21 +165,21 @@ def _refuse_other_settings(index: Mapping[str, Any], trace: Trace, path: Path) -
     settings = _settings(trace)
     pairs = [("d", index.get("d", trace.d), trace.d)]
     pairs += [(name, value, settings["config"].get(name)) for name, value in config.items() if name != "dtype"]
-    others = [f"{name} is {brief(value)}, not {right}" for name, value, right in pairs if value != right]
+    others = [f"{brief(name)} is {brief(value)}, not {right}" for name, value, right in pairs if value != right]
     if others:
         raise InputError(f"{path}: made for another trace: {'; '.join(others[:5])}")
 
 
 def _arrays(path: Path) -> tuple[dict[str, Value], bool]:
     """The arrays of a file, those in bfloat16 as float32, and whether there are such."""
+    if files.regular_size(path) > LARGEST:
+        raise InputError(f"{path}: larger than {LARGEST:,} bytes, as no trace is")
     try:
         with safe_open(path, framework="numpy") as file:
             names = list(file.keys())
             narrow = [name for name in names if file.get_slice(name).get_dtype() == "BF16"]
             arrays = {name: file.get_tensor(name) for name in names if name not in narrow}
         return arrays | _widened(path, narrow), bool(narrow)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
     except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: no such dtype in NumPy
         raise InputError(f"{path}: cannot be read as safetensors of NumPy's dtypes ({brief(error)})") from None
 
@@ -188,7 +188,7 @@ def _widened(path: Path, names: list[str]) -> dict[str, Value]:
     """Arrays in bfloat16, which NumPy lacks, as float32 of the same values."""
     if not names:
         return {}
-    data = path.read_bytes()
+    data = files.read_file(path, LARGEST)
     begin = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:begin])  # safe_open has checked it
     arrays = {}

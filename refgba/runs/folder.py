@@ -160,11 +160,9 @@ def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activat
 
 def read_config(path: Path) -> AnyConfig:
     """The settings in the config.json of a run; InputError, naming the file, when it is not as it was written."""
-    require_file(path / CONFIG, files.LARGEST_JSON)
+    data = files.read_file(path / CONFIG, files.LARGEST_JSON)
     try:
-        return config_from_json((path / CONFIG).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path / CONFIG}: cannot be read ({error.strerror or error})") from None
+        return config_from_json(data.decode())
     except ValueError as error:  # an InputError, or no text
         raise InputError(f"{path / CONFIG}: {error}") from None
 

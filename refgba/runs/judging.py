@@ -178,7 +178,8 @@ def save(
     The file appears whole or not at all, in folders that are made: InputError if it cannot be written or no row was
     seen.
     """
-    files.write_output(path, to_safetensors(arrays(evaluation, row), metadata=about))
+    text = {name: value.encode(errors="backslashreplace").decode() for name, value in about.items()}  # names of files
+    files.write_output(path, to_safetensors(arrays(evaluation, row), metadata=text))
 
 
 def load(
@@ -188,8 +189,7 @@ def load(
 
     InputError, naming the file, for one that is damaged or of another network than that of the config.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    files.regular_size(path)
     try:
         with safe_open(path, framework="numpy") as file:
             names = [*ARRAYS, *(name for name in TOP if name in set(file.keys()))]

@@ -32,6 +32,7 @@ class Launch:
     """A run that is ready to train.
 
     steps: what trains, given what is asked after each step whether to stop, as `refgba.runs.trainer.train_run`.
+    remarks: what a user should know of the data.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Launch:
     data: Activations
     backend: Backend
     steps: Callable[[Callable[[], int]], Iterator[Progress]]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,12 @@ class Plan:
         drop_zero_rows: bool = False,
         tick: Callable[[int], object] = id,
         drop_below: float = 0.0,
-        say: Say = id,
     ) -> Launch:
         """The run on these data, all of which are read and checked first; InputError as `survey`."""
         data, surveyed = survey(data, self.config.master, drop_zero_rows, tick, drop_below)
         self.refuse_batch(len(data))
-        for remark in surveyed.remarks():
-            say(remark)
         steps = partial(train_run, data, surveyed, self.config, self.backend, self.names, self.path, self.saving)
-        return Launch(self.path, self.config, data, self.backend, steps)
+        return Launch(self.path, self.config, data, self.backend, steps, tuple(surveyed.remarks()))
 
     def refuse_batch(self, rows: int) -> None:
         """InputError where a batch is more than all rows to train on."""
@@ -120,7 +119,10 @@ def begin(
     activations = open_activations(data)
     planned = plan(path, request, activations.d, say)
     with counting("checking", len(activations)) as tick:
-        return planned.launch(activations, drop_zero_rows, tick, drop_below, say)
+        launch = planned.launch(activations, drop_zero_rows, tick, drop_below)
+    for remark in launch.remarks:
+        say(remark)
+    return launch
 
 
 def go_on(path: Path, data: Path | None, request: Request, say: Say = id) -> Launch:

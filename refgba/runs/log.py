@@ -16,7 +16,7 @@ from refgba.config import LARGEST
 from refgba.data import files
 from refgba.errors import InputError
 from refgba.runs.folder import METRICS
-from refgba.runs.schema import Damaged, Table, number, optional, require, require_file, whole
+from refgba.runs.schema import Damaged, Table, number, optional, require, whole
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,13 @@ def cut(run: Path, step: int) -> None:
 
     A last line without its end goes too.  Damaged, naming the line, for one that is no record of a step.
     """
-    path = run / METRICS
-    require_file(path, LARGEST_LOG)
+    path, end = run / METRICS, 0
     if not path.exists():
         return
-    end = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n") or _parse(path, number, line)["step"] > step:
-                break
-            end += len(line)
+    for place, line in enumerate(_lines(path), 1):
+        if _parse(path, place, line)["step"] > step:
+            break
+        end += len(line) + 1
     os.truncate(path, end)
 
 
@@ -109,15 +106,14 @@ def read(run: Path) -> list[dict[str, Any]]:
     record of a step.
     """
     path = run / METRICS
-    require_file(path, LARGEST_LOG)
     if not path.exists():
         return []
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    lines = text.split(b"\n")[:-1]  # what no newline ends was being written
-    return [_parse(path, number, line) for number, line in enumerate(lines, 1)]
+    return [_parse(path, place, line) for place, line in enumerate(_lines(path), 1)]
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a log, but for what no newline ends: it was being written."""
+    return files.read_file(path, LARGEST_LOG).split(b"\n")[:-1]
 
 
 def _parse(path: Path, place: int, line: bytes) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from refgba.backends.base import AnyConfig
 from refgba.baselines import METHODS, chosen, flag
 from refgba.config import Settings, settings_from_json
+from refgba.data.files import LARGEST_JSON
 from refgba.errors import InputError
 from refgba.recipe import FIXED, derive
 
@@ -75,9 +76,13 @@ class Request:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that a JSON file names; InputError, naming the file, for anything else."""
+    """The settings that a JSON file, or a pipe such as a shell makes, names; InputError, naming it, for all else."""
     try:
-        return settings_from_json(path.read_text(encoding="utf-8-sig"))  # some editors begin with a byte order mark
+        with path.open("rb") as file:
+            data = file.read(LARGEST_JSON + 1)
+        if len(data) > LARGEST_JSON:
+            raise InputError(f"larger than {LARGEST_JSON:,} bytes")
+        return settings_from_json(data.decode("utf-8-sig"))  # some editors begin with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     except InputError as error:
