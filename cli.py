@@ -57,7 +57,8 @@ def demo_command(out: Path | None, rows: int, weights: str, as_json: bool, reque
 
     n = 128 features in d = 42 dimensions; half of the rows hold 3 of them, half hold 20.  --seed sets data and weights.
     """
-    run = demo.begin(out or launch.free_folder(Path("runs/demo")), rows, weights, request, console.remark)
+    out = out or launch.free_folder(Path("runs/demo"))
+    run = demo.begin(out, rows, weights, request, console.remark, console.waiting)
     console.train(run.launch)
     result = run.result()
     if as_json:
@@ -85,9 +86,9 @@ def train(
     """
     if resume is not None:
         request.refuse_to_resume(**{"-o": out is not None, "--drop-zero-rows": drop_zero_rows})
-        run = launch.go_on(resume, data, request, console.remark)
+        run = launch.go_on(resume, data, request, console.remark, console.waiting)
     elif data is not None and out is not None:
-        run = launch.begin(out, data, request, drop_zero_rows, console.counting, console.remark)
+        run = launch.begin(out, data, request, drop_zero_rows, console.counting, console.remark, console.waiting)
     else:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
     if not console.train(run):
