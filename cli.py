@@ -28,6 +28,7 @@ from refgba.recipe import RECIPES
 from refgba.report.gather import gather
 from refgba.runs import console, demo, folder, judging, launch
 from refgba.runs.options import json_option, request_options
+from refgba.runs.sections import Sectioned
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
 
@@ -46,7 +47,7 @@ def main() -> None:
     """
 
 
-@main.command("demo")
+@main.command("demo", cls=Sectioned)
 @click.option("-o", "--out", type=Path, help="folder of the run  [default: runs/demo, or the first free runs/demo-N]")
 @click.option("--rows", default=50_000, help="rows of data to train on")
 @click.option("--weights", type=click.Choice(list(model.WEIGHTS)), default="constant", help="law of the entries of H")
@@ -66,15 +67,17 @@ def demo_command(out: Path | None, rows: int, weights: str, as_json: bool, reque
     return console.show_demo(run, result)
 
 
-@main.command()
+@main.command(cls=Sectioned)
 @click.argument("data", type=Path, required=False)
 @click.option("-o", "--out", type=Path, help="folder of the run")
 @click.option("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; --steps extends it")
+@click.option("--dry-run", is_flag=True, help="only show settings, time and memory of the run; -o can be left out")
 @click.option("--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them")
 @request_options
 @json_option
 def train(
-    data: Path | None, out: Path | None, resume: Path | None, drop_zero_rows: bool, as_json: bool, request: Request
+    data: Path | None, out: Path | None, resume: Path | None, dry_run: bool, drop_zero_rows: bool, as_json: bool,
+    request: Request,
 ) -> None:  # fmt: skip
     """Train on DATA and write the run to the folder -o.
 
@@ -83,25 +86,23 @@ def train(
 
     A run that was stopped or killed goes on with --resume, to the same result to the bit; DATA is then needed only if
     it has moved.
+
+    \b
+    refgba train activations.npy -o runs/mine --width 4096
+    refgba train --resume runs/mine --steps 8000
     """
     if resume is not None:
-        request.refuse_to_resume(**{"-o": out is not None, "--drop-zero-rows": drop_zero_rows})
+        request.refuse_to_resume(**{"-o": out is not None, "--drop-zero-rows": drop_zero_rows, "--dry-run": dry_run})
         run = launch.go_on(resume, data, request, console.remark, console.waiting)
+    elif data is not None and dry_run:
+        return console.show_rehearsal(launch.rehearse(out, data, request, console.remark, console.waiting), as_json)
     elif data is not None and out is not None:
         run = launch.begin(out, data, request, drop_zero_rows, console.counting, console.remark, console.waiting)
     else:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
-    if not console.train(run):
-        console.remark(f"the run has done its {run.config.steps} steps; --steps extends it")
+    console.train(run)
     result = judging.judge_trained(run.path, run.data, run.backend, console.counting)
-    if as_json:
-        return click.echo(json.dumps(result))
-    console.show_result(result)
-    console.line(
-        f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  "
-        f"On other data: {console.program()} evaluate {run.path} DATA"
-    )
-    return None
+    return console.show_trained(run, result, as_json)
 
 
 @main.command()

@@ -68,7 +68,7 @@ def test_the_demo_is_judged_on_rows_it_was_not_trained_on(cli, tmp_path):
 
 @pytest.mark.parametrize("command", ["demo", "train"])
 def test_every_setting_is_a_flag(cli, command):
-    text = cli(command, "--help").stdout
+    text = cli(command, "--help-all").stdout
     for field in fields(GBAConfig):
         assert f"--{field.name.replace('_', '-')} " in text, field.name
 

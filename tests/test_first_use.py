@@ -8,15 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from commands import QUICK, last_json
+from click.testing import CliRunner
+from commands import QUICK, assert_one_line, last_json
 
 from refgba import backends
 from refgba.baselines import METHODS
+from refgba.cli import main
 from refgba.config import BaselineConfig, GBAConfig
 from refgba.data.activations import open_activations
 from refgba.errors import InputError
 from refgba.recipe import default
-from refgba.runs import console, forecast, trainer
+from refgba.runs import console, forecast, sections, trainer
 
 SHORT = QUICK[: QUICK.index("--backend")]
 
@@ -182,3 +184,80 @@ def test_durations_are_told_in_words(seconds, words):
 def test_a_rate_at_which_training_diverges_is_timed_all_the_same(data):
     config = replace(default(42, width=24, groups=3, steps=30, batch=32), lr=1e300)
     assert forecast.forecast(config, backends.load("numpy"), open_activations(data)).seconds < 60
+
+
+# ---- help, and a run that only says what it would do -----------------------------------------------------------------
+
+
+def wanted(command):
+    """The flags of a command, without short forms."""
+    return {flag for p in main.commands[command].params for flag in p.opts if flag.startswith("--")}
+
+
+@pytest.mark.parametrize("command", ["train", "demo"])
+def test_help_fits_two_screens_and_names_the_sections_with_more(command):
+    result = CliRunner().invoke(main, [command, "--help"], terminal_width=80, env={"COLUMNS": "80"})
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 48
+    assert max(map(len, lines)) <= 80
+    assert "Essentials:" in lines
+    words = " ".join(result.stdout.split())
+    for name in sections.SECTIONS[1:]:
+        assert f"{name} (" in words
+        assert f"{name}:" not in lines
+    for flag in ("--out", "--width", "--steps", "--backend", "--dtype", "--seed", "--help-all", "--help"):
+        assert f"{flag} " in result.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "demo"])
+def test_all_help_has_every_flag_once_under_a_heading(command):
+    text = CliRunner().invoke(main, [command, "--help-all"], terminal_width=100).stdout
+    flags = text[text.index("Essentials:") :]
+    assert [line[:-1] for line in flags.splitlines() if line and line[0] != " "] == list(sections.SECTIONS)
+    named = [
+        line.split()[0 if line.strip().startswith("--") else 1] for line in flags.splitlines() if line[:3] == "  -"
+    ]
+    assert sorted(named) == sorted(wanted(command) | {"--help"})
+
+
+@pytest.mark.parametrize(
+    ("name", "heading"),
+    [
+        ("width", "Essentials"), ("keep", "Run"), ("drop_zero_rows", "Run"), ("gamma_plus", "GBA"),
+        ("hold", "Ours, beyond the paper"), ("k", "Baselines"), ("lr_decay", "Optimiser"), ("beta1", "Optimiser"),
+    ],
+)  # fmt: skip
+def test_each_flag_has_its_section(name, heading):
+    assert sections.section(name) == heading
+
+
+def test_the_help_of_train_has_two_examples_that_parse():
+    lines = CliRunner().invoke(main, ["train", "--help"]).stdout.splitlines()
+    examples = [line.split()[1:] for line in lines if line.startswith("  refgba train ")]
+    assert len(examples) == 2
+    for _, *arguments in examples:
+        main.commands["train"].make_context("train", arguments)
+
+
+@pytest.mark.parametrize("out", [[], ["-o", "run"]], ids=["no folder", "a folder"])
+def test_a_dry_run_tells_settings_time_and_memory_and_writes_nothing(cli, data, tmp_path, out):  # noqa: ARG001
+    before = sorted(tmp_path.rglob("*"))
+    shown = cli("train", "x.npy", *out, *QUICK, "--dry-run")
+    assert shown.exit_code == 0, shown.stderr
+    assert "width        24" in shown.stdout
+    assert "30 steps of 32 rows; numpy in float64 takes about" in shown.stdout
+    assert "Nothing was written" in shown.stdout
+    told = last_json(cli("train", "x.npy", *out, *QUICK, "--dry-run", "--json"))
+    assert set(told) == {"backend", "rows", "d", "seconds", "bytes", "config"}
+    assert (told["backend"], told["rows"], told["d"], told["config"]["width"]) == ("numpy", 500, 42, 24)
+    assert told["seconds"] < 60
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_refuses_what_a_run_would(cli, data):
+    assert cli("train", data, "-o", "run", *QUICK).exit_code == 0
+    assert_one_line(cli("train", data, "-o", "run", *QUICK, "--dry-run"), "run: already holds a run")
+    assert_one_line(cli("train", data, *QUICK, "--dry-run", "--lr", "-1"), "lr must not be negative")
+    assert_one_line(cli("train", "none.npy", "--dry-run"), "none.npy: no such file")
+    assert_one_line(cli("train", "--resume", "run", "--dry-run"), "--dry-run cannot be given with --resume")

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,32 @@ def waiting(text: str) -> Iterator[None]:
         thread.join()
 
 
+def show_rehearsal(run: Launch, as_json: bool) -> None:
+    """The settings of a `refgba.runs.launch.rehearse`, and the time and memory that its run is expected to take."""
+    with waiting("Timing a few steps"):
+        expected = forecast(run.config, run.backend, run.data)
+    if as_json:
+        facts = {"backend": run.name, "rows": len(run.data), "d": run.data.d}
+        click.echo(json.dumps(facts | asdict(expected) | {"config": asdict(run.config)}))
+        return
+    for name, value in asdict(run.config).items():
+        line(f"{name:12} {value}")
+    line(what(run, expected))
+    line("Nothing was written, and the rows were not read: this was a dry run.")
+
+
+def show_trained(run: Launch, result: dict[str, Any], as_json: bool) -> None:
+    """What a run ended in, where it is, and how to go on."""
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    show_result(result)
+    line(
+        f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  "
+        f"On other data: {program()} evaluate {run.path} DATA"
+    )
+
+
 def foretell(run: Launch) -> None:
     """One line on what is going to be trained, and what time and memory are expected; nothing where all is done."""
     if run.done < run.config.steps:
@@ -166,7 +193,7 @@ def what(run: Launch, expected: Forecast) -> str:
 
 
 def train(run: Launch) -> int:
-    """Train with a progress bar; returns the last step that was taken, 0 where all had been."""
+    """Train with a progress bar; returns the last step that was taken, 0 where all had been, which is told."""
     last = 0
     foretell(run)
     with (
@@ -178,6 +205,8 @@ def train(run: Launch) -> int:
         for progress in run.steps(stop):
             bar.update(progress.step - last, progress)
             last = progress.step
+    if not last:
+        remark(f"the run has done its {run.config.steps} steps; --steps extends it")
     return last
 
 

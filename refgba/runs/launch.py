@@ -22,7 +22,7 @@ from refgba.errors import InputError
 from refgba.runs import checkpoints, folder
 from refgba.runs.judging import Counting, silent
 from refgba.runs.log import Progress
-from refgba.runs.settings import Request, remarks
+from refgba.runs.settings import CUSTOMARY, Request, remarks
 from refgba.runs.trainer import Saving, extended, resume_run, train_run
 
 Say = Callable[[str], object]  # It is told a remark.
@@ -65,13 +65,13 @@ class Plan:
 
 
 def customary(request: Request) -> tuple[Request, dict[str, Any]]:
-    """A request made on the command line, and the settings that are the defaults there: the backend AUTO, and float32.
+    """A request of the command line, and the settings that are defaults there: the backend AUTO, and CUSTOMARY.
 
     The paper's recipe keeps to the paper in this too: numpy and float64, as the reference.
     """
     if request.recipe == "paper":
         return request, {}
-    return replace(request, backend=request.backend or backends.AUTO), {"dtype": "float32"}
+    return replace(request, backend=request.backend or backends.AUTO), dict(CUSTOMARY)
 
 
 def plan(
@@ -131,6 +131,22 @@ def begin(
     planned = plan(path, request, activations.d, say, waiting, **defaults)
     with counting("checking", len(activations)) as tick:
         return planned.launch(activations, drop_zero_rows, tick)
+
+
+def rehearse(
+    path: Path | None, data: Path, request: Request, say: Say = id, waiting: Waiting = nullcontext
+) -> Launch:  # fmt: skip
+    """The run that `begin` would make ready, but with no steps: its rows are not read, and nothing is written.
+
+    InputError as `plan`; without a path no folder is looked at.
+    """
+    activations = open_activations(data)
+    request, defaults = customary(request)
+    choices = choose(request, activations.d, say, waiting, **defaults)
+    if path is not None:
+        folder.refuse_existing(path)
+    name = choices.names["backend"]
+    return Launch(path or Path(), choices.config, activations, choices.backend, lambda _stop: iter(()), name)
 
 
 def go_on(
