@@ -161,7 +161,7 @@ def report_command(
 
 @main.command()
 @click.argument("names", nargs=-1, metavar="[NAME...]")
-@click.option("--quick", "scale", flag_value="quick", default="quick", help="about a minute each")
+@click.option("--quick", "scale", flag_value="quick", default="quick", help="half a minute to some minutes each")
 @click.option("--full", "scale", flag_value="full", help="several minutes each")
 @click.option("-o", "--out", type=Path, default="experiments", help="folder for JSON, PNG and the page")
 @click.option("--backend", default="numpy", help="what computes; see `refgba backends`")

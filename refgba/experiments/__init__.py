@@ -108,6 +108,7 @@ def reproduce(
         outcomes[name] = run(name, scale, backend, tick, data)
         write(outcomes[name], out)
         done(outcomes[name])
+        tick(f"{name} took {outcomes[name].data['seconds']:.0f} s")
     shown = outcomes | earlier
     files.write(out / PAGE, page([shown[name] for name in NAMES if name in shown]).encode(errors="backslashreplace"))
     return list((outcomes or earlier).values())
