@@ -17,9 +17,10 @@ from refgba.backends.base import AnyConfig, Backend
 from refgba.baselines import METHODS
 from refgba.errors import InputError
 
-__all__ = ["NAMES", "Backend", "begin", "load", "load_for", "status"]
+__all__ = ["AUTO", "NAMES", "Backend", "automatic", "begin", "load", "load_for", "status"]
 
 NAMES = ("numpy", "numba", "cupy")
+AUTO = "auto"  # a value of `--backend` that stands for one of them: `automatic`
 
 _tried: set[tuple[str, str, str, bool]] = set()  # what `_try` was called with, and went well
 
@@ -109,6 +110,15 @@ def load(name: str, dtype: str | None = None, method: str = "gba", trains: bool 
 def load_for(name: str, config: AnyConfig, trains: bool = True) -> Backend:
     """`load` for the method and the dtype of a run's settings."""
     return load(name, config.dtype, config.method, trains)
+
+
+def automatic(config: AnyConfig) -> tuple[str, str | None]:
+    """The backend that AUTO means: numba where it can run a training of these settings, else numpy, and then why."""
+    try:
+        load_for("numba", config)
+    except InputError as error:
+        return "numpy", str(error)
+    return "numba", None
 
 
 def begin(backend: Backend, config: AnyConfig, d: int) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-QUICK = ["--width", "24", "--groups", "3", "--steps", "30", "--batch", "32"]
+REFERENCE = ["--backend", "numpy", "--dtype", "float64"]
+QUICK = ["--width", "24", "--groups", "3", "--steps", "30", "--batch", "32", *REFERENCE]
 
 
 def last_json(result):

@@ -41,7 +41,7 @@ def test_a_setting_that_numba_cannot_take_is_one_line_with_its_cure_and_leaves_n
     assert why in reason
     assert cure in reason
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((100, 5)))
-    trained = refgba_in(settings, "train", tmp_path / "x.npy", "-o", tmp_path / "run", "--backend", "numba", *QUICK)
+    trained = refgba_in(settings, "train", tmp_path / "x.npy", "-o", tmp_path / "run", *QUICK, "--backend", "numba")
     assert (trained.returncode, trained.stderr) == (2, f"Error: backend 'numba' cannot run here: {reason}\n")
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 
@@ -128,7 +128,7 @@ def test_what_fails_at_first_use_is_one_line_and_leaves_no_run(cli, data, monkey
         raise failure
 
     monkeypatch.setattr(f"refgba.backends.{where}", fail)
-    result = cli("train", data, "-o", "run", "--backend", "numba", *QUICK)
+    result = cli("train", data, "-o", "run", *QUICK, "--backend", "numba")
     assert_one_line(result, f"backend 'numba' cannot run here: its first use fails ({type(failure).__name__}")
     assert not Path("run").exists()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from commands import REFERENCE
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -211,7 +212,7 @@ def test_a_run_that_cannot_be_judged_for_memory_is_said_to_be_complete(tmp_path,
     monkeypatch.setattr(Evaluation, "update", fails)
     np.save(tmp_path / "x.npy", rows())
     command = ["train", str(tmp_path / "x.npy"), "-o", str(tmp_path / "run"), "--steps", "3", "--width", "12"]
-    result = CliRunner().invoke(main, [*command, "--groups", "3", "--batch", "8"])
+    result = CliRunner().invoke(main, [*command, "--groups", "3", "--batch", "8", *REFERENCE])
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == (
         f"Error: not enough memory (Unable to allocate 1. GiB; training is done and {tmp_path / 'run' / 'final'} "

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 
-from refgba.experiments import balance, cooccurrence, frontier, imbalanced, nongaussian, resonance, width
+from refgba import experiments
+from refgba.experiments import NAMES, balance, cooccurrence, frontier, imbalanced, nongaussian, resonance, width
+from refgba.experiments.outcome import grade
 
 
 def band(p, low, high):
@@ -19,7 +22,7 @@ def band(p, low, high):
 
 def made_up_resonance(data, heavy, k_low, k_high):
     """Maps with a wide band where d is large, the given one where it is small, and edges that move as n^k."""
-    data = deepcopy(data)
+    data = deepcopy(data) | {"scale": "full"}
     p = np.geomspace(1e-4, 1, 41).tolist()
     for key in ("modified d", "ba d"):
         m = data[key]
@@ -118,7 +121,7 @@ def test_nongaussian_is_judged_by_incoherence(outcomes):
         return found | {"Modified BA": [[modified] * 4] * 2, "GBA": [[gba] * 4] * 2}
 
     def judged(**laws):
-        return nongaussian.verdict(outcomes["nongaussian"].data | {"threshold": 0.5, "laws": laws})
+        return nongaussian.verdict(outcomes["nongaussian"].data | {"scale": "full", "threshold": 0.5, "laws": laws})
 
     verdict = judged(a=law(0.4, 1, 1), b=law(0.8, 0, 1))
     assert verdict.startswith("Reproduced: of the laws with max |cos| up to 0.50 (a) Modified BA loses none; GBA")
@@ -165,3 +168,34 @@ def test_the_table_of_the_paper_is_judged_by_its_claims():
     assert "begun as the features it keeps 20.0 / 10.0%" in said
     worse = frr | {"GBA": [[0.9, 0.5]]}
     assert imbalanced.verdict({"frr": worse}).startswith("Reproduced in part: at cosine 0.8 / 0.9 GBA recovers 90.0")
+
+
+# ---- what a quick run cannot resolve ---------------------------------------------------------------------------------
+
+CLAIMS = [(name, claim) for name in NAMES for claim in getattr(experiments.load(name), "BEYOND_QUICK", ())]
+
+
+@pytest.mark.parametrize(("name", "claim"), CLAIMS)
+def test_a_claim_that_a_quick_run_cannot_resolve_is_neither_yes_nor_no(outcomes, name, claim):
+    experiment, data = experiments.load(name), outcomes[name].data
+    quick, full = (experiment.verdict(data | {"scale": scale}) for scale in ("quick", "full"))
+    assert quick.claims[claim] is None
+    assert full.claims[claim] in (True, False)
+    settled = {c: holds for c, holds in quick.claims.items() if holds is not None}
+    assert settled == {c: full.claims[c] for c in settled}
+    assert quick.partition(": ")[2] == full.partition(": ")[2]
+    text = experiments.page([replace(outcomes[name], verdict=quick)])
+    assert f"<td>{claim.replace(chr(39), '&#x27;')}</td><td>not resolved</td>" in text
+    assert f"{list(quick.claims.values()).count(None)} not resolved:</strong>" in text
+
+
+@pytest.mark.parametrize(
+    ("claims", "words"),
+    [
+        ((True, True), "Reproduced"), ((True, False), "Reproduced in part"), ((False, False), "Not reproduced"),
+        ((True, None), "Reproduced as far as resolved"), ((True, False, None), "Reproduced in part"),
+        ((False, None), "Not reproduced"), ((None, None), "Not resolved"),
+    ],
+)  # fmt: skip
+def test_the_grade_counts_only_what_was_resolved(claims, words):
+    assert grade(dict(enumerate(claims))) == words

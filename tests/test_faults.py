@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import REFERENCE
 
 from refgba import backends
 from refgba.config import GBAConfig
@@ -28,7 +29,7 @@ from refgba.runs.trainer import Saving, TrainingError, resume_run, train_run
 ROOT = Path(__file__).parent.parent
 NUMPY = backends.load("numpy")
 CONFIG = GBAConfig(width=12, groups=3, steps=60, batch=16, adapt_every=4, lr=0.01, a_init=0.3)
-QUICK = ["--width", "12", "--groups", "3", "--batch", "16", "--steps", "60"]
+QUICK = ["--width", "12", "--groups", "3", "--batch", "16", "--steps", "60", *REFERENCE]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from commands import REFERENCE
 from safetensors.numpy import save_file
 
 from refgba import backends, gba, recipe, sae
@@ -53,7 +54,7 @@ def test_the_network_read_has_the_codes_and_reconstructions_of_the_one_saved(
 
 
 def test_import_makes_a_dictionary_that_is_judged_as_the_run_itself(cli, data, tmp_path):
-    done = cli("train", data, "-o", "run", "--steps", 20, "--width", 32, "--batch", 64, "--backend", "numpy")
+    done = cli("train", data, "-o", "run", "--steps", 20, "--width", 32, "--batch", 64, *REFERENCE)
     assert done.exit_code == 0, done.output
     saved(tmp_path / "port.npz", open_network(tmp_path / "run").params.arrays())
     assert cli("import", "port.npz", "-o", "port").exit_code == 0

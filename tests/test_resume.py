@@ -16,6 +16,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from commands import REFERENCE
 from engines import ENGINES, engine
 
 from refgba import backends, gba, recipe
@@ -191,7 +192,7 @@ def test_only_one_process_trains_in_a_folder(X, tmp_path):
 
 
 def test_data_that_moved_is_named_and_data_that_grew_is_the_same(cli, X, tmp_path):
-    quick = ["--width", 12, "--groups", 3, "--batch", 16, "--steps", 30]
+    quick = ["--width", 12, "--groups", 3, "--batch", 16, "--steps", 30, *REFERENCE]
     assert cli("train", X, "-o", "run", *quick).exit_code == 0
     X.rename(tmp_path / "y.npy")
     result = cli("train", "--resume", "run", "--steps", 40)
@@ -201,7 +202,7 @@ def test_data_that_moved_is_named_and_data_that_grew_is_the_same(cli, X, tmp_pat
 
 @pytest.mark.parametrize("steps", [[], ["--steps", 40]], ids=["finished", "extended"])
 def test_where_data_moved_to_is_remembered(cli, X, tmp_path, steps):
-    quick = ["--width", 12, "--groups", 3, "--batch", 16, "--steps", 30]
+    quick = ["--width", 12, "--groups", 3, "--batch", 16, "--steps", 30, *REFERENCE]
     assert cli("train", X, "-o", "run", *quick).exit_code == 0
     (tmp_path / "b").mkdir()
     X.rename(tmp_path / "b" / "x.npy")
@@ -217,7 +218,8 @@ def test_where_data_moved_to_is_remembered(cli, X, tmp_path, steps):
 
 
 def test_resuming_through_the_command_line_keeps_the_runs_settings(cli, X):
-    quick = ["--width", 12, "--groups", 3, "--batch", 16, "--steps", 30, "--checkpoint-every", 10, "--keep", 5]
+    quick = ["--width", 12, "--groups", 3, "--batch", 16, "--steps", 30, *REFERENCE]
+    quick += ["--checkpoint-every", 10, "--keep", 5]
     assert cli("train", X, "-o", "run", *quick).exit_code == 0
     assert len(checkpoints.found(Path("run"))) == 3
     again = cli("train", "--resume", "run")
@@ -254,7 +256,7 @@ def refgba(*arguments, **more):
 
 def killed(tmp_path, X, kills, saving, *flags):
     """Kill a run again and again; then it must be as one that was not, and nothing of its folder damaged or left."""
-    settings = ["--batch", 16, "--groups", 3, "--checkpoint-every", 20, *flags]
+    settings = ["--batch", 16, "--groups", 3, "--checkpoint-every", 20, *REFERENCE, *flags]
     arguments = [str(a) for a in ("train", X, *settings)]
     told = tmp_path / "settings.json"
     run = str(tmp_path / "killed")

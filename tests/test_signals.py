@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import REFERENCE
 
 from refgba.runs import checkpoints, folder
 from refgba.runs.signals import Steady
 
 ROOT = Path(__file__).parent.parent
-ENDLESS = ["--steps", 10**6, "--width", 12, "--groups", 3, "--checkpoint-every", 0]
+ENDLESS = ["--steps", 10**6, "--width", 12, "--groups", 3, "--checkpoint-every", 0, *REFERENCE]
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_hangup_that_nohup_ignores_is_ignored(X, tmp_path):
 def test_training_goes_on_when_nobody_reads_its_progress(X, tmp_path, lost):
     ours, theirs = os.openpty() if lost == "stderr" else os.pipe()
     run = tmp_path / "run"
-    settings = ["--steps", 8000, "--width", 12, "--groups", 3]
+    settings = ["--steps", 8000, "--width", 12, "--groups", 3, *REFERENCE]
     with refgba("train", X, "-o", run, *settings, stderr=theirs) as process:
         os.close(theirs)
         wait_for_training(process, run)

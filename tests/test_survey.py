@@ -116,7 +116,7 @@ def test_verify_counts_what_it_checked(tmp_path):
 )
 def test_verify_takes_what_train_takes_and_refuses_what_it_refuses(tmp_path, stored, size, dtype):
     path = npy(tmp_path / "x.npy", (rows(64).astype(np.float64) * size).astype(stored))
-    short = ["--steps", "1", "--width", "8", "--groups", "2", "--batch", "8"]
+    short = ["--steps", "1", "--width", "8", "--groups", "2", "--batch", "8", "--backend", "numpy"]
     verified, trained = (
         CliRunner().invoke(main, [*arguments, "--dtype", dtype])
         for arguments in (["data", "verify", str(path)], ["train", str(path), "-o", str(tmp_path / "run"), *short])

@@ -108,6 +108,7 @@ def reproduce(
         outcomes[name] = run(name, scale, backend, tick, data)
         write(outcomes[name], out)
         done(outcomes[name])
+        tick(f"{name} took {outcomes[name].data['seconds']:.0f} s")
     shown = outcomes | earlier
     html_text = page([shown[name] for name in NAMES if name in shown])
     files.write_output(out / PAGE, html_text.encode(errors="backslashreplace"))
@@ -153,13 +154,15 @@ def page(outcomes: Sequence[Outcome]) -> str:
 def _graded(verdict: Verdict) -> Html:
     """A verdict, its grade in bold."""
     grade, _, sentence = verdict.partition(":")
-    count = f", {sum(verdict.claims.values())} of {len(verdict.claims)}:"
+    told = list(verdict.claims.values())
+    open_ = f", {told.count(None)} not resolved" * (None in told)
+    count = f", {told.count(True)} of {len(told)}{open_}:"
     return join(element("strong", grade, count), sentence)
 
 
 def _claims(verdict: Verdict) -> Html:
     """The claims that the grade counts, and which of them hold."""
-    marks = {True: "yes", False: "no"}
+    marks = {True: "yes", False: "no", None: "not resolved"}
     return table(
         ("the claim", "so here"), [(claim, marks[holds]) for claim, holds in verdict.claims.items()], heads=False
     )

@@ -20,7 +20,7 @@ from refgba.experiments.drawing import Picture
 from refgba.experiments.measures import TAU
 from refgba.experiments.outcome import Outcome, Verdict
 
-Scale = Literal["quick", "full"]  # A quick run takes about a minute on one core, a full one several.
+Scale = Literal["quick", "full"]  # A quick run takes from half a minute to some minutes on one core, a full one longer.
 Tick: TypeAlias = Callable[[str], object]  # It is told what is being computed, one line at a time.
 
 

@@ -15,7 +15,7 @@ from refgba.config import BaselineConfig
 from refgba.experiments import drawing, training
 from refgba.experiments.drawing import Picture
 from refgba.experiments.experiment import Tick
-from refgba.experiments.outcome import Verdict
+from refgba.experiments.outcome import Verdict, resolved
 from refgba.runs.accumulate import Evaluation
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ class Sizes:
     seeds: int
 
 
+AS_WELL = "{} reconstructs at least as well as TopK and BatchTopK at its L0"
+BETTER = "{} reconstructs better than L1 and BA"
+BEYOND_QUICK = (AS_WELL.format("GBA, tied"), BETTER.format("GBA, tied"))  # The quick run is short, on few rows.
 SIZES = {
     "quick": Sizes(
         width=512, steps=500, k=(16, 64), htf=(0.01, 0.04), l1=(0.02, 0.08), jumprelu=(0.001, 0.004),
@@ -138,8 +141,8 @@ def verdict(data: dict[str, Any]) -> Verdict:
     for method in GBA:
         top, other = against(data, method, ("topk", "batchtopk")), against(data, method, ("l1", "BA"))
         claims |= {
-            f"{method} reconstructs at least as well as TopK and BatchTopK at its L0": top <= 1,
-            f"{method} reconstructs better than L1 and BA": other < 1,
+            AS_WELL.format(method): top <= 1,
+            BETTER.format(method): other < 1,
         }
         [(l0, fvu)] = best(data, method)
         dead = np.mean([p["dead"] for p in data["points"] if p["method"] == method])
@@ -147,7 +150,9 @@ def verdict(data: dict[str, Any]) -> Verdict:
             f"{method} has FVU {fvu:.3f} at L0 {l0:.0f} with {dead:.1%} dead, {top - 1:+.1%} from the line of TopK and "
             f"BatchTopK and {other - 1:+.1%} from that of L1 and BA"
         )
-    return Verdict(claims, f"{'; '.join(sentences)}; each of them at the best of its learning rates.")
+    return Verdict(
+        resolved(claims, data, BEYOND_QUICK), f"{'; '.join(sentences)}; each of them at the best of its learning rates."
+    )
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,36 @@ from refgba.experiments.drawing import Picture, png
 class Verdict(str):
     """How a measurement compares: a grade, and one sentence with the numbers.
 
-    claims: what the paper says (or what its theory does), in words, and whether it holds in the numbers; the grade
-    counts those that hold.
+    claims: what the paper says (or what its theory does), in words, and whether it holds in the numbers, None where
+    they cannot tell; the grade counts those that hold.
     """
 
-    claims: dict[str, bool]
+    claims: dict[str, bool | None]
 
-    def __new__(cls, claims: Mapping[str, bool], sentence: str) -> Verdict:
+    def __new__(cls, claims: Mapping[str, bool | None], sentence: str) -> Verdict:
         """The sentence, under the grade that the claims earn."""
         verdict = super().__new__(cls, f"{grade(claims)}: {sentence}")
-        verdict.claims = {claim: bool(holds) for claim, holds in claims.items()}
+        verdict.claims = {claim: None if holds is None else bool(holds) for claim, holds in claims.items()}
         return verdict
 
 
-def grade(claims: Mapping[str, bool]) -> str:
-    """The first word of a verdict: how many claims, each checked by itself, hold in the numbers."""
-    held = sum(claims.values())
-    return "Reproduced" if held == len(claims) else "Reproduced in part" if held else "Not reproduced"
+def grade(claims: Mapping[str, bool | None]) -> str:
+    """The first words of a verdict: how many claims, each checked by itself, hold in the numbers."""
+    told = [holds for holds in claims.values() if holds is not None]
+    if not told and claims:
+        return "Not resolved"
+    if len(told) < len(claims) and all(told):
+        return "Reproduced as far as resolved"
+    return "Reproduced" if all(told) else "Reproduced in part" if any(told) else "Not reproduced"
+
+
+def resolved(claims: Mapping[str, bool], data: Mapping[str, Any], beyond_quick: Collection[str]) -> dict[str, Any]:
+    """The claims, but None for those that the numbers of a quick run cannot resolve, whichever way they turn out.
+
+    beyond_quick: these claims.  In each of them a quick run is known to end otherwise than the full one.
+    """
+    quick = data.get("scale") == "quick"
+    return {claim: None if quick and claim in beyond_quick else holds for claim, holds in claims.items()}
 
 
 @dataclass(frozen=True)

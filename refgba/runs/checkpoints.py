@@ -46,6 +46,11 @@ def found(run: Path) -> list[Path]:
     return [path for _, path in sorted(((int(name[1]), path) for name, path in named if name), reverse=True)]
 
 
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def save(run: Path, state: HostState, about: dict[str, Any], keep: int) -> None:
     """Write the checkpoint of a state, and remove all but the newest `keep`.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from refgba.data.store import Store
 from refgba.errors import InputError
 from refgba.runs import interrupts
 from refgba.runs.demo import Demo
+from refgba.runs.forecast import Forecast, forecast, told
 from refgba.runs.launch import Launch
 from refgba.runs.log import Progress
 from refgba.runs.signals import Stopped, signals, steady_stderr
@@ -24,6 +27,8 @@ from refgba.theory import Band, resonance_band
 
 # So NumPy's errors begin for arrays larger than it can count, where smaller ones are a MemoryError.
 BEYOND_NUMPY = ("Maximum allowed dimension exceeded", "Maximum allowed size exceeded", "array is too big")
+
+PATIENCE = 0.5  # seconds after which something waited for is named
 
 HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.2 shows help by an error, which is no mistake
 
@@ -119,9 +124,79 @@ def counting(label: str, rows: int) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """If it lasts longer than a moment, a line on stderr says so, on a terminal with the seconds."""
+    over = threading.Event()
+    moving = sys.stderr.isatty()
+
+    def show() -> None:
+        seconds = 0.0
+        while not over.wait(PATIENCE if not seconds else 1.0):
+            if not seconds or moving:
+                click.echo(f"{text} ..." + f" {seconds:.0f} s\r" * moving, nl=not moving, err=True)
+            seconds = seconds + 1 if seconds else PATIENCE
+        if seconds and moving:
+            click.echo(err=True)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def show_rehearsal(run: Launch, as_json: bool) -> None:
+    """The settings of a `refgba.runs.launch.rehearse`, and the time and memory that its run is expected to take."""
+    with waiting("Timing a few steps"):
+        expected = forecast(run.config, run.backend, run.data)
+    if as_json:
+        facts = {"backend": run.name, "rows": len(run.data), "d": run.data.d}
+        click.echo(json.dumps(facts | asdict(expected) | {"config": asdict(run.config)}))
+        return
+    for name, value in asdict(run.config).items():
+        line(f"{name:12} {value}")
+    line(what(run, expected))
+    line("Nothing was written, and the rows were not read: this was a dry run.")
+
+
+def show_trained(run: Launch, result: dict[str, Any], as_json: bool) -> None:
+    """What a run ended in, where it is, and how to go on."""
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    show_result(result)
+    line(
+        f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  "
+        f"On other data: {program()} evaluate {run.path} DATA"
+    )
+
+
+def foretell(run: Launch) -> None:
+    """One line on what is going to be trained, and what time and memory are expected; nothing where all is done."""
+    if run.done < run.config.steps:
+        with waiting("Timing a few steps"):
+            expected = forecast(run.config, run.backend, run.data, run.done)
+        remark(what(run, expected))
+
+
+def what(run: Launch, expected: Forecast) -> str:
+    """What is trained, on what and with what, and what that is expected to take, in one line."""
+    config = run.config
+    since = f", of which {run.done} are done" if run.done else ""
+    return (
+        f"M = {config.width} neurons on {len(run.data)} rows of d = {run.data.d}, {config.steps} steps of "
+        f"{config.batch} rows{since}; {run.name} in {config.dtype} takes about "
+        f"{told(expected.seconds)}, with {expected.bytes / 1e9:.1f} GB of memory"
+    )
+
+
 def train(run: Launch) -> int:
-    """Train with a progress bar; returns the last step that was taken, 0 where all had been."""
+    """Train with a progress bar; returns the last step that was taken, 0 where all had been, which is told."""
     last = 0
+    foretell(run)
     with (
         signals() as stop,
         click.progressbar(
@@ -131,6 +206,8 @@ def train(run: Launch) -> int:
         for progress in run.steps(stop):
             bar.update(progress.step - last, progress)
             last = progress.step
+    if not last:
+        remark(f"the run has done its {run.config.steps} steps; --steps extends it")
     return last
 
 

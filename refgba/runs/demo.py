@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from refgba.data import synthetic
 from refgba.data.activations import open_activations
 from refgba.runs import folder
 from refgba.runs.judging import evaluate, recovery, trained, trained_result
-from refgba.runs.launch import Launch, Say, plan
+from refgba.runs.launch import Launch, Say, Waiting, customary, plan
 from refgba.runs.settings import Request
 
 STEPS = 3000  # Enough for 128 features, and well under a minute on two cores.
@@ -36,12 +37,15 @@ class Demo:
         return trained_result(evaluation, network, self.launch.path) | recovery(network.params.V, self.truth.V)
 
 
-def begin(path: Path, rows: int, weights: str, request: Request, say: Say = id) -> Demo:
+def begin(
+    path: Path, rows: int, weights: str, request: Request, say: Say = id, waiting: Waiting = nullcontext
+) -> Demo:  # fmt: skip
     """Draw the data into the folder `path` / data, and make a run on them ready; InputError as `plan`.
 
     weights: a key of `refgba.model.WEIGHTS`.  The seed of the settings is that of the data too.
     """
-    planned = plan(path, request, D, say, steps=STEPS)
+    request, defaults = customary(request)
+    planned = plan(path, request, D, say, waiting, steps=STEPS, **defaults)
     if rows > 0:  # fewer are refused below
         planned.refuse_batch(rows)
     seed = planned.config.seed

@@ -7,7 +7,8 @@ to the folder yet.  Training is `refgba.runs.trainer`, judging what came out `re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -18,13 +19,15 @@ from refgba.backends.base import AnyConfig, Backend
 from refgba.data.activations import Activations, open_activations, reopen
 from refgba.data.survey import refuse_share, survey
 from refgba.errors import InputError
-from refgba.runs import capacity, folder
+from refgba.runs import capacity, checkpoints, folder
 from refgba.runs.judging import Counting, silent
 from refgba.runs.log import Progress
-from refgba.runs.settings import Request, remarks
+from refgba.runs.settings import CUSTOMARY, Request, remarks
 from refgba.runs.trainer import Saving, extended, resume_run, train_run
 
 Say = Callable[[str], object]  # It is told a remark.
+Waiting = Callable[[str], AbstractContextManager[object]]  # It shows what is waited for, if that takes long.
+COMPILING = "Loading numba, which compiles the first time on a machine, for some 20 s"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Launch:
     """A run that is ready to train.
 
     steps: what trains, given what is asked after each step whether to stop, as `refgba.runs.trainer.train_run`.
-    remarks: what a user should know of the data.
+    remarks: what a user should know of the data.  name: that of the backend.
+    done: the step from which it goes on, if its newest checkpoint is sound.
     """
 
     path: Path
@@ -40,7 +44,9 @@ class Launch:
     data: Activations
     backend: Backend
     steps: Callable[[Callable[[], int]], Iterator[Progress]]
+    name: str
     remarks: tuple[str, ...] = ()
+    done: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ class Plan:
         data, surveyed = survey(data, self.config.master, drop_zero_rows, tick, drop_below)
         self.refuse_batch(len(data))
         steps = partial(train_run, data, surveyed, self.config, self.backend, self.names, self.path, self.saving)
-        return Launch(self.path, self.config, data, self.backend, steps, tuple(surveyed.remarks()))
+        name, remarks = self.names["backend"], tuple(surveyed.remarks())
+        return Launch(self.path, self.config, data, self.backend, steps, name, remarks)
 
     def refuse_batch(self, rows: int) -> None:
         """InputError where a batch is more than all rows to train on."""
@@ -74,12 +81,24 @@ class Plan:
             )
 
 
-def plan(path: Path, request: Request, d: int, say: Say = id, **defaults: Any) -> Plan:
+def customary(request: Request) -> tuple[Request, dict[str, Any]]:
+    """A request of the command line, and the settings that are defaults there: the backend AUTO, and CUSTOMARY.
+
+    The paper's recipe keeps to the paper in this too: numpy and float64, as the reference.
+    """
+    if request.recipe == "paper":
+        return request, {}
+    return replace(request, backend=request.backend or backends.AUTO), dict(CUSTOMARY)
+
+
+def plan(
+    path: Path, request: Request, d: int, say: Say = id, waiting: Waiting = nullcontext, **defaults: Any
+) -> Plan:  # fmt: skip
     """A new run on data of d dimensions.  defaults: settings of the command's own.
 
     InputError for settings, a backend or a folder that cannot be.
     """
-    choices = choose(request, d, say, **defaults)
+    choices = choose(request, d, say, waiting, **defaults)
     folder.refuse_existing(path)
     return Plan(path, *choices)
 
@@ -93,14 +112,21 @@ class Choices(NamedTuple):
     names: dict[str, str]
 
 
-def choose(request: Request, d: int, say: Say = id, **defaults: Any) -> Choices:
+def choose(
+    request: Request, d: int, say: Say = id, waiting: Waiting = nullcontext, **defaults: Any
+) -> Choices:  # fmt: skip
     """Settings, checkpoints and backend of a new run on data of d dimensions; InputError for those that cannot be."""
     config = request.config(d, **defaults)
     for remark in remarks(config):
         say(remark)
     saving = Saving.of(config, request.checkpoint_every, request.keep)
     name = request.backend or "numpy"
-    backend = backends.load_for(name, config)
+    with waiting(COMPILING):
+        if name == backends.AUTO:
+            name, why = backends.automatic(config)
+            if why is not None:
+                say(f"{why}; numpy computes instead, and slower")
+        backend = backends.load_for(name, config)
     capacity.refuse_too_large(name, config, d)
     return Choices(config, saving, backend, {"backend": name, "recipe": request.recipe})
 
@@ -110,14 +136,19 @@ def begin(
     data: Path,
     request: Request,
     drop_zero_rows: bool = False,
+    drop_below: float = 0.0,
     counting: Counting = silent,
     say: Say = id,
-    drop_below: float = 0.0,
+    waiting: Waiting = nullcontext,
 ) -> Launch:
-    """A new run in the folder `path` on the activations `data`; InputError as `plan`, and for bad data."""
+    """A new run in the folder `path` on the activations `data`, with the defaults that are `customary`.
+
+    InputError as `plan`, and for bad data.
+    """
     refuse_share(drop_below)
     activations = open_activations(data)
-    planned = plan(path, request, activations.d, say)
+    request, defaults = customary(request)
+    planned = plan(path, request, activations.d, say, waiting, **defaults)
     with counting("checking", len(activations)) as tick:
         launch = planned.launch(activations, drop_zero_rows, tick, drop_below)
     for remark in launch.remarks:
@@ -125,7 +156,25 @@ def begin(
     return launch
 
 
-def go_on(path: Path, data: Path | None, request: Request, say: Say = id) -> Launch:
+def rehearse(
+    path: Path | None, data: Path, request: Request, say: Say = id, waiting: Waiting = nullcontext
+) -> Launch:  # fmt: skip
+    """The run that `begin` would make ready, but with no steps: its rows are not read, and nothing is written.
+
+    InputError as `plan`; without a path no folder is looked at.
+    """
+    activations = open_activations(data)
+    request, defaults = customary(request)
+    choices = choose(request, activations.d, say, waiting, **defaults)
+    if path is not None:
+        folder.refuse_existing(path)
+    name = choices.names["backend"]
+    return Launch(path or Path(), choices.config, activations, choices.backend, lambda _stop: iter(()), name)
+
+
+def go_on(
+    path: Path, data: Path | None, request: Request, say: Say = id, waiting: Waiting = nullcontext
+) -> Launch:  # fmt: skip
     """A run that goes on, with its own settings, data and backend unless others are asked for.
 
     data: where its data are, if they have moved.  InputError when it is no run, or cannot go on so.
@@ -138,18 +187,22 @@ def go_on(path: Path, data: Path | None, request: Request, say: Say = id) -> Lau
     kept = about["checkpoints"]
     every, keep = request.checkpoint_every, request.keep
     saving = Saving.of(config, kept["every"] if every is None else every, kept["keep"] if keep is None else keep)
-    backend = backends.load_for(request.backend or about["backend"], config)
+    name = about["backend"] if request.backend in (None, backends.AUTO) else request.backend
+    with waiting(COMPILING):
+        backend = backends.load_for(name, config)
     if data is None and not about["data"]["path"]:
         raise InputError(f"{path}: was trained on an array in memory; save those rows to a file and give it as DATA")
-    capacity.refuse_too_large(request.backend or about["backend"], config, about["data"]["d"])
+    capacity.refuse_too_large(name, config, about["data"]["d"])
     activations = reopen(about["data"], record.dropped, record.crc, data)
-    if request.backend not in (None, about["backend"]):
-        say(f"the run began with backend {about['backend']}; with {request.backend} it will not be the same to the bit")
+    if name != about["backend"]:
+        say(f"the run began with backend {about['backend']}; with {name} it will not be the same to the bit")
 
     def train(stop: Callable[[], int]) -> Iterator[Progress]:
         return resume_run(record, activations, config, backend, saving, stop, say)
 
-    return Launch(path, config, activations, backend, train)
+    newest = checkpoints.found(path)
+    done = checkpoints.step_of(newest[0]) if newest else 0
+    return Launch(path, config, activations, backend, train, name, done=done)
 
 
 def free_folder(path: Path) -> Path:

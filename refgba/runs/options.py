@@ -73,7 +73,9 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--method", type=click.Choice(CHOICES), help="ba is gba of one group  [default: gba]"),
         click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest"),
         click.option("--config", "config_file", type=Path, help="JSON file of settings; flags win over it"),
-        click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]"),
+        click.option(
+            "--backend", help="what computes; see `refgba backends`  [default: auto, numba where it runs, else numpy]"
+        ),
         click.option(
             "--checkpoint-every", type=int, help="steps between checkpoints, 0: none  [default: a tenth of them]"
         ),

@@ -19,6 +19,7 @@ from refgba.data.files import LARGEST_JSON
 from refgba.errors import InputError
 from refgba.recipe import FIXED, derive
 
+CUSTOMARY = {"dtype": "float32"}  # what `train` and `demo` choose where the default recipe is left to choose
 OPPOSITES = {"untied": "tied"}  # the flag that switches off each setting that is true or false
 
 
@@ -135,6 +136,7 @@ def _declaration(config: type[Settings], name: str) -> str:
 
 def _default(name: str, paper: Any) -> str:
     """What the recipes make of a setting that is not given."""
-    if name in FIXED and FIXED[name] != paper:
-        return f"default: {FIXED[name]}; recipe paper: {paper}"
+    fixed = (FIXED | CUSTOMARY).get(name, paper)
+    if fixed != paper:
+        return f"default: {fixed}; recipe paper: {paper}"
     return f"default: from the data and the run; recipe paper: {paper}" if name in derive(1) else f"default: {paper}"

@@ -1,0 +1,126 @@
+"""How long a run will take and how much memory, told before its first step: a few steps on random rows are timed.
+
+The timed steps have the run's settings, backend and sizes, but networks and rows of their own, so that they change none
+of its numbers.  Most backends take longer the more neurons are active.  A run begins with many active neurons and ends
+near its targets, and both are timed; for GBA the first phase and the second are, too.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass, replace
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtri
+
+from refgba import recipe
+from refgba.backends.base import AnyConfig, Backend
+from refgba.baselines import METHODS
+from refgba.data.activations import Activations
+from refgba.sae import unit_rows
+from refgba.types import Array, Float64
+
+BUSY = 0.2  # Without targets, a run takes about this share of its steps to come near where its neurons end up active.
+WAY = BUSY * recipe.TRAVEL  # With targets, biases are lowered by about so many peaks before neurons come near them.
+SPARSE = 0.03  # share of the rows on which a neuron is taken to end up active where its method sets no target
+ENOUGH = 0.2  # seconds of steps to time, of each kind; at least FEWEST, at most MOST steps
+FEWEST, MOST = 2, 40
+STEADY = 1e-4  # a learning rate with which no network diverges
+SAMPLE = 256  # rows that say where a bias has to be for a target
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run is expected to take from here on: seconds, and bytes, the most that the process will hold."""
+
+    seconds: float
+    bytes: int
+
+
+def forecast(config: AnyConfig, backend: Backend, data: Activations, done: int = 0) -> Forecast:
+    """What steps done + 1..T will take on an idle machine.  InputError as `Backend.init`, where memory is too small."""
+    left, d = config.steps - done, data.d
+    description = METHODS[config.method].description(config, None)
+    formed = max(0, (description.formed or 0) - done)  # steps of the first phase to come
+    x = unit_rows(np.random.default_rng(0).standard_normal((config.batch, d))).astype(config.master)
+    timed: Any = replace(config, lr=STEADY, steps=config.steps + MOST + 1)
+    seconds, busy = 0.0, 0.0 if done else _busy(config)
+    if formed:
+        seconds += formed * _mixed(replace(timed, form=1.0), backend, x, min(1.0, busy * config.steps / formed))
+        seconds += _hold_seconds(config, d)
+    if left > formed:
+        fitting = replace(timed, form=0.0) if description.formed else timed
+        seconds += (left - formed) * _mixed(fitting, backend, x, 0.0 if formed else busy)
+    return Forecast(seconds, _memory(config, data))
+
+
+def _busy(config: Any) -> float:
+    """The share of the steps of a run that comes before its neurons are about as seldom active as at its end."""
+    if METHODS[config.method].groups(config) is None:
+        return BUSY
+    travel = config.gamma_minus * config.steps / config.adapt_every
+    return min(1.0, WAY / travel) if travel else 1.0
+
+
+def _mixed(config: AnyConfig, backend: Backend, x: Array, busy: float) -> float:
+    """Seconds per step, if the share `busy` of the steps is as the first, and the others as the last."""
+    params: Any = METHODS[config.method].random_params(config, x.shape[1])
+    seconds = busy * _step_seconds(params, config, backend, x) if busy else 0.0
+    target = _targets(config)
+    if target is not None:
+        y = x[:SAMPLE] @ params.W.T  # (rows, M)
+        params.b = (-y.mean(axis=0) + ndtri(target) * y.std(axis=0)).astype(config.master)
+    return seconds + (1 - busy) * _step_seconds(params, config, backend, x)
+
+
+def _targets(config: AnyConfig) -> Float64 | None:
+    """(M,) the share of rows on which each neuron will be active; None where a number per row is set instead."""
+    groups = METHODS[config.method].groups(config)
+    if groups is not None:
+        return groups.target[groups.group]
+    return None if config.uses("k") else np.full(config.width, SPARSE)
+
+
+def _step_seconds(params: Any, config: AnyConfig, backend: Backend, x: Array) -> float:
+    """Seconds per step of a network of its own, which is gone afterwards."""
+    state = backend.init(params, config)
+    float(backend.step(state, backend.put(state, x)).loss)
+    taken: list[float] = []
+    while len(taken) < FEWEST or (len(taken) < MOST and sum(taken) < ENOUGH):
+        began = perf_counter()
+        float(backend.step(state, backend.put(state, x)).loss)  # float() waits for the device
+        taken.append(perf_counter() - began)
+    return median(taken)
+
+
+def _hold_seconds(config: AnyConfig, d: int) -> float:
+    """What it takes to compare all neurons with each other between the phases; with BLAS, on this machine."""
+    block = np.ones((min(config.width, SAMPLE), d), config.master)
+    began = perf_counter()
+    (block @ block.T).max(axis=1)
+    return (perf_counter() - began) * (config.width / len(block)) ** 2
+
+
+def _memory(config: AnyConfig, data: Activations) -> int:
+    """The most that this process has held so far, and what is to come: windows of rows, and cosines of neurons."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    row = data.d * np.dtype(config.master).itemsize
+    windows = min(data.windows, 2) * -(-len(data) // data.windows) * row
+    cosines = min(config.width**2, recipe.BLOCK) * np.dtype(config.master).itemsize
+    return int(most + windows + cosines)
+
+
+def told(seconds: float) -> str:
+    """A duration in words: under 1 s, 7 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 1:
+        return "under 1 s"
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
