@@ -253,7 +253,7 @@ def data_info(store: Path, as_json: bool) -> None:
 @data_group.command("verify")
 @click.argument("store", type=Path)
 @click.option(
-    "--dtype", type=click.Choice(["float64", "float32"]), default="float64", help="arithmetic to train in: as `train`"
+    "--dtype", type=click.Choice(["float64", "float32"]), default="float32", help="arithmetic to train in: as `train`"
 )
 @drop_options
 @json_option
