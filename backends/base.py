@@ -172,7 +172,8 @@ TWINS: tuple[Twin, ...] = (
     ),
     Twin(
         "1.2", "f = Σ_m a_m v_m s_m + b_pre", "sae.decode",
-        ("numba.forward", "numba_kernels.decode_dense", "numba_kernels.decode_sparse"),
+        ("numba.forward", "numba.decode", "numba_kernels.decode_dense", "numba_kernels.decode_sparse",
+         "numba_kernels.decode_codes"),
         ("cupy.forward",), ("scale_rows", "residual"),
     ),
     Twin("1.2", "1/2 ||f - x||², mean over the batch", "sae.loss", ("numba.step",), ("cupy.step",), ("residual",)),

@@ -27,13 +27,13 @@ from typing import Any
 
 import numpy as np
 
-from refgba import gba, recipe
+from refgba import gba, recipe, sae
 from refgba.adam import AdamW
 from refgba.backends import numba_kernels as kernels
 from refgba.backends.base import adamw_factors
 from refgba.backends.numba_compiler import unusable
 from refgba.backends.numba_kernels import BLOCK, ROWS
-from refgba.backends.numpy import DTYPES, adapt, counters, decode, encode, export, get, params, put
+from refgba.backends.numpy import DTYPES, adapt, counters, encode, export, get, params, put
 from refgba.config import GBAConfig
 from refgba.gba import Metrics
 from refgba.sae import Params
@@ -131,6 +131,16 @@ def gradients(state: State, x: Array) -> Params:
         codes, _ = forward(state, x, np.zeros(len(params.W)))
         da, db_pre = backward(state, codes, [AdamW(g, g) for g in dW], None)
     return Params(dW[0], da, np.zeros_like(params.b), db_pre, dW[1] if len(dW) == 2 else None)
+
+
+def decode(state: State, s: Array) -> Array:
+    """Reconstructions f (L, d) of codes s (L, M): a dense product only where more than DENSE of them are not 0."""
+    params = state.params
+    if np.count_nonzero(s) > DENSE * s.size:
+        return sae.decode(params, s)
+    f = np.zeros((len(s), params.b_pre.size), s.dtype)
+    kernels.decode_codes(params.V, params.a, s, f)
+    return np.add(f, params.b_pre, out=f)
 
 
 def forward(state: State, x: Array, peaks: Float64) -> tuple[Codes, Array]:

@@ -1,8 +1,9 @@
 """What backends/numba.py compiles: lines 2 to 5 of Algorithm 1, each kernel with its formula in the paper's symbols.
 
 `refgba.backends.base.TWINS` names the reference's function and the CUDA kernel beside each of these.  `encode`,
-`decode_dense`, `decode_sparse` and `sweep` are called by numba.py on the codes of a batch (`numba.Codes`), the others
-by these four.  `add`, `adamw`, `dot`, `unit` and `parallel_blocks` serve backends/baselines/numba.py too.
+`decode_dense`, `decode_sparse` and `sweep` are called by numba.py on the codes of a batch (`numba.Codes`), and
+`decode_codes` on codes in an array; the others by these five.  `decode_codes`, `add`, `adamw`, `dot`, `unit` and
+`parallel_blocks` serve backends/baselines/numba.py too.
 
 L rows in a batch, d dimensions, M neurons.  Within one neuron its index m is left out: z, y, s and the gate are (L,),
 and θ stands for its row w_m or v_m.  r = f - x is the residual; the paper's peaks r_m are called peaks.
@@ -150,6 +151,15 @@ def decode_sparse(V, a, rows, values, first, dense, f):
             if not dense[k]:
                 for i in range(first[m, j], first[m, j + 1]):
                     add(f[rows[k, i], low:high], a[m] * values[k, i], V[m, low:high])
+
+
+@njit(parallel=True, nogil=True)
+def decode_codes(V, a, s, f):
+    """f <- f + Σ_m a_m v_m s_m for codes s (L, M) most of which are 0, row by row."""
+    for l in prange(len(f)):
+        for m in range(len(V)):
+            if s[l, m] != 0:
+                add(f[l], a[m] * s[l, m], V[m])
 
 
 @njit(parallel=True, nogil=True, error_model="numpy")

@@ -42,7 +42,8 @@ def test_a_setting_that_numba_cannot_take_is_one_line_with_its_cure_and_leaves_n
     assert cure in reason
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((100, 5)))
     trained = refgba_in(settings, "train", tmp_path / "x.npy", "-o", tmp_path / "run", *QUICK, "--backend", "numba")
-    assert (trained.returncode, trained.stderr) == (2, f"Error: backend 'numba' cannot run here: {reason}\n")
+    error = trained.stderr.splitlines()[-1]  # before it a slow machine is told that numba is being loaded
+    assert (trained.returncode, error) == (2, f"Error: backend 'numba' cannot run here: {reason}")
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 
 
@@ -175,7 +176,7 @@ def test_the_trial_compiles_all_that_a_run_needs(method):
     from refgba.backends.baselines import numba as baselines_numba
 
     backends.load("numba", "float32", method)
-    top = ("encode", "decode_dense", "decode_sparse", "sweep")
+    top = ("encode", "decode_dense", "decode_sparse", "decode_codes", "sweep")
     if method == "gba":
         assert [name for name in top if not getattr(numba_kernels, name).signatures] == []
     else:

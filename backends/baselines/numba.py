@@ -25,9 +25,10 @@ from numba import prange
 from refgba import baselines
 from refgba.adam import AdamW
 from refgba.backends.base import adamw_factors
-from refgba.backends.baselines.numpy import decode, encode
+from refgba.backends.baselines.numpy import encode
+from refgba.backends.numba import DENSE
 from refgba.backends.numba_compiler import njit, unusable
-from refgba.backends.numba_kernels import adamw, add, dot, parallel_blocks, unit
+from refgba.backends.numba_kernels import adamw, add, decode_codes, dot, parallel_blocks, unit
 from refgba.backends.numpy import DTYPES, counters, export, get, params, put
 from refgba.baselines import Params, adapt
 from refgba.config import BaselineConfig
@@ -139,6 +140,16 @@ def gradients(state: State, x: Array) -> Params:
         none = _auxiliary(state, xc, r, np.zeros(len(params.W), bool))
         db, dtheta, db_pre = _backward(state, xc, r, columns, none, [AdamW(dW, dW), AdamW(dV, dV)], None)
     return Params(dW, db, db_pre, dV, dtheta)
+
+
+def decode(state: State, s: Array) -> Array:
+    """Reconstructions f (L, d) of codes s (L, M): a dense product only where more than DENSE of them are not 0."""
+    params = state.params
+    if np.count_nonzero(s) > DENSE * s.size:
+        return baselines.decode(params, s)
+    f = np.zeros((len(s), params.b_pre.size), s.dtype)
+    decode_codes(params.W_dec, np.ones(s.shape[1], s.dtype), s, f)
+    return np.add(f, params.b_pre, out=f)
 
 
 def _limits(state: State) -> Array:
