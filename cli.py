@@ -17,6 +17,7 @@ from typing import Any, get_args
 import click
 
 from refgba import __version__, backends, experiments, formats, model, report, theory
+from refgba.backends.comm import Ranks
 from refgba.config import LARGEST
 from refgba.data import files, inspection, pack, synthetic
 from refgba.data.store import DTYPES, open_store
@@ -26,6 +27,7 @@ from refgba.oracle.commands import oracle_group
 from refgba.report.gather import gather
 from refgba.runs import console, demo, folder, judging, launch
 from refgba.runs.options import drop_options, json_option, output_option, request_options
+from refgba.runs.parallel import on_ranks
 from refgba.runs.sections import Sectioned
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
@@ -73,10 +75,11 @@ def demo_command(out: Path | None, rows: int, weights: str, as_json: bool, reque
 @drop_options
 @request_options
 @json_option
+@on_ranks
 def train(
     data: Path | None, out: Path | None, resume: Path | None, dry_run: bool, drop_zero_rows: bool, drop_below: float,
     as_json: bool,
-    request: Request,
+    request: Request, ranks: Ranks,
 ) -> None:  # fmt: skip
     """Train on DATA and write the run to the folder -o.
 
@@ -86,6 +89,8 @@ def train(
     A run that was stopped or killed goes on with --resume, to the same result to the bit; DATA is then needed only if
     it has moved.
 
+    With `mpiexec -n P` in front, P processes share the neurons (docs/parallel.md).
+
     \b
     refgba train activations.npy -o runs/mine --width 4096
     refgba train --resume runs/mine --steps 8000
@@ -93,16 +98,16 @@ def train(
     if resume is not None:
         refused = {"-o": out, "--drop-zero-rows": drop_zero_rows, "--drop-below": drop_below, "--dry-run": dry_run}
         request.refuse_to_resume(**refused)
-        run = launch.go_on(resume, data, request, console.remark, console.waiting)
+        run = launch.go_on(resume, data, request, console.remark, console.waiting, ranks)
     elif data is not None and dry_run:
         return console.show_rehearsal(launch.rehearse(out, data, request, console.remark, console.waiting), as_json)
     elif data is not None and out is not None:
         drops = drop_zero_rows, drop_below
-        run = launch.begin(out, data, request, *drops, console.counting, console.remark, console.waiting)
+        run = launch.begin(out, data, request, *drops, console.counting, console.remark, console.waiting, ranks)
     else:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
     console.train(run)
-    result = judging.judge_trained(run.path, run.data, run.backend, console.counting)
+    result = ranks.first(lambda: judging.judge_trained(run.path, run.data, run.backend, console.counting))
     return console.show_trained(run, result, as_json)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 from refgba import backends
 from refgba.backends.base import AnyConfig, Backend
+from refgba.backends.comm import ALONE, Ranks
 from refgba.data.activations import Activations, open_activations, reopen
 from refgba.data.survey import refuse_share, survey
 from refgba.errors import InputError
 from refgba.runs import capacity, checkpoints, folder
 from refgba.runs.judging import Counting, silent
 from refgba.runs.log import Progress
+from refgba.runs.parallel import require_agreement, surveyed
 from refgba.runs.settings import CUSTOMARY, Request, remarks
 from refgba.runs.trainer import Saving, extended, resume_run, train_run
 
@@ -36,7 +38,7 @@ class Launch:
 
     steps: what trains, given what is asked after each step whether to stop, as `refgba.runs.trainer.train_run`.
     remarks: what a user should know of the data.  name: that of the backend.
-    done: the step from which it goes on, if its newest checkpoint is sound.
+    done: the step from which it goes on, if its newest checkpoint is sound.  ranks: those that share its network.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Launch:
     name: str
     remarks: tuple[str, ...] = ()
     done: int = 0
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Plan:
     saving: Saving
     backend: Backend
     names: dict[str, str]
+    ranks: Ranks = ALONE
 
     def launch(
         self,
@@ -67,11 +71,14 @@ class Plan:
         drop_below: float = 0.0,
     ) -> Launch:
         """The run on these data, all of which are read and checked first; InputError as `survey`."""
-        data, surveyed = survey(data, self.config.master, drop_zero_rows, tick, drop_below)
+        ranks, drops = self.ranks, (drop_zero_rows, tick, drop_below)
+        data, found = surveyed(ranks, data, lambda: survey(data, self.config.master, *drops))
         self.refuse_batch(len(data))
-        steps = partial(train_run, data, surveyed, self.config, self.backend, self.names, self.path, self.saving)
-        name, remarks = self.names["backend"], tuple(surveyed.remarks())
-        return Launch(self.path, self.config, data, self.backend, steps, name, remarks)
+        chosen = data, found, self.config, self.backend, self.names, self.path, self.saving
+        name, remarks = self.names["backend"], tuple(found.remarks())
+        agree(ranks, self.path, self.config, data, self.names | asdict(self.saving))
+        steps = partial(train_run, *chosen, ranks=ranks)
+        return Launch(self.path, self.config, data, self.backend, steps, name, remarks, ranks=ranks)
 
     def refuse_batch(self, rows: int) -> None:
         """InputError where a batch is more than all rows to train on."""
@@ -79,6 +86,12 @@ class Plan:
             raise InputError(
                 f"batch {self.config.batch} is more than the {rows} rows to train on; choose --batch {rows} or less"
             )
+
+
+def agree(ranks: Ranks, path: Path, config: AnyConfig, data: Activations, how: dict[str, Any]) -> None:
+    """InputError unless all ranks are about to train the same run."""
+    about = {"settings": asdict(config) | how, "data": data.fingerprint, "folder": str(path.absolute())}
+    require_agreement(ranks, about)
 
 
 def customary(request: Request) -> tuple[Request, dict[str, Any]]:
@@ -92,15 +105,16 @@ def customary(request: Request) -> tuple[Request, dict[str, Any]]:
 
 
 def plan(
-    path: Path, request: Request, d: int, say: Say = id, waiting: Waiting = nullcontext, **defaults: Any
+    path: Path, request: Request, d: int, say: Say = id, waiting: Waiting = nullcontext, ranks: Ranks = ALONE,
+    **defaults: Any,
 ) -> Plan:  # fmt: skip
     """A new run on data of d dimensions.  defaults: settings of the command's own.
 
     InputError for settings, a backend or a folder that cannot be.
     """
-    choices = choose(request, d, say, waiting, **defaults)
+    choices = choose(request, d, say, waiting, ranks, **defaults)
     folder.refuse_existing(path)
-    return Plan(path, *choices)
+    return Plan(path, *choices, ranks)
 
 
 class Choices(NamedTuple):
@@ -113,7 +127,7 @@ class Choices(NamedTuple):
 
 
 def choose(
-    request: Request, d: int, say: Say = id, waiting: Waiting = nullcontext, **defaults: Any
+    request: Request, d: int, say: Say = id, waiting: Waiting = nullcontext, ranks: Ranks = ALONE, **defaults: Any
 ) -> Choices:  # fmt: skip
     """Settings, checkpoints and backend of a new run on data of d dimensions; InputError for those that cannot be."""
     config = request.config(d, **defaults)
@@ -123,11 +137,13 @@ def choose(
     name = request.backend or "numpy"
     with waiting(COMPILING):
         if name == backends.AUTO:
-            name, why = backends.automatic(config)
+            name, why = ranks.first(lambda: backends.automatic(config))
             if why is not None:
                 say(f"{why}; numpy computes instead, and slower")
+        ranks.first(lambda: backends.load_for(name, config) and None)  # which compiles what all then find compiled
         backend = backends.load_for(name, config)
-    capacity.refuse_too_large(name, config, d)
+    backends.refuse_ranks(name, backend, config, ranks)
+    capacity.refuse_too_large(name, config, d, ranks.size, ranks.here)
     return Choices(config, saving, backend, {"backend": name, "recipe": request.recipe})
 
 
@@ -140,6 +156,7 @@ def begin(
     counting: Counting = silent,
     say: Say = id,
     waiting: Waiting = nullcontext,
+    ranks: Ranks = ALONE,
 ) -> Launch:
     """A new run in the folder `path` on the activations `data`, with the defaults that are `customary`.
 
@@ -148,7 +165,7 @@ def begin(
     refuse_share(drop_below)
     activations = open_activations(data)
     request, defaults = customary(request)
-    planned = plan(path, request, activations.d, say, waiting, **defaults)
+    planned = plan(path, request, activations.d, say, waiting, ranks, **defaults)
     with counting("checking", len(activations)) as tick:
         launch = planned.launch(activations, drop_zero_rows, tick, drop_below)
     for remark in launch.remarks:
@@ -173,7 +190,8 @@ def rehearse(
 
 
 def go_on(
-    path: Path, data: Path | None, request: Request, say: Say = id, waiting: Waiting = nullcontext
+    path: Path, data: Path | None, request: Request, say: Say = id, waiting: Waiting = nullcontext,
+    ranks: Ranks = ALONE,
 ) -> Launch:  # fmt: skip
     """A run that goes on, with its own settings, data and backend unless others are asked for.
 
@@ -189,20 +207,23 @@ def go_on(
     saving = Saving.of(config, kept["every"] if every is None else every, kept["keep"] if keep is None else keep)
     name = about["backend"] if request.backend in (None, backends.AUTO) else request.backend
     with waiting(COMPILING):
+        ranks.first(lambda: backends.load_for(name, config) and None)
         backend = backends.load_for(name, config)
+    backends.refuse_ranks(name, backend, config, ranks)
     if data is None and not about["data"]["path"]:
         raise InputError(f"{path}: was trained on an array in memory; save those rows to a file and give it as DATA")
-    capacity.refuse_too_large(name, config, about["data"]["d"])
+    capacity.refuse_too_large(name, config, about["data"]["d"], ranks.size, ranks.here)
     activations = reopen(about["data"], record.dropped, record.crc, data)
     if name != about["backend"]:
         say(f"the run began with backend {about['backend']}; with {name} it will not be the same to the bit")
 
     def train(stop: Callable[[], int]) -> Iterator[Progress]:
-        return resume_run(record, activations, config, backend, saving, stop, say)
+        return resume_run(record, activations, config, backend, saving, stop, say, ranks)
 
+    agree(ranks, path, config, activations, {"backend": name} | asdict(saving))
     newest = checkpoints.found(path)
     done = checkpoints.step_of(newest[0]) if newest else 0
-    return Launch(path, config, activations, backend, train, name, done=done)
+    return Launch(path, config, activations, backend, train, name, done=done, ranks=ranks)
 
 
 def free_folder(path: Path) -> Path:
