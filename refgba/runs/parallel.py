@@ -2,21 +2,19 @@
 
 Rank 0 alone shows progress, prints results and writes the files of a run that are not parts of checkpoints.  If all
 ranks fail alike, as at a mistake in a flag, rank 0 tells it and all of them end with its status.  A rank that fails
-alone names itself and ends the others.  If one is killed, a thread of another one on its machine names it.
+alone names itself and ends the others.  If one is killed, a process beside the ranks of its machine names it.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
+import subprocess
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import wraps
 from importlib import import_module
@@ -30,9 +28,8 @@ from refgba.backends.comm import Ranks
 from refgba.data.activations import Activations
 from refgba.data.survey import Survey
 from refgba.errors import InputError
+from refgba.runs import witness
 from refgba.runs.signals import Stopped
-
-GRACE = 5.0  # seconds after which a rank ends itself when another has died and the launcher has ended nothing
 
 _rows = click.option(
     "--broadcast-rows", is_flag=True, help="under mpiexec: rank 0 alone reads the rows, and sends them to the others"
@@ -47,39 +44,35 @@ def on_ranks(command: Callable[..., Any]) -> Callable[..., Any]:
         ranks = comm.world(broadcast_rows)
         if not isinstance(ranks, comm.MPIRanks):
             return command(*arguments, ranks=ranks, **named)
-        speak = _quiet(ranks)
+        handle = os.dup(2)
+        _be_quiet(ranks)
         share_cores(ranks)
-        watch = Watch(ranks, speak)
+        watch = Watch(ranks, handle)
         try:
             result = command(*arguments, ranks=ranks, **named)
             ranks.wait()
         except BaseException as error:
             if not ranks.together():
-                watch.told()
-                speak(_alone(ranks, error))
+                watch.end()
+                os.write(handle, _alone(ranks, error).encode(errors="backslashreplace") + b"\n")
                 ranks.abort(_status(error))
-            if ranks.rank == 0 and not isinstance(error, click.exceptions.Exit | Stopped):
-                _tell_others(ranks, error, speak)
-            elif not isinstance(error, click.exceptions.Exit | Stopped):
-                ranks.everyone(_told(error))
-            watch.close()
+            own = _told(error)
+            for rank, told in enumerate(ranks.everyone(own)):
+                if told != own and ranks.rank == 0:  # which tells its own error on the way out
+                    text = f"Error: rank {rank} of {ranks.size}: {told}"
+                    os.write(handle, text.encode(errors="backslashreplace") + b"\n")
+            watch.end()
             raise
-        watch.close()
+        watch.end()
         return result
 
     return _rows(started)
 
 
-def _quiet(ranks: Ranks) -> Callable[[str], None]:
-    """From here on only rank 0 writes to stdout and stderr.  Returns what writes to the real stderr of any rank."""
-    handle = os.dup(2)
+def _be_quiet(ranks: Ranks) -> None:
+    """From here on only rank 0 writes to stdout and stderr."""
     if ranks.rank:
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
-
-    def speak(text: str) -> None:
-        os.write(handle, text.encode(errors="backslashreplace") + b"\n")
-
-    return speak
 
 
 def share_cores(ranks: Ranks) -> None:
@@ -94,52 +87,30 @@ def share_cores(ranks: Ranks) -> None:
 
 
 class Watch:
-    """A thread that notices at once when another rank on this machine has died, and says which."""
+    """A process beside the ranks of each machine that says which of them has died (`witness`), until it is ended."""
 
-    def __init__(self, ranks: comm.MPIRanks, speak: Callable[[str], None]) -> None:
-        """Begin to watch; all ranks do so together."""
-        self._ranks, self._speak, self._over = ranks, speak, False
-        MPI = ranks.MPI
-        self._window = MPI.Win.Allocate_shared(1 if ranks.local.rank == 0 else 0, 1, comm=ranks.local)
-        memory, _ = self._window.Shared_query(0)
-        self._flag = np.frombuffer(memory, np.uint8)  # (1,) whether a rank on this machine has told why all end
-        machine = socket.gethostname()
-        self._machine = machine
-        places, pids = ranks.everyone(machine), ranks.everyone(os.getpid())
-        self._pids = {r: pids[r] for r in range(ranks.size) if places[r] == machine and r != ranks.rank}
-        if hasattr(os, "pidfd_open"):
-            threading.Thread(target=self._look, daemon=True).start()
+    def __init__(self, ranks: comm.MPIRanks, handle: int) -> None:
+        """Begin to watch; all ranks do so together.  handle: of the real stderr."""
+        places, processes = ranks.everyone(socket.gethostname()), ranks.everyone(os.getpid())
+        here = [r for r in range(ranks.size) if places[r] == places[ranks.rank]]
+        self._witness: subprocess.Popen[bytes] | None = None
+        if ranks.rank == here[0] and hasattr(os, "pidfd_open"):
+            pairs = [f"{r}:{processes[r]}" for r in here]
+            command = [sys.executable, "-I", "-S", witness.__file__, str(ranks.size), *pairs]
+            nothing = subprocess.DEVNULL
+            self._witness = subprocess.Popen(
+                command, stdin=nothing, stdout=nothing, stderr=handle, start_new_session=True
+            )
+        own = self._witness.pid if self._witness else 0
+        self._process = ranks.everyone(own)[here[0]]
 
-    def told(self) -> None:
-        """This rank has told why all end, and the others need not."""
-        self._flag[0] = 1
-
-    def close(self) -> None:
-        """All ranks are about to end as they should."""
-        self._over = True
-        self._ranks.wait()
-        self._window.Free()
-
-    def _look(self) -> None:
-        poll, living = select.poll(), {}
-        for rank, pid in self._pids.items():
-            handle = os.pidfd_open(pid)
-            living[handle] = rank
-            poll.register(handle, select.POLLIN)
-        while living:
-            dead = sorted(living.pop(handle) for handle, _ in poll.poll())
-            if self._over:
-                return
-            if not self._flag[0] and self._ranks.rank < min(living.values(), default=self._ranks.size):
-                self._flag[0] = 1
-                for rank in dead:
-                    self._speak(
-                        f"Error: rank {rank} of {self._ranks.size} has died (process {self._pids[rank]} on "
-                        f"{self._machine}): it was killed, or ran out of memory; all ranks end, and "
-                        "`refgba train --resume` goes on from the last checkpoint"
-                    )
-            time.sleep(GRACE)
-            os._exit(1)
+    def end(self) -> None:
+        """All ranks end as they should, or this one has told why they do not."""
+        if self._process:
+            with suppress(ProcessLookupError):
+                os.kill(self._process, signal.SIGKILL)
+        if self._witness:
+            self._witness.wait()
 
 
 def _told(error: BaseException) -> str:
@@ -167,14 +138,6 @@ def _status(error: BaseException) -> int:
     return 2 if isinstance(error, InputError | OSError) else 1
 
 
-def _tell_others(ranks: Ranks, error: BaseException, speak: Callable[[str], None]) -> None:
-    """On rank 0, which tells its own error later: those of other ranks that differ from it."""
-    own = _told(error)
-    for rank, text in enumerate(ranks.everyone(own)):
-        if text != own:
-            speak(f"Error: rank {rank} of {ranks.size}: {text}")
-
-
 def require_agreement(ranks: Ranks, about: Mapping[str, Any]) -> None:
     """InputError, on all ranks, unless each has the same settings, data and whatever else `about` names."""
     for name, values in ((name, ranks.everyone(value)) for name, value in about.items()):
@@ -182,8 +145,9 @@ def require_agreement(ranks: Ranks, about: Mapping[str, Any]) -> None:
             if value != values[0]:
                 where = f"{name}: rank {rank} has {value}, rank 0 has {values[0]}"
                 if isinstance(value, dict):
-                    key = next(key for key in {**values[0], **value} if value.get(key) != values[0].get(key))
-                    where = f"{key}: rank {rank} has {value.get(key)}, rank 0 has {values[0].get(key)}"
+                    keys = [key for key in {**values[0], **value} if value.get(key) != values[0].get(key)]
+                    having = [", ".join(f"{key} {has.get(key)}" for key in keys) for has in (value, values[0])]
+                    where = f"{name}: rank {rank} has {having[0]}, rank 0 has {having[1]}"
                 raise InputError(f"ranks disagree on {where}; start all of them with the same command")
 
 

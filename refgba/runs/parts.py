@@ -94,7 +94,7 @@ def _place(
     """Put the rows of a shard's array that are this rank's where they belong."""
     size = max(1, ROWS // (8 * int(np.prod(shape[1:], dtype=np.int64) or 1)))
     for start in range(0, shape[0], size):
-        block = part[start : start + size]
+        block = part[start : min(start + size, shape[0])]
         if name not in own:
             own[name] = np.empty((ranks.count(M), *shape[1:]), block.dtype)
         neuron = r + of * np.arange(start, start + len(block))
