@@ -24,6 +24,7 @@ from refgba.data.store import DTYPES, open_store
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
 from refgba.oracle.commands import oracle_group
+from refgba.planning.commands import plan_command
 from refgba.report.gather import gather
 from refgba.runs import console, demo, folder, judging, launch
 from refgba.runs.options import drop_options, json_option, output_option, request_options
@@ -377,6 +378,7 @@ def backends_command(as_json: bool) -> None:
 
 
 main.add_command(oracle_group)
+main.add_command(plan_command)
 
 
 loading.done()
