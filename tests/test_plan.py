@@ -39,9 +39,8 @@ def test_memory_is_what_the_gpu_backend_says_that_it_needs():
     for dtype in ("bfloat16", "tf32", "float64"):
         for untied in (True, False):
             size = 65536, 4096, 1536
-            assert costs.gpu_bytes(1536, 65536, 4096, 1 + untied, dtype) == pytest.approx(
-                cupy_memory.needs(dtype, *size, untied), rel=0.05
-            )
+            planned = costs.gpu_bytes(1536, 65536, 4096, 1 + untied, dtype)
+            assert 0.85 * planned < cupy_memory.needs(dtype, *size, untied) < 1.05 * planned
 
 
 @given(st.integers(1, 2000), st.floats(1, 1e10))
@@ -108,7 +107,7 @@ def test_the_calibration_that_comes_along_keeps_its_promise(cli):
     assert f"by up to {here.worst('time_error'):.0%} in time" in shown.stderr
 
 
-def test_memory_here_is_predicted(tmp_path):
+def test_memory_here_is_predicted():
     pytest.importorskip("numba")
     size = calibration.measured(200, 5000, 200, "float32")
     held = calibration.Calibration("here", 1, (0.0,) * len(costs.TERMS), size.base).bytes(200, 5000, 200, 2, "float32")
@@ -131,7 +130,7 @@ def test_a_fit_finds_the_rates_that_made_its_measurements():
     rates = (1e-4, 2e-11, 5e-11, 2e-9, 1e-9, 3e-8, 1e-8)
     true = calibration.Calibration("made up", 1, rates, 10**8)
     sizes = [
-        calibration.Size(d, M, L, "float32", 0.02, true.seconds(d, M, L, 2, 0.02), true.seconds(d, M, L, 2, 0.16), 10**8, 1)
+        calibration.Size(d, M, L, "float32", 0.02, *(true.seconds(d, M, L, 2, p) for p in (0.02, 0.16)), 10**8, 1)
         for d, M, L in calibration.CALIBRATED
     ]  # fmt: skip
     found = calibration.fitted(sizes)
@@ -157,7 +156,7 @@ def test_bad_use_is_one_line(cli, flags, complaint):
 @pytest.mark.parametrize(
     "text", ['{"machine": 3}', "[]", "{", '{"machine": "a", "threads": 1, "rates": [1], "base": 1}']
 )
-def test_a_calibration_of_another_kind_is_refused(cli, tmp_path, text):
+def test_a_calibration_of_another_kind_is_refused(tmp_path, text):
     (tmp_path / "here.json").write_text(text)
     with pytest.raises(InputError, match=r"here\.json"):
         calibration.read(tmp_path / "here.json")

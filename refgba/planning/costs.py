@@ -39,10 +39,10 @@ def work(d: int, m: int, L: int, decoders: int, dtype: str) -> Work:
 
 
 def gpu_bytes(d: int, m: int, L: int, decoders: int, dtype: str) -> float:
-    """Memory of one rank of the GPU backend: parameters and moments, a batch and its codes, room for pieces."""
+    """Memory of one rank of the GPU backend: parameters, moments and copies, a batch and its codes, room for pieces."""
     real, code = master(dtype), CODE[dtype]
     piece = min(m, max(256, PIECES // (L * real) // 256 * 256))
-    weights = decoders * m * d * (3 * real + (code if code != real else 0))
+    weights = decoders * m * d * (3 * real + (code if code != real else 0)) + m * d * code
     batch = L * d * (6 * real + 2 * code) + L * m * code
     room = L * piece * (real + code) + piece * d * (code + decoders * real)
     return float(weights + batch + room + m * (6 * real + code + 14) + 2**25)
