@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
 from commands import assert_one_line, last_json
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks import ROOT, environment, needs_mpi
 
 from refgba.errors import InputError
 from refgba.planning import calibration, costs, devices, plans
@@ -171,3 +173,18 @@ def test_a_measurement_that_fails_names_its_size(monkeypatch):
 def test_json_is_the_last_line(cli):
     result = cli("plan", "--d", 64, "--width", 1024, "--tokens", 10**6, "--json")
     assert set(json.loads(result.stdout.splitlines()[-1])) == {"plan", "largest_width", "calibration", "smallest"}
+
+
+@needs_mpi
+def test_weak_scaling_is_measured_and_simulated(tmp_path):
+    pytest.importorskip("numba")
+    out = tmp_path / "scaling.json"
+    command = [sys.executable, str(ROOT / "benchmarks/scaling.py"), "-o", str(out), "--d", "16", "--width", "256"]
+    done = subprocess.run(
+        [*command, "--batch", "32", "--steps", "5"], capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert [row["ranks"] for row in result["measured"]["ranks"]] == [1, 2]
+    assert [row["ranks"] for row in result["simulated"]["ranks"]] == [1, 8, 64, 512]
+    assert all(0 < row["efficiency"] <= 1 for row in result["simulated"]["ranks"])
