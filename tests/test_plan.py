@@ -103,6 +103,8 @@ def test_the_calibration_that_comes_along_keeps_its_promise(cli):
     here = calibration.read(None)
     assert len(here.checks) == len(calibration.JUDGED) == 5
     assert not set(calibration.JUDGED) & set(calibration.CALIBRATED)
+    stored = (ROOT / "benchmarks/results/plan.json").read_text(encoding="utf-8")
+    assert json.loads(stored)["checks"] == list(here.checks)
     assert here.worst("time_error") < 0.25
     assert here.worst("memory_error") < 0.10
     shown = cli("plan", "--d", 768, "--width", 8192, "--tokens", 10**6, "--batch", 512, "--device", "here")
