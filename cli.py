@@ -19,6 +19,7 @@ import click
 from refgba import __version__, backends, experiments, formats, model, report, theory
 from refgba.config import LARGEST
 from refgba.data import files, inspection, pack, synthetic
+from refgba.data.centre import Centring
 from refgba.data.store import DTYPES, open_store
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
@@ -71,11 +72,12 @@ def demo_command(out: Path | None, rows: int, weights: str, as_json: bool, reque
 @click.option("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; --steps extends it")
 @click.option("--dry-run", is_flag=True, help="only show settings, time and memory of the run; -o can be left out")
 @drop_options
+@click.option("--centre", type=click.Choice(get_args(Centring)), help="subtract what all rows share  [default: auto]")
 @request_options
 @json_option
 def train(
     data: Path | None, out: Path | None, resume: Path | None, dry_run: bool, drop_zero_rows: bool, drop_below: float,
-    as_json: bool,
+    centre: Centring | None, as_json: bool,
     request: Request,
 ) -> None:  # fmt: skip
     """Train on DATA and write the run to the folder -o.
@@ -91,13 +93,14 @@ def train(
     refgba train --resume runs/mine --steps 8000
     """
     if resume is not None:
-        refused = {"-o": out, "--drop-zero-rows": drop_zero_rows, "--drop-below": drop_below, "--dry-run": dry_run}
+        refused = {"-o": out, "--drop-zero-rows": drop_zero_rows, "--drop-below": drop_below, "--centre": centre}
+        refused["--dry-run"] = dry_run
         request.refuse_to_resume(**refused)
         run = launch.go_on(resume, data, request, console.remark, console.waiting)
     elif data is not None and dry_run:
         return console.show_rehearsal(launch.rehearse(out, data, request, console.remark, console.waiting), as_json)
     elif data is not None and out is not None:
-        drops = drop_zero_rows, drop_below
+        drops = drop_zero_rows, drop_below, centre
         run = launch.begin(out, data, request, *drops, console.counting, console.remark, console.waiting)
     else:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
@@ -213,7 +216,7 @@ def export(network: Path, out: Path, format: str) -> None:
     """
     formats.require(format)
     opened = folder.open_network(network)
-    rows = formats.export(opened.params, opened.config, opened.provenance(), out, format)
+    rows = formats.export(opened.params, opened.config, opened.provenance(), out, format, opened.centre)
     console.line(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
     console.remark(f"the network in {out} {rows}")
 

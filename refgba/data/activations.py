@@ -24,7 +24,7 @@ from refgba.data.prefetch import in_order
 from refgba.data.store import Raw, Store, open_store, stored, values
 from refgba.errors import InputError
 from refgba.streams import stream
-from refgba.types import Array, Int64
+from refgba.types import Array, Float64, Int64
 
 BLOCK = 2**20  # about how many bytes of rows are in a block
 WINDOW = 2**28  # about how many bytes of rows `feed` shuffles among themselves
@@ -36,7 +36,7 @@ class Activations:
 
     block: the most rows in a block.  windows: parts of an epoch, each shuffled as one (`feed`).  dropped: the sorted
     numbers of those rows of the store that are left out.  crc: (blocks,) CRC-32 of the stored rows of each block, None
-    before a survey.
+    before a survey.  centre: (d,) what is subtracted from each row before it is scaled to unit norm, if anything is.
     """
 
     store: Store
@@ -44,6 +44,7 @@ class Activations:
     windows: int
     dropped: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     crc: npt.NDArray[np.uint32] | None = None
+    centre: Float64 | None = None
 
     @property
     def d(self) -> int:
@@ -119,6 +120,8 @@ class Activations:
         digest = hashlib.sha256(f"{self.store.dtype} {self.d} {self.block} {self.windows}".encode())
         for array in (self.begins, self.dropped, self.crc):
             digest.update(array.astype("<i8").tobytes())
+        if self.centre is not None:
+            digest.update(self.centre.astype("<f8").tobytes())
         return digest.hexdigest()
 
     def record(self) -> dict[str, Any]:
@@ -170,7 +173,11 @@ def block_rows(d: int, dtype: str) -> int:
 
 
 def reopen(
-    record: dict[str, Any], dropped: Int64, crc: npt.NDArray[np.uint32], path: Path | None = None
+    record: dict[str, Any],
+    dropped: Int64,
+    crc: npt.NDArray[np.uint32],
+    path: Path | None = None,
+    centre: Float64 | None = None,
 ) -> Activations:
     """The rows that `record`, by `Activations.record`, describes, from where they were or from `path`.
 
@@ -187,7 +194,7 @@ def reopen(
     for shard, (name, rows) in zip(store.shards, record["shards"], strict=True):
         if shard.rows != rows:
             raise InputError(f"{shard.path}: has {shard.rows} rows, the run began with {rows} ({name})")
-    data = Activations(store, record["block"], record["windows"], dropped, crc)
+    data = Activations(store, record["block"], record["windows"], dropped, crc, centre)
     if len(crc) != len(data.counts) or data.fingerprint != record["fingerprint"]:
         raise InputError(f"{store.path}: the run's record of its data does not fit: it is damaged")
     data.stored(0)

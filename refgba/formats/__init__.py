@@ -25,7 +25,7 @@ from refgba.formats import dictionary_learning, npz, parameters, saelens
 from refgba.formats.dictionary import Dictionary
 from refgba.formats.fields import rows_taken
 from refgba.formats.trained import from_params
-from refgba.types import Activation
+from refgba.types import Activation, Float64
 
 # What a dictionary's `input` means for rows of activations.
 INPUTS = {
@@ -58,7 +58,7 @@ class Format(Protocol):
     def write(self, dictionary: Dictionary, provenance: dict[str, Any], out: Path) -> None:
         """Write a dictionary to the new folder `out`, whole or not at all; InputError if it cannot be.
 
-        provenance, anything JSON can hold, goes along.
+        provenance, anything JSON can hold, goes along.  centre: as in `Dictionary`.
         """
 
 
@@ -71,7 +71,10 @@ FORMATS: dict[str, Format] = {
 READERS: tuple[Format, ...] = (npz, saelens, dictionary_learning)  # the first that recognises a folder reads it
 
 
-def export(params: AnyParams, config: AnyConfig, provenance: dict[str, Any], out: Path, format: str) -> str:
+def export(
+    params: AnyParams, config: AnyConfig, provenance: dict[str, Any], out: Path, format: str,
+    centre: Float64 | None = None,
+) -> str:  # fmt: skip
     """Write a trained network to the folder `out` in one of FORMATS, whole or not at all; says which rows it takes.
 
     provenance, anything JSON can hold, goes along.  InputError when `out` exists and is not an empty folder or cannot
@@ -80,7 +83,7 @@ def export(params: AnyParams, config: AnyConfig, provenance: dict[str, Any], out
     """
     require(format)
     library = FORMATS[format]
-    dictionary = library.NAMES[format](from_params(params, config))
+    dictionary = library.NAMES[format](from_params(params, config, centre))
     library.write(dictionary, provenance, out)
     return rows_taken(dictionary)
 

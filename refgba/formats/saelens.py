@@ -27,7 +27,7 @@ from refgba.data.files import read_json, regular_size, write_new_folder
 from refgba.data.store import values
 from refgba.errors import InputError, brief
 from refgba.formats.dictionary import Dictionary, Input, shapes
-from refgba.formats.fields import boolean, choice, count, json_bytes, k_field, note, shown
+from refgba.formats.fields import boolean, centre_field, choice, count, json_bytes, k_field, note, shown
 from refgba.sae import unit_rows
 from refgba.types import Array
 
@@ -105,7 +105,9 @@ def read(path: Path) -> Dictionary:
             norm = np.linalg.norm(arrays["W_dec"], axis=1)  # (M,)
             arrays["W_dec"] = unit_rows(arrays["W_dec"])
             arrays |= {"W_enc": arrays["W_enc"] * norm[:, None], "b_enc": arrays["b_enc"] * norm}
-        return Dictionary(**arrays, subtract_b_dec=subtract_b_dec, input=input, k=k)
+        metadata = cfg.get("metadata")
+        centre = centre_field(file, metadata if isinstance(metadata, dict) else {}, input)
+        return Dictionary(**arrays, subtract_b_dec=subtract_b_dec, input=input, k=k, centre=centre)
     except InputError as error:
         raise InputError(f"{weights}: {error}") from None
 

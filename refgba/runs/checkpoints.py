@@ -28,6 +28,7 @@ from refgba.errors import InputError
 from refgba.runs import folder
 from refgba.runs.folder import TRAINING
 from refgba.runs.schema import Damaged, Table, number, optional, require, whole
+from refgba.types import Float64
 
 CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"step-(\d+)")
@@ -51,11 +52,13 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def save(run: Path, state: HostState, about: dict[str, Any], keep: int) -> None:
+def save(
+    run: Path, state: HostState, about: dict[str, Any], keep: int, centre: Float64 | None = None
+) -> None:  # fmt: skip
     """Write the checkpoint of a state, and remove all but the newest `keep`.
 
-    about: `data`, `backend` and `seconds`, for state.json.  OSError when it cannot be written; no other is then
-    removed.
+    about: `data`, `backend` and `seconds`, for state.json.  centre: of the rows, as in `folder.Network`.
+    OSError when it cannot be written; no other is then removed.
     """
     arrays: dict[str, Any] = {"counts": state.buffer.counts, "peaks": state.buffer.peaks}
     own = METHODS[state.config.method].OWN.name
@@ -72,7 +75,8 @@ def save(run: Path, state: HostState, about: dict[str, Any], keep: int) -> None:
     }
     place = run / CHECKPOINTS
     place.mkdir(exist_ok=True)
-    folder.write_network(place / f"step-{state.t}", state.params, state.config, counters | about, {TRAINING: arrays})
+    about, more = counters | about, {TRAINING: arrays}
+    folder.write_network(place / f"step-{state.t}", state.params, state.config, about, more, centre)
     for old in found(run)[keep:]:
         files.remove_folder(old)
 

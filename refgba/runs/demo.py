@@ -33,7 +33,7 @@ class Demo:
         network = folder.open_network(self.launch.path)
         fresh = (draw.X for draw in self.truth.chunks(self.rows + HELD_OUT, synthetic.CHUNK, start=self.rows))
         with trained(self.launch.path):
-            evaluation = evaluate(network.params, network.config, self.launch.backend, fresh)
+            evaluation = evaluate(network.params, network.config, self.launch.backend, fresh, centre=network.centre)
         return trained_result(evaluation, network, self.launch.path) | recovery(network.params.V, self.truth.V)
 
 

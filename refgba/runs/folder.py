@@ -7,10 +7,10 @@
     checkpoints/step-N/ the whole state after step N (`checkpoints`)
     final/              the result
 
-`final/` and each checkpoint are folders of a network: params.safetensors, the arrays of `refgba.sae.Params` by name,
-and state.json, which says what they belong to, with a checksum of every file.  Each appears whole or not at all
-(`refgba.data.files`), and can be read without the run around it.  A folder is a run once it has config.json, which is
-written last.  Nothing is ever pickled.
+`final/` and each checkpoint are folders of a network: params.safetensors, the arrays of `refgba.sae.Params` by name
+and the centre of the rows, where there is one; and state.json, which says what they belong to, with a checksum of every
+file.  Each appears whole or not at all (`refgba.data.files`), and can be read without the run around it.  A folder is a
+run once it has config.json, which is written last.  Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from refgba.runs.schema import (
     text,
     whole,
 )
-from refgba.types import Int64
+from refgba.types import Float64, Int64
 
 CONFIG, ABOUT, DATA, METRICS, FINAL = "config.json", "about.json", "data.safetensors", "metrics.jsonl", "final"
 SMALL = 2**24  # bytes: reading a file of this size for nothing costs little
@@ -72,10 +72,13 @@ ABOUT_FIELDS: Table = {
         "block": _COUNT,
         "windows": _COUNT,
         "dropped": optional(whole(0)),
-        "drop_below": optional(number(0, 1)),  # this and the next three are not in what earlier versions wrote
+        "drop_below": optional(number(0, 1)),  # this and the next six are not in what earlier versions wrote
         "faint": optional(whole(0)),
         "faint_dropped": optional(whole(0)),
         "median_norm": optional(number(0, 1e300)),
+        "offset": optional(number(0, 1e300)),
+        "gamma": optional(number(0, 1e300)),
+        "centred": optional(lambda value: isinstance(value, bool)),
         "variance": number(1e-12, 1),  # of unit rows; `survey` refuses less
         "shards": each(entries(text, whole(0)), fewest=1),
     },
@@ -87,6 +90,7 @@ STATE_FIELDS: Table = {
     "data": optional(has(_ORIGIN)),
     "backend": optional(text),
     "refgba": optional(text),
+    "centred": optional(lambda value: isinstance(value, bool)),
     "seconds": optional(number(0, 1e15)),
 }
 
@@ -96,12 +100,14 @@ class Network:
     """The folder of a network, read back.
 
     state: the contents of state.json: `step`, the `data` of its training, the version, and more in a checkpoint.
+    centre: (d,) what rows lose before they are scaled to unit norm, None if nothing.
     """
 
     path: Path
     config: AnyConfig
     params: AnyParams
     state: dict[str, Any]
+    centre: Float64 | None = None
 
     @property
     def seconds(self) -> float:
@@ -123,6 +129,7 @@ class Record:
     about: dict[str, Any]
     dropped: Int64
     crc: npt.NDArray[np.uint32]
+    centre: Float64 | None = None
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -147,6 +154,8 @@ def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activat
     refuse_existing(path)
     assert data.crc is not None
     arrays: dict[str, npt.NDArray[Any]] = {"dropped": data.dropped, "crc": data.crc}
+    if data.centre is not None:
+        arrays["centre"] = data.centre
     try:
         path.mkdir(parents=True, exist_ok=True)
         files.write(path / DATA, save(arrays))
@@ -207,7 +216,8 @@ def read_record(path: Path) -> Record:
     dropped, crc = arrays["dropped"], arrays["crc"]
     if not (dropped.dtype == np.int64 and crc.dtype == np.uint32 and dropped.ndim == crc.ndim == 1):
         raise Damaged(f"{path / DATA}: damaged: dropped should be int64 and crc uint32 numbers")
-    return Record(path, config, about, dropped, crc)
+    centre = _load_centre(path / DATA, about["data"]["d"]) if about["data"].get("centred") else None
+    return Record(path, config, about, dropped, crc, centre)
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
@@ -219,12 +229,13 @@ def write_network(
     config: AnyConfig,
     state: Mapping[str, Any],
     more: Mapping[str, Any] | None = None,
+    centre: Float64 | None = None,
 ) -> None:
     """Make or replace the folder of a network; `more` has the arrays of other .safetensors files, by file name.
 
-    OSError when it cannot be written; what was there before then stays.
+    centre: as in `Network`.  OSError when it cannot be written; what was there before then stays.
     """
-    contents = {PARAMS: params.arrays()} | dict(more or {})
+    contents = {PARAMS: params.arrays() | ({} if centre is None else {"centre": centre})} | dict(more or {})
     with files.new_folder(path) as partial:
         for name, arrays in contents.items():
             # safetensors writes an array's memory as it lies, whatever its strides say: a transpose would be scrambled.
@@ -234,6 +245,8 @@ def write_network(
                 raise OSError(str(error)) from None
         sums = {name: checksum(partial / name) for name in contents}
         about = {**state, "refgba": __version__, "config": asdict(config), "sha256": sums}
+        if centre is not None:
+            about["centred"] = True
         (partial / STATE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
@@ -280,7 +293,9 @@ def read_network(path: Path) -> Network:
         for name, right in state["sha256"].items():
             if _checksum(path / name) != right:
                 raise InputError(f"{path / name}: damaged: it does not match its checksum in {STATE}")
-        return Network(path, config, _load_params(path / PARAMS, config, state["step"]), state)
+        params = _load_params(path / PARAMS, config, state["step"])
+        centre = _load_centre(path / PARAMS, params.b_pre.size) if state.get("centred") else None
+        return Network(path, config, params, state, centre)
     except InputError as error:
         named = str(error) if str(path) in str(error) else f"{path / STATE}: {error}"
         raise Damaged(named) from None
@@ -307,6 +322,13 @@ def _parameters(path: Path, config: Settings, names: tuple[str, ...]) -> dict[st
     for name, array in arrays.items():
         check_array(path, name, array, shapes.get(name, (M,)), config.master)
     return arrays
+
+
+def _load_centre(path: Path, d: int) -> Float64:
+    """The centre of the rows from a .safetensors file."""
+    centre = load_arrays(path, ("centre",))["centre"]
+    check_array(path, "centre", centre, (d,), "float64")
+    return centre
 
 
 def check_array(path: Path, name: str, array: npt.NDArray[Any], shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:

@@ -21,13 +21,13 @@ from refgba.data import files
 from refgba.data.activations import Activations, open_activations
 from refgba.data.store import load_matrix
 from refgba.data.survey import Check, refuse_share, remarks
+from refgba.data.unit_rows import prepared
 from refgba.errors import InputError, brief
 from refgba.identifiability import partners
 from refgba.metrics import frr, matched_recovery, per_group
 from refgba.runs import folder
 from refgba.runs.accumulate import Evaluation, quantiles
-from refgba.sae import unit_rows
-from refgba.types import Array, Dtype, Int64
+from refgba.types import Array, Dtype, Float64, Int64
 
 THRESHOLDS = (0.8, 0.9)  # The cosines from which the paper calls a feature recovered.
 
@@ -50,6 +50,10 @@ class Dictionary(Protocol):
     def W_enc(self) -> Array:
         """The encoder rows, (M, d)."""
 
+    @property
+    def centre(self) -> Float64 | None:
+        """What `prepare` subtracts from rows before it scales them, (d,); None if nothing."""
+
     def prepare(self, x: Array, /) -> Array:
         """Rows of data (L, d) as the network sees them."""
 
@@ -67,16 +71,18 @@ def evaluate(
     chunks: Iterable[Array],
     tick: Tick = id,
     top: int = 0,
+    centre: Float64 | None = None,
 ) -> Evaluation:
     """Everything that `Evaluation` measures, on the rows of `chunks` (rows, d), each scaled to unit norm.
 
+    centre: (d,) is subtracted first, as in training (`refgba.data.centre`).
     Calls `tick` with the number of rows of each chunk done.  Keeps the `top` highest rows of each neuron, counted from
     0 in the order of the chunks.  Raises InputError for a row of zeros, values that are not finite, or top < 0.
     """
     state = backend.init(params, config)
 
     def forward(chunk: Array) -> tuple[Array, Array, Array]:
-        x = unit_rows(chunk.astype(config.master))
+        x = prepared(chunk, config.master, centre)
         y, s = backend.encode(state, backend.put(state, x))
         return x, backend.get(backend.decode(state, s)), backend.get(y)
 
@@ -330,7 +336,7 @@ def judge(
         if config is None:
             evaluation = evaluate_dictionary(dictionary, chunks, tick, top)
         else:
-            evaluation = evaluate(opened.params, config, engine, chunks, tick, top)
+            evaluation = evaluate(opened.params, config, engine, chunks, tick, top, opened.centre)
     judged = result(evaluation, config) | check.record(drop_below, median) | recovered
     return Judged(evaluation, judged, W, check)
 
@@ -339,7 +345,8 @@ def judge_trained(path: Path, data: Activations, backend: Backend, counting: Cou
     """What a run that has just been trained does on a sample of its own data, at most SAMPLE rows; for `train`."""
     network = folder.open_network(path)
     with counting("evaluating", min(len(data), SAMPLE)) as tick, trained(path):
-        evaluation = evaluate(network.params, network.config, backend, data.sample(SAMPLE, CHUNK), tick)
+        rows = data.sample(SAMPLE, CHUNK)
+        evaluation = evaluate(network.params, network.config, backend, rows, tick, centre=network.centre)
     return trained_result(evaluation, network, path)
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from refgba import backends
 from refgba.backends.base import AnyConfig, Backend
 from refgba.data.activations import Activations, open_activations, reopen
+from refgba.data.centre import Centring, centred
 from refgba.data.survey import refuse_share, survey
 from refgba.errors import InputError
 from refgba.runs import capacity, checkpoints, folder
@@ -65,9 +66,11 @@ class Plan:
         drop_zero_rows: bool = False,
         tick: Callable[[int], object] = id,
         drop_below: float = 0.0,
+        centring: Centring = "auto",
     ) -> Launch:
         """The run on these data, all of which are read and checked first; InputError as `survey`."""
-        data, surveyed = survey(data, self.config.master, drop_zero_rows, tick, drop_below)
+        data, location = centred(data, centring)
+        data, surveyed = survey(data, self.config.master, drop_zero_rows, tick, drop_below, location)
         self.refuse_batch(len(data))
         steps = partial(train_run, data, surveyed, self.config, self.backend, self.names, self.path, self.saving)
         name, remarks = self.names["backend"], tuple(surveyed.remarks())
@@ -137,20 +140,22 @@ def begin(
     request: Request,
     drop_zero_rows: bool = False,
     drop_below: float = 0.0,
+    centring: Centring | None = None,
     counting: Counting = silent,
     say: Say = id,
     waiting: Waiting = nullcontext,
 ) -> Launch:
     """A new run in the folder `path` on the activations `data`, with the defaults that are `customary`.
 
-    InputError as `plan`, and for bad data.
+    centring: None is "auto", and with the paper's recipe "off".  InputError as `plan`, and for bad data.
     """
+    centring = centring or ("off" if request.recipe == "paper" else "auto")
     refuse_share(drop_below)
     activations = open_activations(data)
     request, defaults = customary(request)
     planned = plan(path, request, activations.d, say, waiting, **defaults)
     with counting("checking", len(activations)) as tick:
-        launch = planned.launch(activations, drop_zero_rows, tick, drop_below)
+        launch = planned.launch(activations, drop_zero_rows, tick, drop_below, centring)
     for remark in launch.remarks:
         say(remark)
     return launch
@@ -193,7 +198,7 @@ def go_on(
     if data is None and not about["data"]["path"]:
         raise InputError(f"{path}: was trained on an array in memory; save those rows to a file and give it as DATA")
     capacity.refuse_too_large(name, config, about["data"]["d"])
-    activations = reopen(about["data"], record.dropped, record.crc, data)
+    activations = reopen(about["data"], record.dropped, record.crc, data, record.centre)
     if name != about["backend"]:
         say(f"the run began with backend {about['backend']}; with {name} it will not be the same to the bit")
 

@@ -216,13 +216,14 @@ class Training:
             if not np.isfinite(array).all():
                 raise TrainingError(f"step {state.t}: {parameter} is not finite; {REMEDY}")
         if self.path:
-            checkpoints.save(self.path, host, self.origin(), self.saving.keep)
+            checkpoints.save(self.path, host, self.origin(), self.saving.keep, self.data.centre)
         self.saved = state.t
 
     def _finish(self, state: Any) -> None:
         if self.path:
             origin = {"step": state.t} | self.origin()
-            folder.write_network(self.path / folder.FINAL, self.backend.params(state), self.config, origin)
+            params, centre = self.backend.params(state), self.data.centre
+            folder.write_network(self.path / folder.FINAL, params, self.config, origin, centre=centre)
 
     def _resumable(self) -> str:
         since = f"from its checkpoint at step {self.saved}" if self.saved else "from its beginning"
