@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import refgba
 from refgba import formats
 from refgba.data.activations import open_activations
-from refgba.data.centre import OFFSET, centre, centred, locate
+from refgba.data.centre import NEAREST, OFFSET, centre, centred, locate
 from refgba.data.memory import held
 from refgba.data.unit_rows import prepared
 from refgba.errors import InputError
@@ -46,7 +46,13 @@ def test_the_centre_is_where_the_weighted_distances_cancel():
     x = np.random.default_rng(0).standard_normal((500, 8)) + 3
     c = centre(x)
     r = np.linalg.norm(x - c, axis=1, keepdims=True)
+    r = np.maximum(r, np.quantile(r, NEAREST))
     assert np.linalg.norm(((x - c) / r**4).sum(axis=0)) < 1e-3 * (1 / r**3).sum()
+
+
+def test_rows_that_are_mostly_equal_have_their_place_as_centre():
+    x = np.concatenate([np.full((90, 4), 2.0), np.random.default_rng(0).standard_normal((10, 4))])
+    np.testing.assert_allclose(centre(x), 2, atol=1e-3)
 
 
 def test_rows_with_many_features_and_outliers_count_little():

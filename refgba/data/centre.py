@@ -27,7 +27,7 @@ Centring = Literal["auto", "on", "off"]
 
 ROWS = 2**14  # rows that the centre is found from, at most
 BYTES = 2**28  # memory for them, at most
-NEAREST = 0.1  # of the median distance: a row nearer to the centre weighs as if it were so far
+NEAREST = 0.05  # This share of the rows, the nearest, weigh as much as its farthest: no row alone pulls the centre.
 STEPS, CLOSE = 100, 1e-4  # steps at most, and a move, over the median distance, that ends them
 
 OFFSET = 0.25  # the `Location.offset` from which rows are centred unless the user says otherwise
@@ -78,15 +78,15 @@ def centre(x: Array) -> Float64:
     >>> from refgba.data.centre import centre
     >>> x = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1], [8, 8], [8, 8]])
     >>> x.mean(axis=0).round(2), centre(x).round(2)
-    (array([2.67, 2.67]), array([0.01, 0.01]))
+    (array([2.67, 2.67]), array([0.46, 0.46]))
     """
     c: Float64 = x.mean(axis=0)
     for _ in range(STEPS):
         r = norms(x - c)
-        scale = float(np.median(r)) or float(r.max())
-        weight = 1 / np.maximum(r, NEAREST * scale) ** 4
+        nearest = float(np.quantile(r, NEAREST)) or r[r > 0].min()  # many rows may be equal
+        weight = np.maximum(r, nearest) ** -4.0
         step = np.einsum("l,ld->d", weight, x - c) / weight.sum()  # not BLAS, whose sums depend on its threads
         c = c + step
-        if np.linalg.norm(step) <= CLOSE * scale:
+        if np.linalg.norm(step) <= CLOSE * np.median(r):
             break
     return c
