@@ -26,7 +26,8 @@ from refgba.identifiability import identifiability
 from refgba.oracle.commands import oracle_group
 from refgba.report.gather import gather
 from refgba.runs import console, demo, folder, judging, launch
-from refgba.runs.options import drop_options, json_option, output_option, request_options
+from refgba.runs.held_out import Choice
+from refgba.runs.options import drop_options, held_out_options, json_option, output_option, request_options
 from refgba.runs.sections import Sectioned
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
@@ -71,14 +72,14 @@ def demo_command(out: Path | None, rows: int, weights: str, as_json: bool, reque
 @output_option(files.refuse_folder, help="folder of the run")
 @click.option("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; --steps extends it")
 @click.option("--dry-run", is_flag=True, help="only show settings, time and memory of the run; -o can be left out")
+@held_out_options
 @drop_options
 @click.option("--centre", type=click.Choice(get_args(Centring)), help="subtract what all rows share  [default: auto]")
 @request_options
 @json_option
 def train(
-    data: Path | None, out: Path | None, resume: Path | None, dry_run: bool, drop_zero_rows: bool, drop_below: float,
-    centre: Centring | None, as_json: bool,
-    request: Request,
+    data: Path | None, out: Path | None, resume: Path | None, dry_run: bool, held_out: Choice, drop_zero_rows: bool,
+    drop_below: float, centre: Centring | None, as_json: bool, request: Request,
 ) -> None:  # fmt: skip
     """Train on DATA and write the run to the folder -o.
 
@@ -94,18 +95,19 @@ def train(
     """
     if resume is not None:
         refused = {"-o": out, "--drop-zero-rows": drop_zero_rows, "--drop-below": drop_below, "--centre": centre}
-        refused["--dry-run"] = dry_run
+        refused |= {"--dry-run": dry_run, "--held-out-share": held_out.share is not None}
         request.refuse_to_resume(**refused)
-        run = launch.go_on(resume, data, request, console.remark, console.waiting)
+        run = launch.go_on(resume, data, request, console.remark, console.waiting, held_out.data)
     elif data is not None and dry_run:
-        return console.show_rehearsal(launch.rehearse(out, data, request, console.remark, console.waiting), as_json)
+        run = launch.rehearse(out, data, request, console.remark, console.waiting, held_out)
+        return console.show_rehearsal(run, as_json)
     elif data is not None and out is not None:
         drops = drop_zero_rows, drop_below, centre
-        run = launch.begin(out, data, request, *drops, console.counting, console.remark, console.waiting)
+        run = launch.begin(out, data, request, *drops, console.counting, console.remark, console.waiting, held_out)
     else:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
     console.train(run)
-    result = judging.judge_trained(run.path, run.data, run.backend, console.counting)
+    result = judging.judge_trained(run.path, run.data, run.backend, run.held_out, console.counting)
     return console.show_trained(run, result, as_json)
 
 
@@ -136,7 +138,7 @@ def evaluate(
         console.remark(remark)
     if out is not None:
         about = {"network": str(network), "data": str(data)}
-        judging.save(judged.evaluation, out, about, judged.check.row)
+        judging.save(judged.evaluation, out, about, judged.row)
     if as_json:
         return click.echo(json.dumps(judged.result))
     console.show_result(judged.result)

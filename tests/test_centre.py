@@ -90,7 +90,7 @@ def test_what_training_sees_does_not_depend_on_the_constant(cli, tmp_path):
 
 @pytest.mark.usefixtures("offset")
 def test_train_says_that_it_centres_and_every_reader_of_the_run_does(cli, tmp_path):
-    trained = cli("train", "x.npy", "-o", "run", *QUICK, "--json")
+    trained = cli("train", "x.npy", "-o", "run", *QUICK, "--held-out-share", 0, "--json")
     assert "share an offset of" in trained.stderr
     assert json.loads((tmp_path / "run/about.json").read_text())["data"]["centred"] is True
     judged = last_json(cli("evaluate", "run", "x.npy", "--json"))

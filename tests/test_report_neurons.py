@@ -19,8 +19,6 @@ from refgba.report import RunData, report
 from refgba.report.neurons import data_blocks
 from refgba.runs.judging import summarise
 
-pytest.importorskip("matplotlib", reason="reports are drawn with matplotlib")
-
 
 def unpacked(about, data):
     """What report.js makes of a packed run."""
@@ -28,7 +26,11 @@ def unpacked(about, data):
     data = zlib.decompress(base64.b64decode(re.fullmatch(r"<script[^>]*>(.*)</script>", data)[1]), -15)
     columns, at = {}, 0
     for column in about["columns"]:
-        size = about["neurons"] * column.get("width", 1)
+        size = about["neurons"] * column["width"]
+        if column["kind"] == "byte":
+            columns[column["name"]] = np.frombuffer(data, np.uint8, size, at)
+            at += size
+            continue
         words = np.frombuffer(data, np.uint8, 4 * size, at).reshape(4, -1).T.copy().view("<u4").ravel()
         columns[column["name"]] = words.view(np.float32) if column["kind"] == "float" else words
         at += 4 * size
@@ -38,7 +40,7 @@ def unpacked(about, data):
 
 def test_the_packed_numbers_are_those_of_the_run():
     run = full()
-    about, found = unpacked(*data_blocks(run, "x"))
+    about, found = unpacked(*data_blocks(run, "x", {}))
     assert about["neurons"] == 12
     np.testing.assert_array_equal(found["count"] / about["rows"], run.evaluation["frequency"])
     for name in ("peak", "mean", "std"):
@@ -65,7 +67,7 @@ def million():
 def test_a_million_neurons_fit_in_20_megabytes(million, tmp_path_factory):
     text = report([million])
     assert len(text.encode()) < 20e6
-    _, found = unpacked(*data_blocks(million, "x"))
+    _, found = unpacked(*data_blocks(million, "x", {}))
     np.testing.assert_array_equal(np.rint(million.evaluation["frequency"] * million.rows), found["count"])
     for name in ("peak", "mean", "std"):
         np.testing.assert_allclose(found[name], million.evaluation[name], rtol=2**-13 + 2**-23)

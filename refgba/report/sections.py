@@ -107,7 +107,7 @@ def _group_table(run: RunData, named: bool) -> Html:
         for k, g in enumerate(run.summary["groups"], 1)
     ]
     columns = ["group", "target", "median", "mean", "at or under target", "neurons"]
-    return table(columns, lines, f"Groups of {run.name}" if named else "Groups")
+    return table(columns, lines, f"Groups of {run.name}" if named else "Groups", sortable=True)
 
 
 def _rows(runs: Sequence[RunData]) -> Section | None:

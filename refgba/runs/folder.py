@@ -2,7 +2,7 @@
 
     config.json         the settings: `--config` of another run reads it
     about.json          the backend, the version, the recipe and the data
-    data.safetensors    checksums of the data, block by block, and the rows left out
+    data.safetensors    checksums of the data, block by block, the rows left out, and those held out
     metrics.jsonl       how training went, one JSON object per line (`log`)
     checkpoints/step-N/ the whole state after step N (`checkpoints`)
     final/              the result
@@ -37,6 +37,7 @@ from refgba.data import files
 from refgba.data.activations import Activations
 from refgba.data.store import DTYPES, LARGEST, checksum
 from refgba.errors import InputError, brief
+from refgba.runs import held_out
 from refgba.runs.schema import (
     Damaged,
     Table,
@@ -54,6 +55,7 @@ from refgba.runs.schema import (
 from refgba.types import Float64, Int64
 
 CONFIG, ABOUT, DATA, METRICS, FINAL = "config.json", "about.json", "data.safetensors", "metrics.jsonl", "final"
+HELD_OUT = "held_out"  # in about.json what they are, in data.safetensors their numbers
 SMALL = 2**24  # bytes: reading a file of this size for nothing costs little
 PARAMS, TRAINING, STATE = "params.safetensors", "training.safetensors", "state.json"
 
@@ -65,6 +67,7 @@ ABOUT_FIELDS: Table = {
     "refgba": optional(text),
     "recipe": optional(text),
     "extended": optional(each(has({"at": whole(0), "steps": whole(1)}))),
+    HELD_OUT: optional(has(held_out.FIELDS)),  # not in what earlier versions wrote, nor where nothing is held out
     "checkpoints": {"every": whole(0), "keep": whole(1)},
     "data": {
         **_ORIGIN,
@@ -122,13 +125,17 @@ class Network:
 
 @dataclass(frozen=True)
 class Record:
-    """What a run began with, read back: config.json, about.json and data.safetensors."""
+    """What a run began with, read back: config.json, about.json and data.safetensors.
+
+    dropped, crc, held_out: as in `refgba.data.activations.Activations`.
+    """
 
     path: Path
     config: AnyConfig
     about: dict[str, Any]
     dropped: Int64
     crc: npt.NDArray[np.uint32]
+    held_out: Int64
     centre: Float64 | None = None
 
 
@@ -154,6 +161,8 @@ def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activat
     refuse_existing(path)
     assert data.crc is not None
     arrays: dict[str, npt.NDArray[Any]] = {"dropped": data.dropped, "crc": data.crc}
+    if data.held_out.size:
+        arrays[HELD_OUT] = data.held_out
     if data.centre is not None:
         arrays["centre"] = data.centre
     try:
@@ -212,12 +221,16 @@ def read_record(path: Path) -> Record:
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: not a run, it has no {CONFIG}")
     config, about = read_config(path), read_about(path)
-    arrays = load_arrays(path / DATA, ("dropped", "crc"))
+    kept = "share" in (about.get(HELD_OUT) or {})
+    arrays = load_arrays(path / DATA, ("dropped", "crc", *([HELD_OUT] if kept else [])))
     dropped, crc = arrays["dropped"], arrays["crc"]
-    if not (dropped.dtype == np.int64 and crc.dtype == np.uint32 and dropped.ndim == crc.ndim == 1):
-        raise Damaged(f"{path / DATA}: damaged: dropped should be int64 and crc uint32 numbers")
+    rows = arrays.get(HELD_OUT, np.empty(0, np.int64))
+    if not (dropped.dtype == rows.dtype == np.int64 and crc.dtype == np.uint32):
+        raise Damaged(f"{path / DATA}: damaged: dropped and held_out should be int64 and crc uint32 numbers")
+    if not dropped.ndim == crc.ndim == rows.ndim == 1 or (kept and len(rows) != about[HELD_OUT]["rows"]):
+        raise Damaged(f"{path / DATA}: damaged: its arrays are not as they were written")
     centre = _load_centre(path / DATA, about["data"]["d"]) if about["data"].get("centred") else None
-    return Record(path, config, about, dropped, crc, centre)
+    return Record(path, config, about, dropped, crc, rows, centre)
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------

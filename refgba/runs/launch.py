@@ -20,7 +20,8 @@ from refgba.data.activations import Activations, open_activations, reopen
 from refgba.data.centre import Centring, centred
 from refgba.data.survey import refuse_share, survey
 from refgba.errors import InputError
-from refgba.runs import capacity, checkpoints, folder
+from refgba.runs import capacity, checkpoints, folder, held_out
+from refgba.runs.held_out import HeldOut
 from refgba.runs.judging import Counting, silent
 from refgba.runs.log import Progress
 from refgba.runs.settings import CUSTOMARY, Request, remarks
@@ -28,6 +29,7 @@ from refgba.runs.trainer import Saving, extended, resume_run, train_run
 
 Say = Callable[[str], object]  # It is told a remark.
 Waiting = Callable[[str], AbstractContextManager[object]]  # It shows what is waited for, if that takes long.
+NOTHING = held_out.Choice(share=0)
 COMPILING = "Loading numba, which compiles the first time on a machine, for some 20 s"
 
 
@@ -37,7 +39,7 @@ class Launch:
 
     steps: what trains, given what is asked after each step whether to stop, as `refgba.runs.trainer.train_run`.
     remarks: what a user should know of the data.  name: that of the backend.
-    done: the step from which it goes on, if its newest checkpoint is sound.
+    done: the step from which it goes on, if its newest checkpoint is sound.  held_out: rows to judge it on, besides.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Launch:
     name: str
     remarks: tuple[str, ...] = ()
     done: int = 0
+    held_out: HeldOut | None = None
 
 
 @dataclass(frozen=True)
@@ -67,20 +70,34 @@ class Plan:
         tick: Callable[[int], object] = id,
         drop_below: float = 0.0,
         centring: Centring = "auto",
+        choice: held_out.Choice = NOTHING,
+        look: Callable[[Any], object] = id,
     ) -> Launch:
-        """The run on these data, all of which are read and checked first; InputError as `survey`."""
+        """The run on these data, all of which are read and checked first; InputError as `survey`.
+
+        choice: what is held out of them.  look: as for `refgba.runs.trainer.train_run`.
+        """
         data, location = centred(data, centring)
         data, surveyed = survey(data, self.config.master, drop_zero_rows, tick, drop_below, location)
-        self.refuse_batch(len(data))
-        steps = partial(train_run, data, surveyed, self.config, self.backend, self.names, self.path, self.saving)
-        name, remarks = self.names["backend"], tuple(surveyed.remarks())
-        return Launch(self.path, self.config, data, self.backend, steps, name, remarks)
+        remarks = [*surveyed.remarks()]
+        data, kept = held_out.keep_back(data, choice, remarks.append)
+        self.refuse_batch(len(data), len(data.held_out))
+        if choice.data is not None:
+            kept = held_out.open_other(choice.data, data.d, self.config.master, drop_zero_rows, drop_below)
+        names: dict[str, Any] = dict(self.names)
+        if kept is not None:
+            names[folder.HELD_OUT] = kept.record
+        steps = partial(train_run, data, surveyed, self.config, self.backend, names, self.path, self.saving, look=look)
+        name = self.names["backend"]
+        return Launch(self.path, self.config, data, self.backend, steps, name, tuple(remarks), held_out=kept)
 
-    def refuse_batch(self, rows: int) -> None:
-        """InputError where a batch is more than all rows to train on."""
+    def refuse_batch(self, rows: int, kept: int = 0) -> None:
+        """InputError where a batch is more than all rows to train on.  kept: how many others are held out."""
         if self.config.batch > rows:
+            besides = f" beside the {kept} held out" if kept else ""
             raise InputError(
-                f"batch {self.config.batch} is more than the {rows} rows to train on; choose --batch {rows} or less"
+                f"batch {self.config.batch} is more than the {rows} rows to train on{besides}; choose --batch {rows} "
+                "or less"
             )
 
 
@@ -144,25 +161,30 @@ def begin(
     counting: Counting = silent,
     say: Say = id,
     waiting: Waiting = nullcontext,
+    choice: held_out.Choice = NOTHING,
 ) -> Launch:
     """A new run in the folder `path` on the activations `data`, with the defaults that are `customary`.
 
-    centring: None is "auto", and with the paper's recipe "off".  InputError as `plan`, and for bad data.
+    choice: what is held out.  centring: None is "auto", and with the paper's recipe "off".  InputError as `plan`, and
+    for bad data.
     """
     centring = centring or ("off" if request.recipe == "paper" else "auto")
     refuse_share(drop_below)
     activations = open_activations(data)
+    if choice.data is not None:
+        open_activations(choice.data, activations.d)  # refuses what is no such data before all rows are read
     request, defaults = customary(request)
     planned = plan(path, request, activations.d, say, waiting, **defaults)
     with counting("checking", len(activations)) as tick:
-        launch = planned.launch(activations, drop_zero_rows, tick, drop_below, centring)
+        launch = planned.launch(activations, drop_zero_rows, tick, drop_below, centring, choice)
     for remark in launch.remarks:
         say(remark)
     return launch
 
 
 def rehearse(
-    path: Path | None, data: Path, request: Request, say: Say = id, waiting: Waiting = nullcontext
+    path: Path | None, data: Path, request: Request, say: Say = id, waiting: Waiting = nullcontext,
+    choice: held_out.Choice = NOTHING,
 ) -> Launch:  # fmt: skip
     """The run that `begin` would make ready, but with no steps: its rows are not read, and nothing is written.
 
@@ -173,16 +195,19 @@ def rehearse(
     choices = choose(request, activations.d, say, waiting, **defaults)
     if path is not None:
         folder.refuse_existing(path)
+    activations, _ = held_out.keep_back(activations, choice, say)
     name = choices.names["backend"]
     return Launch(path or Path(), choices.config, activations, choices.backend, lambda _stop: iter(()), name)
 
 
 def go_on(
-    path: Path, data: Path | None, request: Request, say: Say = id, waiting: Waiting = nullcontext
+    path: Path, data: Path | None, request: Request, say: Say = id, waiting: Waiting = nullcontext,
+    other: Path | None = None,
 ) -> Launch:  # fmt: skip
     """A run that goes on, with its own settings, data and backend unless others are asked for.
 
-    data: where its data are, if they have moved.  InputError when it is no run, or cannot go on so.
+    data: where its data are, if they have moved.  other: rows to judge it on, instead of those it had.  InputError
+    when it is no run, or cannot go on so.
     """
     record = folder.read_record(path)
     config, about = record.config, record.about
@@ -198,16 +223,27 @@ def go_on(
     if data is None and not about["data"]["path"]:
         raise InputError(f"{path}: was trained on an array in memory; save those rows to a file and give it as DATA")
     capacity.refuse_too_large(name, config, about["data"]["d"])
-    activations = reopen(about["data"], record.dropped, record.crc, data, record.centre)
+    activations = reopen(about["data"], record.dropped, record.crc, data, record.held_out, record.centre)
+    kept = _held_out_of(record, config, activations, other)
     if name != about["backend"]:
         say(f"the run began with backend {about['backend']}; with {name} it will not be the same to the bit")
 
     def train(stop: Callable[[], int]) -> Iterator[Progress]:
-        return resume_run(record, activations, config, backend, saving, stop, say)
+        return resume_run(record, activations, config, backend, saving, stop, say, kept.record if kept else None)
 
     newest = checkpoints.found(path)
     done = checkpoints.step_of(newest[0]) if newest else 0
-    return Launch(path, config, activations, backend, train, name, done=done)
+    return Launch(path, config, activations, backend, train, name, done=done, held_out=kept)
+
+
+def _held_out_of(record: folder.Record, config: AnyConfig, data: Activations, other: Path | None) -> HeldOut | None:
+    """What a run that goes on is judged on besides its own rows."""
+    kept, drop_below = record.about.get(folder.HELD_OUT), record.about["data"].get("drop_below") or 0.0
+    if other is not None:
+        return held_out.open_other(other, data.d, config.master, bool(len(data.dropped)), drop_below)
+    if kept is None or kept.get("path") is None:
+        return None if kept is None else HeldOut(data, kept)
+    return held_out.reopen_other(kept, data.d, drop_below)
 
 
 def free_folder(path: Path) -> Path:

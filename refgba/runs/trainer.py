@@ -65,14 +65,16 @@ def train_run(
     survey: Survey,
     config: AnyConfig,
     backend: Backend,
-    names: dict[str, str],
+    names: dict[str, Any],
     out: Path,
     saving: Saving | None = None,
     stop: Callable[[], int] = int,
+    look: Callable[[Any], object] = id,
 ) -> Iterator[Progress]:
     """Train and write the run folder `out`, which must not hold a run yet; yields about `LOGS` times and at the end.
 
     data and survey come from `refgba.data.activations.survey`; names, such as {"backend": "numpy"}, go to about.json.
+    look is called with the backend's state before the first step and at every Progress.
     stop is called after each step; once it returns the number of a signal, not 0, training writes a checkpoint and
     raises Stopped.  Raises InputError before anything is written when `out` cannot take the run, and later when the
     data are no longer what they were; TrainingError when the loss is no longer finite, or the folder cannot be written.
@@ -82,10 +84,13 @@ def train_run(
     state = begin(backend, config, data.d)
     folder.create(out, config, about, data)
     with folder.locked(out):
-        yield from Training(out, config, about, data, backend, saving, stop).run(state)
+        look(state)
+        for progress in Training(out, config, about, data, backend, saving, stop).run(state):
+            look(state)
+            yield progress
 
 
-def described(data: Activations, survey: Survey, names: dict[str, str], saving: Saving) -> dict[str, Any]:
+def described(data: Activations, survey: Survey, names: dict[str, Any], saving: Saving) -> dict[str, Any]:
     """The about.json of a new run, as `train_run` has it."""
     of_data = data.record() | survey.record()
     return names | {"refgba": __version__, "checkpoints": asdict(saving), "data": of_data}
@@ -99,12 +104,13 @@ def resume_run(
     saving: Saving,
     stop: Callable[[], int] = int,
     say: Callable[[str], object] = id,
+    held_out: dict[str, Any] | None = None,
 ) -> Iterator[Progress]:
     """Go on with the run of a `folder.read_record` from its newest checkpoint, or from its beginning; as `train_run`.
 
     data comes from `refgba.data.activations.reopen`; where they lie now is remembered.  config has the run's settings,
-    or those of `extended`.  Calls say with remarks on damaged checkpoints and on what an extension means.  Yields
-    nothing where all steps are done.
+    or those of `extended`.  held_out: what about.json is to say of other rows to judge on.  Calls say with remarks
+    on damaged checkpoints and on what an extension means.  Yields nothing where all steps are done.
     """
     path = record.path
     with folder.locked(path):
@@ -113,6 +119,8 @@ def resume_run(
         checkpoint = checkpoints.newest(path, record.config, data.fingerprint, say)
         done = checkpoint[0].t if checkpoint else 0
         about = record.about | {"data": record.about["data"] | {"path": data.record()["path"]}}
+        if held_out is not None:
+            about |= {folder.HELD_OUT: held_out}
         if config != record.config:
             say(METHODS[config.method].extension(config, done))
             about |= {"extended": [*about.get("extended", []), {"at": done, "steps": config.steps}]}
