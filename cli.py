@@ -22,6 +22,7 @@ from refgba.data import files, inspection, pack, synthetic
 from refgba.data.store import DTYPES, open_store
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
+from refgba.llm.commands import attach
 from refgba.oracle import traces
 from refgba.recipe import RECIPES
 from refgba.report.gather import gather
@@ -444,4 +445,5 @@ def oracle_format() -> None:
     console.lines(Path(oracle.__file__).with_name("format.md").read_text(encoding="utf-8").removesuffix("\n"))
 
 
+attach(main)
 loading.done()

@@ -137,10 +137,10 @@ def read_tokens(path: Path, rows: int) -> Tokens:
     ):
         if contexts < 1 or starts[0] != 0 or starts[-1] != stop or (np.diff(starts) < 0).any():
             raise InputError(f"{path}: {name} should rise from 0 to {stop}")
-    if rows and not (0 <= tokens.context.min() and tokens.context.max() < contexts):
+    if rows and not (tokens.context.min() >= 0 and tokens.context.max() < contexts):
         raise InputError(f"{path}: context should be from 0 to {contexts - 1}")
-    length = np.diff(tokens.starts)[tokens.context]
-    if ((tokens.position < 0) | (tokens.position >= length)).any() or (tokens.ids[tokens.at] != tokens.token).any():
+    lasting = np.diff(tokens.starts)[tokens.context]
+    if ((tokens.position < 0) | (tokens.position >= lasting)).any() or (tokens.ids[tokens.at] != tokens.token).any():
         raise InputError(f"{path}: rows do not fit the contexts")
     if (tokens.ends < 0).any() or (tokens.ends > np.repeat(np.diff(tokens.text_starts), np.diff(tokens.starts))).any():
         raise InputError(f"{path}: ends should lie in the text")

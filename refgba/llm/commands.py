@@ -1,0 +1,121 @@
+"""The commands of this room.  torch and transformers are imported when one of them runs, not before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refgba.data import files
+from refgba.llm.console import Meter
+from refgba.runs import console
+from refgba.runs.options import json_option, output_option
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say which text is read."""
+    for option in (
+        click.option("--shuffle", type=int, metavar="SEED", help="take the files in random order"),
+        click.option("--files", "pattern", metavar="PATTERN", help='in folders, such as "*.py"  [default: all text]'),
+        click.option("--column", default="text", help="field of .jsonl, column of parquet and data sets"),
+        click.option("--text", "texts", type=Path, multiple=True, required=True, help="file or folder; may repeat"),
+    ):
+        command = option(command)
+    return command
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say how a model is opened."""
+    for option in (
+        click.option("--bos/--no-bos", default=None, help="begin contexts with BOS  [default: as the tokenizer]"),
+        click.option("--device", default="auto", help="cpu, cuda, ...; auto: a GPU where there is one"),
+        click.option("--compute", type=click.Choice(DTYPES), default="float32", help="the model's arithmetic"),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("harvest")
+@click.argument("model")
+@click.option("--site", "patterns", multiple=True, required=True, help="submodule, or a wildcard; may repeat")
+@text_options
+@output_option(files.refuse_folder, required=True, help="folder of the store, or of a store per site")
+@click.option("--of", type=click.Choice(["output", "input"]), default="output", help="which side of the submodule")
+@click.option("--tokens", type=click.IntRange(1), help="how many the model sees  [default: all of the text]")
+@click.option("--context", type=click.IntRange(1), default=128, help="tokens in a context")
+@click.option("--batch", type=click.IntRange(1), default=8, help="contexts at a time")
+@click.option("--pack", is_flag=True, help="several documents per context; attention crosses their boundaries")
+@click.option("--dtype", type=click.Choice(DTYPES), help="of the store  [default: float32 if --compute is]")
+@click.option("--drop-first", type=click.IntRange(0), default=1, help="first positions of each context to leave out")
+@click.option("--keep-special", is_flag=True, help="keep the rows of special tokens")
+@click.option("--max-norm", default=10.0, help="leave out rows beyond so many median norms; 0 keeps all")
+@click.option("--shard", type=click.IntRange(1), default=32_768, help="tokens per shard; a killed harvest repeats one")
+@model_options
+@json_option
+def harvest_command(
+    model: str, patterns: tuple[str, ...], texts: tuple[Path, ...], column: str, pattern: str | None,
+    shuffle: int | None, out: Path, bos: bool | None, device: str, compute: str, as_json: bool, **settings: Any,
+) -> None:  # fmt: skip
+    """Write the activations of MODEL on text as stores that `refgba train` takes, one per site.
+
+    MODEL is the folder of a Hugging Face model, a .gguf file, or a hub's name; a site is one of its submodules, such as
+    model.layers.15.mlp, or several: "model.layers.*.mlp".  Beside each row: its token, document, position and norm.
+    The same command goes on after a kill, to the same bytes.
+    """
+    from refgba.llm import harvesting
+    from refgba.llm.models import open_model
+    from refgba.llm.text import TextOptions
+    from refgba.llm.text import files as listed
+
+    chosen = harvesting.Settings(**settings)
+    text = TextOptions(texts, column, pattern, shuffle)
+    listed(text)  # before a model is opened for nothing
+    opened = open_model(model, compute, device, bos)
+    with Meter("harvesting") as meter:
+        stores = harvesting.harvest(opened, patterns, text, out, chosen, meter, console.remark)
+    facts = [summary(store) for store in stores]
+    if as_json:
+        return click.echo(json.dumps({"stores": facts}))
+    for fact in facts:
+        left = ", ".join(f"{count} for {why}" for why, count in fact["dropped"].items() if count)
+        console.line(
+            f"Wrote {fact['store']}: {fact['rows']} rows of d = {fact['d']} from {fact['tokens']} tokens of "
+            f"{fact['site']}; left out: {left or 'none'}"
+        )
+    console.line(f"Train on it: {console.program()} train {facts[0]['store']} -o runs/NAME --dtype float32")
+    return None
+
+
+def summary(store: Any) -> dict[str, Any]:
+    """A harvest in a few numbers, for JSON."""
+    from refgba.data.store import read_meta
+
+    shards = read_meta(store.store.path)["shards"]
+    dropped = {why: sum(shard["dropped"][why] for shard in shards) for why in shards[0]["dropped"]}
+    return {
+        "store": str(store.store.path),
+        "site": store.settings["site"],
+        "rows": len(store),
+        "d": store.store.d,
+        "dtype": store.store.dtype,
+        "tokens": sum(shard["read"] for shard in shards),
+        "contexts": int(store.context_starts[-1]),
+        "dropped": dropped,
+        "median_norm": store.about["median_norm"],
+    }
+
+
+@click.group("llm")
+def llm_group() -> None:
+    """Inside a language model: what a network's features do to what it predicts."""
+
+
+def attach(main: click.Group) -> None:
+    """Add the commands of this room to the program."""
+    main.add_command(harvest_command)
+    main.add_command(llm_group)
