@@ -1,6 +1,6 @@
 """The structure: the reference is pure, arrows run one way, no circles, no doors through walls, no file too long.
 
-cli -> llm -> notebook -> experiments -> report, oracle -> runs -> formats -> data -> backends -> baselines -> the reference
+cli -> llm -> notebook -> experiments -> report, oracle -> runs -> formats -> data -> backends -> baselines -> reference
 """
 
 from __future__ import annotations

@@ -154,7 +154,12 @@ def _about(model: Model, site: str, text: TextOptions, settings: Settings, dtype
         "model_class": type(model.module).__name__,
         "kind": model.kind,
     }
-    whole |= {"computed_in": model.dtype, "device": model.device.type, "text": text.record()}
+    whole |= {
+        "model_class": type(model.module).__name__,
+        "computed_in": model.dtype,
+        "device": model.device.type,
+        "text": text.record(),
+    }
     whole |= asdict(settings) | {"dtype": dtype}
     about = {"version": VERSION, "settings": whole, "tokenizer": model.tokenizer.record(), "weights": model.weights()}
     return {"model": model.name, "layer": sites.layer(site), "site": site, "harvest": about}
