@@ -148,18 +148,8 @@ def harvest(
 
 def _about(model: Model, site: str, text: TextOptions, settings: Settings, dtype: str) -> dict[str, Any]:
     """What meta.json says of a site before anything has been computed."""
-    whole: dict[str, Any] = {
-        "model": model.name,
-        "site": site,
-        "model_class": type(model.module).__name__,
-        "kind": model.kind,
-    }
-    whole |= {
-        "model_class": type(model.module).__name__,
-        "computed_in": model.dtype,
-        "device": model.device.type,
-        "text": text.record(),
-    }
+    whole: dict[str, Any] = {"model": model.name, "site": site, "kind": model.kind, "computed_in": model.dtype}
+    whole |= {"model_class": type(model.module).__name__, "device": model.device.type, "text": text.record()}
     whole |= asdict(settings) | {"dtype": dtype}
     about = {"version": VERSION, "settings": whole, "tokenizer": model.tokenizer.record(), "weights": model.weights()}
     return {"model": model.name, "layer": sites.layer(site), "site": site, "harvest": about}

@@ -215,7 +215,29 @@ def _batches(file: Path, column: str) -> Iterator[Any]:
 
     if file.suffix.lower() == ".parquet":
         opened = pyarrow.parquet.ParquetFile(file)
-        if state.get("_indices_data_files") or not isinstance(entries, list) or not entries:
+        names = [column] if column in opened.schema_arrow.names else None
+        yield from opened.iter_batches(batch_size=256, columns=names)
+        return
+    with pa.OSFile(str(file)) as source:
+        try:
+            yield from pa.ipc.open_stream(source)  # what `datasets` writes
+        except pa.ArrowInvalid:
+            source.seek(0)
+            reader = pa.ipc.open_file(source)
+            yield from (reader.get_batch(k) for k in range(reader.num_record_batches))
+
+
+def _data_set(folder: Path) -> list[Path]:
+    """The Arrow files of a data set that `datasets` wrote with save_to_disk; none where the folder is no such."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = read_json(folder / "dataset_dict.json").get("splits")
+        listed = ", ".join(brief(name) for name in splits[:4]) if isinstance(splits, list) else "a split"
+        raise InputError(f"{folder}: a Hugging Face data set with several splits; name one of the folders: {listed}")
+    if not (folder / "state.json").is_file():
+        return []
+    state = read_json(folder / "state.json")
+    entries, found = state.get("_data_files"), []
+    if state.get("_indices_data_files") or not isinstance(entries, list) or not entries:
         raise InputError(f"{folder}: a selection of a data set; in Python, dataset.flatten_indices().save_to_disk(...)")
     for entry in entries:
         name = entry.get("filename") if isinstance(entry, dict) else None
