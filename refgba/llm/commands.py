@@ -47,7 +47,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @output_option(files.refuse_folder, required=True, help="folder of the store, or of a store per site")
 @click.option("--of", type=click.Choice(["output", "input"]), default="output", help="which side of the submodule")
 @click.option("--tokens", type=click.IntRange(1), help="how many the model sees  [default: all of the text]")
-@click.option("--context", type=click.IntRange(1), default=128, help="tokens in a context")
+@click.option("--context", type=click.IntRange(1), help="tokens in a context  [default: 128, or what the model takes]")
 @click.option("--batch", type=click.IntRange(1), default=8, help="contexts at a time")
 @click.option("--pack", is_flag=True, help="several documents per context; attention crosses their boundaries")
 @click.option("--dtype", type=click.Choice(DTYPES), help="of the store  [default: float32 if --compute is]")
@@ -113,6 +113,73 @@ def summary(store: Any) -> dict[str, Any]:
 @click.group("llm")
 def llm_group() -> None:
     """Inside a language model: what a network's features do to what it predicts."""
+
+
+def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say where in the model a network belongs."""
+    for option in (
+        click.option("--context", type=click.IntRange(1), help="tokens in a context  [default: as harvested]"),
+        click.option("--of", type=click.Choice(["output", "input"]), help="which side  [default: as harvested]"),
+        click.option("--site", help="submodule  [default: as harvested]"),
+        click.option("--store", type=Path, help="the harvest that RUN is for  [default: the one it was trained on]"),
+    ):
+        command = option(command)
+    return command
+
+
+def put(
+    run: Path, model: str, store: Path | None, site: str | None, of: Any, context: int | None, compute: str,
+    device: str, bos: bool | None,
+) -> Any:  # fmt: skip
+    """RUN in MODEL, a `refgba.llm.splice.Place`; a remark where the model is not the one that was harvested."""
+    from refgba.llm import splice
+    from refgba.llm.models import open_model
+    from refgba.llm.networks import open_network
+
+    network = open_network(run, store)
+    opened = open_model(model, compute, device, bos)
+    place = splice.place(network, opened, site, of, None, context)
+    if network.harvested and network.harvested.get("weights") != opened.weights():
+        console.remark(f"{model} has other weights than the model that was harvested")
+    return place
+
+
+@llm_group.command("evaluate")
+@click.argument("run", type=Path)
+@click.argument("model")
+@text_options
+@place_options
+@click.option("--tokens", type=click.IntRange(2), default=16_384, help="how many of the text are read")
+@click.option("--batch", type=click.IntRange(1), default=8, help="contexts at a time")
+@click.option("--pack", is_flag=True, help="several documents per context")
+@click.option("--seed", type=click.IntRange(0), default=0, help="of the intervals, and of what a masked model guesses")
+@output_option(files.refuse_output, help="write the result to this JSON file")
+@model_options
+@json_option
+def evaluate_command(
+    run: Path, model: str, texts: tuple[Path, ...], column: str, pattern: str | None, shuffle: int | None,
+    tokens: int, batch: int, pack: bool, seed: int, out: Path | None, as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """What MODEL loses when an activation is replaced by RUN's reconstruction of it.
+
+    RUN is a run, a checkpoint, or the folder of a dictionary of any library.  Cross-entropy clean, spliced, and ablated
+    to zero and to the mean; loss recovered; KL; by position; with attention sinks left alone and replaced.
+    """
+    from refgba.llm import evaluation
+    from refgba.llm.text import TextOptions
+    from refgba.llm.text import files as listed
+
+    text = TextOptions(texts, column, pattern, shuffle)
+    listed(text)
+    place = put(run, model, **where)
+    with Meter("evaluating") as meter:
+        result = evaluation.evaluate(place, text, tokens, batch, pack, seed, meter)
+    record = result.record()
+    if out is not None:
+        files.write_output(out, json.dumps(record, indent=1).encode() + b"\n")
+    if as_json:
+        return click.echo(json.dumps(record))
+    return console.lines(result.table())
 
 
 def attach(main: click.Group) -> None:

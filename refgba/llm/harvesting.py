@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from refgba.data import files
 from refgba.errors import InputError
 from refgba.llm import sites
 from refgba.llm.contexts import Context, batches, contexts, padded
+from refgba.llm.keeping import Keeping, norms
 from refgba.llm.models import Model
-from refgba.llm.records import VERSION, WHY, Harvest, open_harvest
+from refgba.llm.records import VERSION, Harvest, open_harvest
 from refgba.llm.shards import Seen, Site
 from refgba.llm.sites import Of
 from refgba.llm.text import TABLES, Fingerprint, TextOptions
@@ -39,14 +40,15 @@ ALONE = {"float32": 1e-3, "bfloat16": 1e-1, "float16": 5e-2}  # rows of a padded
 class Settings:
     """How a text is read and which rows are kept.
 
-    context: the most tokens in a context.  batch: contexts at a time.  tokens: how many the model sees altogether, None
-    for all.  pack: whether documents share contexts.  of: "output" of a site, or "input".  dtype: of the store, None
-    for float32, or bfloat16 where the model computes in 16 bits.  drop_first: how many first positions of each context
-    are left out.  keep_special: whether rows at special tokens are kept.  max_norm: rows beyond this multiple of the
-    median norm are left out; 0 keeps all.  shard: about how many tokens a shard covers.
+    context: the most tokens in a context, None for CONTEXT or, if that is less, what the model was made for.  batch:
+    contexts at a time.  tokens: how many the model sees altogether, None for all.  pack: whether documents share
+    contexts.  of: "output" of a site, or "input".  dtype: of the store, None for float32, or bfloat16 where the model
+    computes in 16 bits.  drop_first: how many first positions of each context are left out.  keep_special: whether rows
+    at special tokens are kept.  max_norm: rows beyond this multiple of the median norm are left out; 0 keeps all.
+    shard: about how many tokens a shard covers.
     """
 
-    context: int = CONTEXT
+    context: int | None = None
     batch: int = BATCH
     tokens: int | None = None
     pack: bool = False
@@ -59,49 +61,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         for right, complaint in (
-            (self.context >= 1, f"a context has at least 1 token, not {self.context}"),
+            (self.context is None or self.context >= 1, f"a context has at least 1 token, not {self.context}"),
             (self.batch >= 1, f"a batch has at least 1 context, not {self.batch}"),
             (self.tokens is None or self.tokens >= 1, f"give at least 1 token, not {self.tokens}"),
             (self.of in sites.SIDES, f"of a site there is {' or '.join(sites.SIDES)}, not {self.of}"),
             (self.dtype in (None, "float32", "bfloat16", "float16"), f"dtype {self.dtype} is not one of a harvest"),
             (
-                0 <= self.drop_first < self.context,
-                f"--drop-first {self.drop_first} leaves none of {self.context} tokens",
+                0 <= self.drop_first < (self.context or CONTEXT),
+                f"--drop-first {self.drop_first} leaves none of a context",
             ),
             (0 <= self.max_norm < np.inf, f"the multiple of the median norm is at least 0, not {self.max_norm}"),
             (self.shard >= 1, f"a shard covers at least 1 token, not {self.shard}"),
         ):
             if not right:
                 raise InputError(complaint)
-
-
-@dataclass(frozen=True, eq=False)
-class Keeping:
-    """Which rows of a batch are kept.
-
-    special: ids of special tokens whose rows are left out.  largest_norm: None, or the largest that is kept.
-    """
-
-    drop_first: int
-    special: frozenset[int]
-    largest_norm: float | None
-
-    def __call__(self, batch: list[Context], norm: Array) -> tuple[Any, dict[str, int]]:
-        """Of norms (contexts, longest) in the batch: which rows are kept, bool of that shape, and why others are not.
-
-        Padding is never kept and not counted.
-        """
-        kept = np.zeros(norm.shape, bool)
-        why = np.zeros(norm.shape, np.int64)  # 0, or one more than the reason's place in WHY
-        for c, context in enumerate(batch):
-            kept[c, : len(context)] = True
-            special = np.isin(context.ids, list(self.special))
-            why[c, : len(context)][special] = 2
-            why[c, : min(self.drop_first, len(context))] = 1
-        if self.largest_norm is not None:
-            why[kept & (why == 0) & ~(norm <= self.largest_norm)] = 3
-        counts = {name: int((why == k).sum()) for k, name in enumerate(WHY, start=1)}
-        return kept & (why == 0), counts
 
 
 @dataclass(frozen=True)
@@ -125,11 +98,13 @@ def harvest(
     where hooked rows are not those of the plain forward pass.
     """
     found = sites.find(model.module, patterns, model.name)
+    settings = replace(settings, context=settings.context or min(CONTEXT, model.longest or CONTEXT))
+    assert settings.context is not None
     model.refuse_context(settings.context)
     first = _first(model, text, settings)
     remark(check(model, found, settings.of, first[0]))
     special = frozenset() if settings.keep_special else frozenset(model.tokenizer.special)
-    keeping = Keeping(settings.drop_first, special, None)
+    keeping = Keeping(settings.drop_first, special)
     places = {site: out / site if len(found) > 1 else out for site in found}
     if len(found) > 1:
         files.refuse_folder(out)
@@ -156,7 +131,7 @@ def _about(model: Model, site: str, text: TextOptions, settings: Settings, dtype
 
 
 def _source(model: Model, text: TextOptions, settings: Settings, fingerprint: Fingerprint) -> Iterator[Context]:
-    return contexts(text, model.tokenizer, settings.context, settings.pack, fingerprint)
+    return contexts(text, model.tokenizer, settings.context or CONTEXT, settings.pack, fingerprint)
 
 
 def _first(model: Model, text: TextOptions, settings: Settings) -> list[list[Context]]:
@@ -213,11 +188,6 @@ def check(model: Model, found: list[str], of: Of, batch: list[Context]) -> str:
     return f"hooked rows equal the plain forward pass {how}, and a context alone to {apart:.1g}"
 
 
-def _norms(activation: Any) -> Array:
-    norm: Array = activation.float().norm(dim=-1).cpu().numpy()
-    return norm
-
-
 def _begin(
     model: Model, stores: dict[str, Site], first: list[list[Context]], keeping: Keeping, settings: Settings, dtype: str
 ) -> None:
@@ -225,14 +195,15 @@ def _begin(
     fresh = [site for site, store in stores.items() if not store.begun]
     if not fresh:
         return
-    norms: dict[str, list[Array]] = {site: [] for site in fresh}
+    measured: dict[str, list[Array]] = {site: [] for site in fresh}
     d = {}
     for batch in first:
         for site, activation in run(model, fresh, settings.of, batch).items():
-            norm, d[site] = _norms(activation), int(activation.shape[-1])
-            norms[site].append(norm[keeping(batch, norm)[0]])
+            norm, d[site] = norms(activation), int(activation.shape[-1])
+            kept, _ = keeping(*padded(batch, model.pad), norm)
+            measured[site].append(norm[kept])
     for site in fresh:
-        kept = np.concatenate(norms[site])
+        kept = np.concatenate(measured[site])
         kept = kept[np.isfinite(kept)]
         if not len(kept):
             raise InputError(f"{site}: every row of the first contexts is left out")
@@ -260,7 +231,7 @@ def _go_on(
     while batch is not None:
         writing = {site: store for site, store in stores.items() if len(store.shards) == shard and not store.complete}
         for site, activation in run(model, list(writing), settings.of, batch).items():
-            _add(writing[site], batch, activation, keeping)
+            _add(writing[site], batch, activation, keeping, model.pad)
         seen = Seen(seen.contexts + len(batch), seen.tokens + sum(len(context) for context in batch), str(fingerprint))
         batch = next(coming, None)
         if batch is None or seen.tokens - start >= settings.shard:
@@ -280,17 +251,14 @@ def _size(text: TextOptions) -> int | None:
     return sum(path.stat().st_size for path in found)
 
 
-def _add(store: Site, batch: list[Context], activation: Any, keeping: Keeping) -> None:
+def _add(store: Site, batch: list[Context], activation: Any, keeping: Keeping, pad: int) -> None:
     """The rows of a batch that are kept; InputError for one that is not finite."""
     import torch
 
-    norm = _norms(activation)
-    limit = store.about["harvest"]["largest_norm"]
-    own = Keeping(keeping.drop_first, keeping.special, limit)
-    kept, dropped = own(batch, norm)
-    lengths = np.array([len(context) for context in batch])
-    there = np.arange(norm.shape[1]) < lengths[:, None]
-    bad = np.argwhere(there & ~np.isfinite(norm))
+    ids, mask = padded(batch, pad)
+    norm = norms(activation)
+    kept, dropped = keeping.up_to(store.about["harvest"]["largest_norm"])(ids, mask, norm)
+    bad = np.argwhere(mask.astype(bool) & ~np.isfinite(norm))
     if len(bad):
         c, p = bad[0].tolist()
         raise InputError(

@@ -66,7 +66,7 @@ class Model:
     def pad(self) -> int:
         """The id that batches are padded with; any would do, since it is masked."""
         id = self.tokenizer.tokenizer.pad_token_id
-        return 0 if id is None else int(id)
+        return int(id) if id is not None and id < self.module.get_input_embeddings().weight.shape[0] else 0
 
     @property
     def takes_positions(self) -> bool:
