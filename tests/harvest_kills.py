@@ -16,6 +16,7 @@ from pathlib import Path
 
 from refgba.cli import main
 from refgba.llm import harvesting
+from refgba.llm.models import open_model
 
 
 def child(arguments: list[str], pipe: int) -> None:
@@ -59,12 +60,13 @@ def attempt(arguments: list[str], batches: int | None, rest: float) -> int:
 
 if __name__ == "__main__":
     given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    open_model(given["harvest"][1])  # so that children need not import what opens it
     rng, killed = random.Random(given["seed"]), 0
     whole, cut = ([*given["harvest"], "-o", str(Path(given["folder"]) / name)] for name in ("whole", "killed"))
     assert attempt(whole, None, 0) == 0
     while killed < given["kills"]:
         begun = list(Path(given["folder"]).glob("killed/*/meta.json"))  # before that the median norm is measured
-        status = attempt(cut, 2 + rng.randrange(20 if begun else 400), rng.random() * 0.02)
+        status = attempt(cut, 2 + rng.randrange(10 if begun else 400), rng.random() * 0.02)
         if status >= 0:
             break
         killed += 1
