@@ -1,11 +1,6 @@
 """The commands of this room from Python: what they read and write, and results that show themselves.
 
->>> from refgba import llm                                                       # doctest: +SKIP
->>> model = llm.open_model("SmolLM2-135M-Instruct.Q4_1.gguf")                    # doctest: +SKIP
->>> llm.harvest(model, "model.layers.15.mlp", "text/", "store", tokens=200_000)  # doctest: +SKIP
->>> llm.evaluate("runs/mine", model, "text/")                                    # doctest: +SKIP
->>> llm.effects_of("runs/mine", model, "text/", [17])                            # doctest: +SKIP
->>> llm.steer("runs/mine", model, "Once upon", 17, by=4)                         # doctest: +SKIP
+`docs/llm.md` has an example.
 """
 
 from __future__ import annotations
