@@ -168,8 +168,10 @@ def check(model: Model, found: list[str], of: Of, batch: list[Context]) -> str:
 
     hooked = run(model, found, of, batch)
     ids, mask = (torch.from_numpy(a).to(model.device) for a in padded(batch, model.pad))
+    head = model.module.get_output_embeddings()
+    few = {} if any(model.module.get_submodule(site) is head for site in found) else model.without_logits()
     with torch.inference_mode(), sites.wrapped(model.module, found, of) as plain:
-        model.forward(ids, mask)
+        model.forward(ids, mask, **few)
     shortest = min(range(len(batch)), key=lambda c: len(batch[c]))
     length, worst, apart = len(batch[shortest]), 0.0, 0.0
     alone = run(model, found, of, [batch[shortest]])

@@ -90,6 +90,10 @@ class Model:
             named["use_cache"] = False
         return self.module(input_ids=ids, attention_mask=mask, **named)
 
+    def without_logits(self) -> dict[str, Any]:
+        """Arguments of `forward` with which it computes hardly any logits, where the model has such."""
+        return {"logits_to_keep": 1} if "logits_to_keep" in self._arguments else {}
+
     def head(self) -> Any:
         """The unembedding; InputError, naming the model, where it has none."""
         head = self.module.get_output_embeddings() if self.kind != "encoder" else None
