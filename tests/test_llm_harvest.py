@@ -164,6 +164,19 @@ def test_documents_share_contexts_only_when_packed(cli, models, corpus):
 
 
 @llm
+def test_no_more_contexts_of_a_document_than_asked_for(cli, models, corpus):
+    flags = ["--site", SITES["qwen2"], "--text", corpus, "--context", "16", "-o", "store"]
+    assert cli("harvest", models("qwen2"), *flags, "--per-document", "2").exit_code == 0
+    tokens = open_harvest(corpus.parent / "store").tokens(0)
+    numbers, counts = np.unique(tokens.first_document, return_counts=True)
+    assert len(numbers) == len(TEXT)
+    assert counts.max() == 2
+    assert set(tokens.offset.tolist()) == {0, 16}
+    done = cli("harvest", models("qwen2"), *flags[:-1], "other", "--per-document", "2", "--pack")
+    assert_one_line(done, "leave --pack or --per-document out")
+
+
+@llm
 def test_text_comes_in_every_form(cli, models, corpus, tmp_path):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": part}) + "\n" for part in TEXT))
