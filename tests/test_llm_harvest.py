@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -277,6 +279,17 @@ def test_a_harvest_goes_on_only_with_what_it_was_begun_with(cli, models, corpus)
     assert cli("harvest", models("gpt2"), *flags).exit_code == 0
     assert_one_line(cli("harvest", models("gpt2"), *flags, "--context", "7"), "was begun with context = 64, not 7")
     assert_one_line(cli("harvest", models("qwen2"), *flags[2:], "--site", "model.norm"), "was begun with model =")
+
+
+@llm
+def test_two_harvests_do_not_write_to_one_folder(cli, models, corpus):
+    flags = ["--site", SITES["gpt2"], "--text", corpus, "-o", "store"]
+    assert cli("harvest", models("gpt2"), *flags).exit_code == 0
+    handle = os.open(corpus.parent / "store", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    assert_one_line(cli("harvest", models("gpt2"), *flags), "another harvest is writing to this folder")
+    os.close(handle)
+    assert cli("harvest", models("gpt2"), *flags).exit_code == 0
 
 
 @llm
