@@ -243,6 +243,24 @@ def test_twenty_sigkills_change_no_byte(models, corpus, tmp_path):
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
 
 
+@llm
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_tokens(models, tmp_path):
+    needs()
+    (tmp_path / "long.txt").write_text(llm_models.text(0, 40_000), encoding="utf-8")
+    code = (
+        "import resource, sys; from refgba.cli import main; main(sys.argv[1:], standalone_mode=False); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = []
+    for tokens in ("4000", "40000"):
+        flags = ["--site", SITES["qwen2"], "--text", str(tmp_path / "long.txt"), "--tokens", tokens, "--shard", "2000"]
+        command = [sys.executable, "-c", code, "harvest", str(models("qwen2")), *flags, "-o", str(tmp_path / tokens)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.splitlines()[-1]) / 1024)
+    assert peaks[1] < peaks[0] + 50  # MiB
+
+
 # ---- bad use ---------------------------------------------------------------------------------------------------------
 
 
