@@ -23,6 +23,7 @@ from refgba.data.centre import Centring
 from refgba.data.store import DTYPES, open_store
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
+from refgba.llm.commands import attach
 from refgba.oracle.commands import oracle_group
 from refgba.report.gather import gather
 from refgba.runs import console, demo, folder, judging, launch
@@ -379,4 +380,5 @@ def backends_command(as_json: bool) -> None:
 main.add_command(oracle_group)
 
 
+attach(main)
 loading.done()
