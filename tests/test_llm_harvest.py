@@ -272,6 +272,7 @@ def test_memory_does_not_grow_with_the_tokens(models, tmp_path):
         (["--site", "model.layers.*.nothing"], "has no submodule"),
         (["--site", "model.rotary_emb"], "the output of model.rotary_emb"),
         (["--site", "model.layers.1.mlp", "--context", "65"], "--context 65 is longer than the 64 tokens"),
+        (["--site", "model.layers.1.mlp", "--device", "abacus"], "--device abacus: torch cannot compute there"),
         (["--site", "model.layers.1.mlp", "--text", "none"], "none: no such file"),
         (["--site", "model.layers.1.mlp", "--text", "empty.txt"], "holds no token"),
         (["--site", "model.layers.1.mlp", "--text", "binary.bin"], "binary.bin: not UTF-8"),
