@@ -14,9 +14,9 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; make PYTHON=... names one")'
 	$(PYTHON) -m venv $(VENV)
 
-# What the demo needs, some 550 MB: the program itself and numba.
+# What the demo needs, some 390 MB: the program itself and numba, whose bytecode is compiled as it is used.
 $(VENV)/ready-demo: pyproject.toml tests/constraints.txt | $(BIN)/python
-	$(PIP) -e '.[cpu]'
+	$(PIP) --no-compile -e '.[cpu]'
 	touch $@
 
 # What the tests need besides, some 1.2 GB.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from refgba.runs import loading  # isort: split
 
 import json
+import webbrowser
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -25,8 +26,9 @@ from refgba.errors import InputError
 from refgba.identifiability import identifiability
 from refgba.llm.commands import attach
 from refgba.oracle.commands import oracle_group
+from refgba.report.demo import demo_page
 from refgba.report.gather import gather
-from refgba.runs import console, demo, folder, judging, launch
+from refgba.runs import console, demo, folder, judging, launch, plane
 from refgba.runs.held_out import Choice
 from refgba.runs.options import drop_options, held_out_options, json_option, output_option, request_options
 from refgba.runs.sections import Sectioned
@@ -52,19 +54,26 @@ def main() -> None:
 @output_option(files.refuse_folder, help="folder of the run  [default: runs/demo, or the first free runs/demo-N]")
 @click.option("--rows", default=50_000, help="rows of data to train on")
 @click.option("--weights", type=click.Choice(list(model.WEIGHTS)), default="constant", help="law of the entries of H")
+@click.option("--open", "open_page", is_flag=True, help="open the page of the demonstration in a browser")
 @request_options
 @json_option
-def demo_command(out: Path | None, rows: int, weights: str, as_json: bool, request: Request) -> None:
+def demo_command(
+    out: Path | None, rows: int, weights: str, open_page: bool, as_json: bool, request: Request
+) -> None:  # fmt: skip
     """Recover known features: the paper's imbalanced set, from data to features, in about a minute.
 
     n = 128 features in d = 42 dimensions; half of the rows hold 3 of them, half hold 20.  --seed sets data and weights.
+    It ends on a page, demo.html in the run's folder, that shows features being found.
     """
     out = out or launch.free_folder(Path("runs/demo"))
     run = demo.begin(out, rows, weights, request, console.remark, console.waiting)
     console.train(run.launch)
-    result = run.result()
+    evaluation, result = run.judged()
+    files.write_output(run.page, demo_page(run, evaluation, result, plane.turn()).encode(errors="backslashreplace"))
+    if open_page:
+        webbrowser.open(run.page.resolve().as_uri())
     if as_json:
-        return click.echo(json.dumps(result))
+        return click.echo(json.dumps(result | {"page": str(run.page)}))
     return console.show_demo(run, result)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from refgba.baselines.method import Groups
 from refgba.report.page import Html
-from refgba.report.plot import Axis, Plot
+from refgba.report.plot import WIDTH, Axis, Plot
 from refgba.report.words import percent, rounded
 from refgba.types import Array, Float64
 
@@ -22,6 +23,7 @@ LEVELS = 6  # The shades of its cells.
 SAME = 1.2  # Frequencies whose ratio is at most this are too near each other to be an axis.
 HIGHEST = 1e30  # No curve goes higher.
 NEVER = "never"
+ABOUT_TARGETS = "Marks: median of the group; bars: its quartiles. Dotted: at target; below it the target is kept."
 
 Named = Sequence[tuple[str, Any]]
 
@@ -102,24 +104,35 @@ def frequencies(runs: Named, target: Float64 | None) -> Html:
     return plot.figure(f"Histogram of activation frequencies. {summary}.", title, note)
 
 
+def quartiles(frequency: Array, groups: Groups) -> tuple[Array, Array]:
+    """The target (K,) of each group, and the quartiles (3, K) of the frequencies (M,) of its neurons."""
+    group, target = groups
+    found = [np.quantile(frequency[group == k], (0.25, 0.5, 0.75)) for k in range(len(target))]
+    return target, np.stack(found, axis=1)
+
+
 def targets(runs: Named) -> Html:
-    """The frequencies of each group, median and quartiles, against its target; runs give (target, quartiles (3, K))."""
-    title = "Frequency of each group against its target"
+    """The frequencies of each group, median and quartiles, against its target; runs give `quartiles`."""
+    plot, alt = targets_plot(runs)
+    return plot.figure(alt, "Frequency of each group against its target", ABOUT_TARGETS)
+
+
+def targets_plot(runs: Named, width: float = WIDTH) -> tuple[Plot, str]:
+    """The figure of `targets` without title and note, and what it shows in words."""
     every = np.concatenate([np.concatenate([target, middle[middle > 0]]) for _, (target, middle) in runs])
     low, high = float(every.min()) / 1.5, min(float(every.max()) * 1.5, 1.0)
-    plot = Plot(Axis("target", low, high, True, percent), Axis("activation frequency", low, high, True, percent))
+    plot = Plot(Axis("target", low, high, True, percent), Axis("activation frequency", low, high, True, percent), width)
     plot.guide((low, high), (low, high))
-    for i, (_, (target, quartiles)) in enumerate(runs):
+    for i, (_, (target, spread)) in enumerate(runs):
         x = target * 1.06 ** (i - (len(runs) - 1) / 2)
-        first, median, third = np.maximum(quartiles, low)
+        first, median, third = np.maximum(spread, low)
         plot.ranges(x, first, third, i)
         plot.points(x, median, i, 3.6, 1)
     summary = "; ".join(
         f"{name}: median {percent(q[1][0])} at target {percent(t[0])}, {percent(q[1][-1])} at {percent(t[-1])}"
         for name, (t, q) in runs
     )
-    note = "Marks: median of the group; bars: its quartiles. Dotted: at target; below it the target is kept."
-    return plot.figure(f"Activation frequency of each group against its target. {summary}.", title, note)
+    return plot, f"Activation frequency of each group against its target. {summary}."
 
 
 def rows(runs: Named) -> Html:

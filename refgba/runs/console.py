@@ -281,6 +281,7 @@ def show_demo(demo: Demo, result: dict[str, Any]) -> None:
     line("the paper's GBA: FRR(0.8) 100.0%, FRR(0.9) 100.0%")
     show_summary(result)
     line()
+    line(f"See features being found: {demo.page}, in a browser")
     line(f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  Judge it again, or on data of your own:")
     line(f"  {program()} evaluate {run.path} {run.path}/data/X.npy --truth {run.path}/data/V.npy")
 
