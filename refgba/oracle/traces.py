@@ -53,10 +53,10 @@ def example(config: GBAConfig, d: int, steps: int | None = None) -> Trace:
 
 
 # Settings in whose trace decisions meet their limits exactly: frequencies are counts of 32 rows, and targets and floors
-# powers of 2, so that p = p_k and p = floor p_k occur and are exact in every dtype.
+# powers of 2, so that p = p_k and p = floor p_k occur and are exact in every dtype.  form T is 8.5: F is 8.
 TIES: dict[str, Any] = {
     "width": 12, "groups": 3, "htf": 0.5, "ltf": 0.125, "floor": 0.25, "steps": 16, "batch": 8, "adapt_every": 4,
-    "form": 0.5, "lr": 0.02, "hold": 0.5, "a_init": 0.3, "b_init": -0.2, "gamma_minus": 0.4, "gamma_plus": 0.6,
+    "form": 0.53125, "lr": 0.02, "hold": 0.5, "a_init": 0.3, "b_init": -0.2, "gamma_minus": 0.4, "gamma_plus": 0.6,
     "seed": 375,
 }  # fmt: skip
 
