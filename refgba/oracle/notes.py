@@ -32,7 +32,7 @@ def notes(place: Place, name: str, trace: Trace, candidate: Steps, starts: Start
         *_change(place, name),
         *_offset(place, name),
         *_cut(place, name),
-        *_penalty(place, name),
+        *_penalty(name, [place, *places(trace, candidate, starts, place.tolerance, place)]),
         *_same(place, name),
         *_where(place, name),
     ]
@@ -205,15 +205,18 @@ PENALTIES: dict[str, dict[str, Callable[[Step], Any]]] = {
 }
 
 
-def _penalty(place: Place, name: str) -> Iterator[str]:
-    """What is added is a multiple of a usual penalty on codes; a round one, where it is a single number."""
-    got, right = _numbers(place, name)
+def _penalty(name: str, steps: list[Place]) -> Iterator[str]:
+    """What is added is the same multiple of a usual penalty on codes at all steps, of at least two."""
+    steps = [step for step in steps if name in step.values]
     for penalty, of in PENALTIES.get(name, {}).items():
-        term = np.asarray(of(place.step), np.float64)
-        weight = float(np.sum(term * term))
-        c = float(np.sum((got - right) * term)) / weight if weight else 0.0
-        fits = np.all(abs(got - right - c * term) <= place.allowed(name) + place.tolerance * abs(c * term))
-        if c and fits and (got.size > 1 or abs(c - float(f"{c:.2g}")) <= 1e3 * place.tolerance * abs(c)):
+        pairs = [(np.subtract(*_numbers(step, name)), np.asarray(of(step.step), np.float64)) for step in steps]
+        weight = sum(float(np.sum(term * term)) for _, term in pairs)
+        c = sum(float(np.sum(added * term)) for added, term in pairs) / weight if weight else 0.0
+        allowed = [
+            step.allowed(name) + step.tolerance * abs(c * term) for step, (_, term) in zip(steps, pairs, strict=True)
+        ]
+        fits = all(np.all(abs(a - c * term) <= most) for (a, term), most in zip(pairs, allowed, strict=True))
+        if c and fits and len(steps) > 1:
             yield f"what is added is {c:.6g} times {penalty}: is there a penalty?"
 
 

@@ -132,6 +132,12 @@ def stopped(part: str) -> dict[str, Formula]:
 
 WITHOUT_DECAY = by(lambda _, f: f._replace(decay=1))
 
+
+def undecayed_beside_decoder(name: str) -> Formula:
+    """A parameter after AdamW, without decay where the network is untied."""
+    return lambda e: (WITHOUT_DECAY if "W_dec" in e.state else FORMULAS)[name](e)
+
+
 MISTAKES: Known = {
     "updates are not counted": each("updates", lambda e, theta: e.was(f"updates.{theta}")),
     "the updates of every parameter are counted by the steps of the run": each("updates", lambda e, _: e.t),
@@ -162,7 +168,7 @@ MISTAKES: Known = {
         lambda e, f: f._replace(decay=1 - e.config.lr * e.config.weight_decay)
     ),
     "weight decay acts on matrices only, not on a and b_pre": {theta: WITHOUT_DECAY[theta] for theta in ("a", "b_pre")},
-    "weight decay acts on W alone": {theta: WITHOUT_DECAY[theta] for theta in ("moved.W_dec", "a", "b_pre")},
+    "weight decay acts on W alone": {theta: undecayed_beside_decoder(theta) for theta in ("moved.W_dec", "a", "b_pre")},
     "weight decay acts after the step, on what the step has moved": after(decayed_after),
     "weight decay has the wrong sign": by(lambda e, f: f._replace(decay=1 + f.lr * e.config.weight_decay)),
     "epsilon is inside the root": divided_by(lambda v_hat, eps: np.sqrt(v_hat + eps)),

@@ -21,7 +21,15 @@ def instead(setting: str, value: float, name: str) -> Formula:
     """A quantity as it is with another value of a setting."""
 
     def formula(e: Step) -> Any:
-        other = Step(replace(e.config, **cast(dict[str, Any], {setting: value})), e.t, e["rows"], e.state, e.values, e.instead, e.last)
+        other = Step(
+            replace(e.config, **cast(dict[str, Any], {setting: value})),
+            e.t,
+            e["rows"],
+            e.state,
+            e.values,
+            e.instead,
+            e.last,
+        )
         return FORMULAS[name](other)
 
     return formula
