@@ -31,7 +31,7 @@ def test_it_compiles_without_a_warning(nvrtc, dtype, architecture):
     cp = MagicMock()
     cp.cuda.Device.return_value.compute_capability = "100"
     with in_place_of_cupy(cp):
-        backends.cupy_device.Device(dtype)
+        backends.cupy_device.Device(dtype, 1536)
     module = cp.RawModule.call_args.kwargs
     as_cupy_adds = (f"-arch=sm_{architecture}", "-ftz=true", "--device-as-default-execution-space")
     program = nvrtc.createProgram(module["code"], "cupy_kernels.cu", (), ())
