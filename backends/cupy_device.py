@@ -44,6 +44,14 @@ def aligned(n: int) -> int:
     return -(-n // ALIGNED) * ALIGNED
 
 
+def compilation(dtype: str, d: int) -> tuple[str, tuple[str, ...]]:
+    """The source of the kernels and the options that make those of a dtype and of rows of d numbers of it."""
+    code, real = PRODUCTS[dtype][0], np.float64 if dtype == "float64" else np.float32
+    per, _ = row_shape(d, np.dtype(real).itemsize)
+    options = [f"-DREAL={'double' if dtype == 'float64' else 'float'}", f"-DPER={per}"]
+    return SOURCE.read_text(encoding="utf-8"), (*options, *(["-DBF16"] if code != real else []))
+
+
 def unusable() -> str | None:
     """Why CuPy cannot compute here, in one line; None when it can."""
     if os.environ.get(THREADS_OWN_STREAM, "0") != "0":
@@ -84,11 +92,9 @@ class Device:
         self.real: type = np.float64 if dtype == "float64" else np.float32
         self.real_type, self.real_compute = (R_64F, COMPUTE_64F) if dtype == "float64" else (R_32F, COMPUTE_32F)
         self.copies = self.code != self.real
-        per, self.row_block = row_shape(d, np.dtype(self.real).itemsize)
-        options = [f"-DREAL={'double' if dtype == 'float64' else 'float'}", f"-DPER={per}"]
-        kernels = cp.RawModule(
-            code=SOURCE.read_text(encoding="utf-8") + source, options=(*options, *(["-DBF16"] if self.copies else []))
-        )
+        self.row_block = row_shape(d, np.dtype(self.real).itemsize)[1]
+        code, options = compilation(dtype, d)
+        kernels = cp.RawModule(code=code + source, options=options)
         self._kernels = {name: kernels.get_function(name) for name in names}
         self._one, self._zero = np.ones(1, self.real), np.zeros(1, self.real)  # cuBLAS reads them from the host
 

@@ -94,11 +94,13 @@ gate(int L, int M, int ld, int relu, const REAL* __restrict__ z, const REAL* __r
     REAL top = 0;
     if (m < M) {
         const REAL bias = b[m], edge = theta ? theta[m] : (REAL)0;
+        const i64 step = 32 * (i64)ld;
+        i64 i = (i64)threadIdx.y * ld + m;
 #pragma unroll 4
-        for (int l = threadIdx.y; l < L; l += 32) {
-            const REAL zl = z[(i64)l * ld + m], y = zl + bias;
+        for (int l = threadIdx.y; l < L; l += 32, i += step) {
+            const REAL zl = z[i], y = zl + bias;
             const bool on = y > edge;
-            s[(i64)l * ld + m] = on ? opened(relu ? y : zl) : (CODE)0;
+            s[i] = on ? opened(relu ? y : zl) : (CODE)0;
             n += on;
             top = on && y > top ? y : top;
         }
