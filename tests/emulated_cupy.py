@@ -27,6 +27,7 @@ from emulated_device import (
     Stream,
     alloc_pinned_memory,
     emulation,
+    get_cublas_handle,
     get_current_stream,
     get_elapsed_time,
 )
@@ -66,15 +67,15 @@ cuda = SimpleNamespace(
     alloc_pinned_memory=alloc_pinned_memory,
     compiler=SimpleNamespace(CompileException=CompileException),
     cublas=SimpleNamespace(gemmEx=gemm_ex),
-    device=SimpleNamespace(get_cublas_handle=lambda: Device.cublas_handle),
-    get_cublas_handle=lambda: Device.cublas_handle,
+    device=SimpleNamespace(get_cublas_handle=get_cublas_handle),
+    get_cublas_handle=get_cublas_handle,
     get_current_stream=get_current_stream,
     get_elapsed_time=get_elapsed_time,
     is_available=lambda: True,
     memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     runtime=SimpleNamespace(
         CUDARuntimeError=type("CUDARuntimeError", (RuntimeError,), {}),
-        getDeviceCount=lambda: 1,
+        getDeviceCount=lambda: 2,
         getDeviceProperties=lambda _: {"name": b"emulated"},
     ),
 )
