@@ -51,7 +51,7 @@ if __name__ == "__main__":
     parser.add_argument("-o", "--out", type=Path, required=True)
     given = parser.parse_args()
     flags = ["--width", given.width, "--steps", given.steps, "--dtype", "float32", "--backend", "numba"]
-    text = TextOptions(tuple(given.text), pattern=given.files, shuffle=1, per_document=2)
+    text = TextOptions(tuple(given.text), pattern=given.files, shuffle=1, per_document=1)
     model = llm.open_model(given.model)
     with tempfile.TemporaryDirectory() as folder:
         runs = given.runs or Path(folder)

@@ -353,6 +353,5 @@ def test_damaged_tokens_are_named(cli, models, corpus, damage):
         file.write_bytes(data)
     with pytest.raises(InputError, match=r"00000\.tokens\.safetensors"):
         open_harvest(corpus.parent / "store").verify()
-    if damage == "truncated":
-        with pytest.raises(InputError, match=r"00000\.tokens\.safetensors: damaged"):
-            open_harvest(corpus.parent / "store").tokens(0)
+    with pytest.raises(InputError, match=r"00000\.tokens\.safetensors: (no such file|does not match its checksum)"):
+        open_harvest(corpus.parent / "store").tokens(0)
