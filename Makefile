@@ -14,9 +14,14 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; make PYTHON=... names one")'
 	$(PYTHON) -m venv $(VENV)
 
-# What the demo needs, some 390 MB: the program itself and numba, whose bytecode is compiled as it is used.
+# What the demo needs, some 390 MB: all that the program and numba need but matplotlib, which draws for `refgba reproduce`
+# and for notebooks only.  Bytecode is compiled as it is used.
+NEEDED := import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*(r for r in p["dependencies"] + p["optional-dependencies"]["cpu"] if not r.startswith("matplotlib")))
+
 $(VENV)/ready-demo: pyproject.toml tests/constraints.txt | $(BIN)/python
-	$(PIP) --no-compile -e '.[cpu]'
+	$(PIP) --no-compile $$($(BIN)/python -c '$(NEEDED)')
+	$(PIP) --no-compile --no-deps -e .
 	touch $@
 
 # What the tests need besides, some 1.2 GB.

@@ -94,7 +94,8 @@ def train(
     """Train on DATA and write the run to the folder -o.
 
     DATA is a .npy, .safetensors, .npz or .pt file of activations (rows, d) or (batch, position, d), or a store, which
-    `refgba data pack` makes of most else.  Rows are scaled to unit norm.  Without flags the recipe chooses all from d.
+    `refgba data pack` makes of most else.  Rows are scaled to unit norm.  A tenth of them is held out, not trained on
+    but judged on.  Without flags the recipe chooses all from d.
 
     A run that was stopped or killed goes on with --resume, to the same result to the bit; DATA is then needed only if
     it has moved.

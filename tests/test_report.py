@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_named():
 
 def test_only_figures_of_matplotlib_need_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert Page(report([full()])).headings
+    assert Page(report([full()])).headings  # `make demo` does not install it
     with pytest.raises(InputError, match="pip install matplotlib"):
         page.figure(None, "nothing")
 

@@ -27,7 +27,7 @@
 
   const root = document.getElementById("neurons");
   if (!root) return;
-  const status = root.querySelector(".status");
+  const status = root.querySelector(".status"), table = root.querySelector(":scope > .scroll table");
   const PAGE = 25;
 
   // ---- unpacking ----------------------------------------------------------------------------------------------------
@@ -204,11 +204,11 @@
       } else th.textContent = column.title;
       row.append(th);
     }
-    root.querySelector("thead").replaceChildren(row);
+    table.tHead.replaceChildren(row);
   }
 
   function draw() {
-    [...root.querySelectorAll("thead th")].forEach((th, i) => {
+    [...table.tHead.rows[0].cells].forEach((th, i) => {
       const mine = data.columns[i].title === sort.column;
       if (mine) th.setAttribute("aria-sort", sort.turned ? "descending" : "ascending");
       else th.removeAttribute("aria-sort");
@@ -225,7 +225,7 @@
       });
       body.push(tr);
     }
-    root.querySelector("tbody").replaceChildren(...body);
+    table.tBodies[0].replaceChildren(...body);
     const whole = shown.length === data.M ? "" : ` (of ${data.M.toLocaleString("en")})`;
     status.textContent = shown.length
       ? `${(first + 1).toLocaleString("en")} to ${last.toLocaleString("en")} of ${shown.length.toLocaleString("en")} neurons${whole}`
@@ -335,7 +335,7 @@
   }
 
   function shut() {
-    const link = [...root.querySelectorAll("tbody th a")].find((a) => a.textContent === String(opened));
+    const link = [...table.querySelectorAll("tbody th a")].find((a) => a.textContent === String(opened));
     view.hidden = true;
     opened = -1;
     history.replaceState(null, "", location.pathname + location.search);
