@@ -21,11 +21,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import cupy as cp
 import numpy as np
 
+from refgba.backends.base import AnyConfig
 from refgba.backends.cupy_device import PRODUCTS, ROW_BLOCKS, Device, aligned
 from refgba.bias import Buffer
 from refgba.config import GBAConfig
@@ -173,23 +174,28 @@ def needs(dtype: str, M: int, L: int, d: int, untied: bool = False) -> int:
 
 def too_large(config: GBAConfig, d: int) -> InputError:
     """The error of a device that is too small: what the run needs, and which width or batch would fit."""
+    return refusal(config, d, lambda M, L: needs(config.dtype, M, L, d, config.untied))
+
+
+def refusal(config: AnyConfig, d: int, bytes_of: Callable[[int, int], int]) -> InputError:
+    """The same for any method, by the bytes that a run takes at a width M and a batch L."""
     cp.get_default_memory_pool().free_all_blocks()
     free = cp.cuda.Device().mem_info[0]
     M, L = config.width, config.batch
 
-    def largest(upto: int, bytes_of: Callable[[int], int]) -> int:
+    def largest(upto: int, taken: Callable[[int], int]) -> int:
         low, high = 0, upto  # fits, does not
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if bytes_of(middle) <= free else (low, middle)
+            low, high = (middle, high) if taken(middle) <= free else (low, middle)
         return low
 
-    wide = largest(M, lambda M: needs(config.dtype, M, L, d, config.untied))
-    long = largest(L, lambda L: needs(config.dtype, M, L, d, config.untied))
+    wide = largest(M, lambda M: bytes_of(M, L))
+    long = largest(L, lambda L: bytes_of(M, L))
     fits = [f"width {wide} at batch {L}"] * (wide > 0) + [f"batch {long} at width {M}"] * (long > 0)
     return InputError(
         f"the GPU's memory is too small: width {M}, batch {L} and d {d} in {config.dtype} need "
-        f"{needs(config.dtype, M, L, d, config.untied) / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
+        f"{bytes_of(M, L) / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
         f"{' or '.join(fits) or 'no width'} would fit"
     )
 
@@ -331,7 +337,13 @@ def event() -> Any:
     return cp.cuda.Event(disable_timing=True)
 
 
-def put(state: State, x: Array) -> Rows:
+class Fed(Protocol):
+    """What has rows coming in: the state of a run, whatever its method."""
+
+    feed: Feed
+
+
+def put(state: Fed, x: Array) -> Rows:
     """Rows x (L, d) on their way to the device, through pinned memory and on a stream of their own.
 
     Waits only where the copy of STAGES batches ago is not done: its pinned memory is used again.  The copy begins when
@@ -373,12 +385,12 @@ def _memory(feed: Feed, shape: tuple[int, int]) -> tuple[Any, Any]:
     return cp.empty(shape, feed.device.real), event()
 
 
-def arrived(state: State, x: Rows) -> Any:
+def arrived(state: Fed, x: Rows) -> Any:
     """The rows (L, d): what is launched on the stream of the steps from here on waits for them, the host does not."""
     state.feed.steps.wait_event(x.there)
     return x.array
 
 
-def done_with(state: State, x: Rows) -> None:
+def done_with(state: Fed, x: Rows) -> None:
     """Say that what has been launched on the stream of the steps is the last to read the rows, for now."""
     x.read.record(state.feed.steps)

@@ -18,28 +18,35 @@ DTYPES = ("float64", "float32", "bfloat16")
 # Of a multiprocessor of all three: registers, which a warp takes 256 of at a time, threads and blocks.
 REGISTERS, UNIT, THREADS, BLOCKS = 65536, 256, 2048, 32
 INSTRUCTION = 16  # bytes
+SMALL = ("narrow", "center", "agree", "choose_digit", "adamw_each", "count_idle", "gather", "leftover")  # 256 threads
 
 
 def table(ds: tuple[int, ...]) -> list[dict[str, Any]]:
     """A row per kernel, dtype, architecture and number d of a row's entries, but for kernels that d does not change."""
     nvrtc = import_module("cupy").cuda.nvrtc
-    device = import_module("refgba.backends.cupy_device")
+    device, baselines = (import_module(f"refgba.backends.{name}") for name in ("cupy_device", "baselines.cupy"))
+    source, by_row = baselines.SOURCE.read_text(encoding="utf-8"), [n for n in names(device, baselines) if "rows" in n]
     rows: list[dict[str, Any]] = []
     for architecture in ARCHITECTURES:
         for dtype in DTYPES:
             for d in ds:
                 code, options = device.compilation(dtype, d)
-                log, cubin = compiled(nvrtc, code, (*options, f"-arch=sm_{architecture}"))
+                log, cubin = compiled(nvrtc, code + source, (*options, f"-arch=sm_{architecture}"))
                 sizes, found = code_sizes(cubin), dict(figures(log))
-                for name in device.KERNELS:
-                    if name != "adamw_rows" and d != ds[0]:
+                for name in names(device, baselines):
+                    if name not in by_row and d != ds[0]:
                         continue
                     row = {"kernel": name, "dtype": dtype, "sm": architecture} | found[name]
                     threads = block(device, name, d, dtype)
-                    row |= {"d": d} if name == "adamw_rows" else {}
+                    row |= {"d": d} if name in by_row else {}
                     row |= {"instructions": sizes[name] // INSTRUCTION, "threads": threads}
                     rows.append(row | {"resident": resident(row["registers"], threads)})
     return rows
+
+
+def names(device: Any, baselines: Any) -> tuple[str, ...]:
+    """All kernels: GBA's, and those that the baselines have besides."""
+    return (*device.KERNELS, *baselines.OWN)
 
 
 def compiled(nvrtc: Any, code: str, options: tuple[str, ...]) -> tuple[str, bytes]:
@@ -79,9 +86,9 @@ def code_sizes(cubin: bytes) -> dict[str, int]:
 
 def block(device: Any, name: str, d: int, dtype: str) -> int:
     """Threads of a block, as the backend launches the kernel."""
-    if name == "adamw_rows":
+    if "rows" in name:
         return int(device.row_shape(d, 8 if dtype == "float64" else 4)[1])
-    return 256 if name in ("narrow", "center", "agree") else 1024
+    return 256 if name in SMALL else 1024
 
 
 def resident(registers: int, threads: int) -> int:
