@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def data_blocks(run: RunData, name: str) -> list[Html]:
     words = [np.rint(e["frequency"] * run.rows).astype(np.uint32)]
     for key, values in floats.items():
         columns.append({"name": key, "kind": "float"})
-        words.append(_float_words(values, 23 if M <= SMALL else BITS))
+        words.append(float_words(values, 23 if M <= SMALL else BITS))
     top = e.get("top_rows")
     kept = 0 if top is None else min(top.shape[1], max(1, TOP // M))
     if top is not None and kept:
@@ -111,15 +111,24 @@ def data_blocks(run: RunData, name: str) -> list[Html]:
         "top": kept,
         "labels": [[m, str(label)] for m, label in sorted(run.labels.items()) if 0 <= m < M],
     }
-    deflate = zlib.compressobj(6, wbits=-15)
-    planes = b"".join(deflate.compress(word.astype("<u4").view(np.uint8).reshape(-1, 4).T.tobytes()) for word in words)
     return [
         data_script(f"{name}-about", json_text(json.dumps(about))),
-        data_script(name, base64.b64encode(planes + deflate.flush()).decode()),
+        data_script(name, packed(words)),
     ]
 
 
-def _float_words(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint32]:
+def packed(columns: Iterable[npt.NDArray[np.uint32]]) -> str:
+    """Columns of words for the page's script, `shared.columns`: planes of bytes, the lowest first; deflated, base64."""
+    return deflated(word.astype("<u4").view(np.uint8).reshape(-1, 4).T.tobytes() for word in columns)
+
+
+def deflated(parts: Iterable[bytes]) -> str:
+    """Bytes for the page's script, `shared.inflate`: deflated, in base64."""
+    deflate = zlib.compressobj(6, wbits=-15)
+    return base64.b64encode(b"".join(map(deflate.compress, parts)) + deflate.flush()).decode()
+
+
+def float_words(values: npt.NDArray[Any], bits: int = 23) -> npt.NDArray[np.uint32]:
     """float32 values as words, rounded to so many bits of their fraction."""
     words: npt.NDArray[np.uint32] = np.clip(values, -3e38, 3e38).astype(np.float32).view(np.uint32)
     if bits < 23:
