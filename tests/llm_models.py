@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from engines import library, real
 
-from refgba.sae import Params
+from refgba.formats.dictionary import Dictionary
 
 KINDS = ("qwen2", "gpt2", "gemma2", "bert")
 CAUSAL = KINDS[:3]
@@ -141,12 +141,13 @@ def corpus(tmp_path):
     return folder
 
 
-def dictionary(seed: int = 0, M: int = 32, d: int = D, dead: int | None = None) -> Params:
-    """A random network; dead: a neuron that never fires."""
+def dictionary(seed: int = 0, M: int = 32, d: int = D, dead: int | None = None) -> Dictionary:
+    """A random network of unit rows; dead: a neuron that never fires."""
     rng = np.random.default_rng(seed)
-    W = rng.standard_normal((M, d))
+    W = rng.standard_normal((M, d)).astype(np.float32)
     W /= np.linalg.norm(W, axis=1, keepdims=True)
-    b = np.full(M, -0.2)
+    threshold = np.full(M, 0.2, np.float32)
     if dead is not None:
-        b[dead] = -1e6
-    return Params(W, np.full(M, 0.5), b, 0.1 * rng.standard_normal(d))
+        threshold[dead] = 1e6
+    b_dec = (0.1 * rng.standard_normal(d)).astype(np.float32)
+    return Dictionary(W, np.zeros(M, np.float32), threshold, 0.5 * W, b_dec, True, "unit")

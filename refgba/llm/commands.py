@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from refgba.data import files
+from refgba.errors import InputError
 from refgba.llm.console import Meter
 from refgba.runs import console
 from refgba.runs.options import json_option, output_option
@@ -180,6 +181,123 @@ def evaluate_command(
     if as_json:
         return click.echo(json.dumps(record))
     return console.lines(result.table())
+
+
+@llm_group.command("effects")
+@click.argument("run", type=Path)
+@click.argument("model")
+@text_options
+@place_options
+@click.option("--neuron", "neurons", type=click.IntRange(0), multiple=True, help="whose effect; may repeat")
+@click.option("--together", is_flag=True, help="edit these neurons at once, rather than one by one")
+@click.option("--rank", type=click.IntRange(1), help="rank all by what ablating them does to the loss; show so many")
+@click.option("--strength", "strengths", type=float, multiple=True, help="in peaks; may repeat  [default: -1 .5 1 2]")
+@click.option("--replace", "replaced", is_flag=True, help="replace the activation; else the error is kept")
+@click.option("--tokens", type=click.IntRange(1), default=8192, help="of the text, to measure peaks on")
+@click.option("--sample", type=click.IntRange(1), default=8, help="contexts to measure effects on")
+@click.option("--random", type=click.IntRange(0), default=3, help="random directions beside each strength")
+@click.option("--seed", type=click.IntRange(0), default=0, help="of the random directions")
+@output_option(files.refuse_output, help="write the result to this JSON file")
+@model_options
+@json_option
+def effects_command(
+    run: Path, model: str, texts: tuple[Path, ...], column: str, pattern: str | None, shuffle: int | None,
+    neurons: tuple[int, ...], together: bool, rank: int | None, strengths: tuple[float, ...], replaced: bool,
+    tokens: int, sample: int, random: int, seed: int, out: Path | None, as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """What RUN's neurons do to MODEL's predictions: ablate them, and steer with them.
+
+    KL from the unchanged model by strength in units of the neuron's peak, beside random directions of the same norm;
+    logits promoted and suppressed, measured and directly through the unembedding.  Give --neuron, or --rank.
+    """
+    from refgba.llm import effects
+    from refgba.llm.text import TextOptions
+    from refgba.llm.text import files as listed
+
+    if not neurons and rank is None:
+        raise InputError("give --neuron M, or --rank N for the N neurons with the largest effect on the loss")
+    text = TextOptions(texts, column, pattern, shuffle)
+    listed(text)
+    place = put(run, model, **where)
+    chosen = [place.network.neuron(neuron) for neuron in neurons]
+    surveyed = effects.survey(place, text, tokens, rank=rank is not None)
+    ranking: list[dict[str, Any]] = []
+    if rank is not None and surveyed.attribution is not None:
+        order = abs(surveyed.attribution).argsort()[::-1][:rank].tolist()
+        ranking = [{"neuron": m, "attribution": float(surveyed.attribution[m])} for m in order]
+        chosen += [m for m in order if m not in chosen]
+    sets = [chosen] if together else [[neuron] for neuron in chosen]
+    with console.counting("measuring effects", len(chosen)) as tick:
+        measured = effects.Effects(place, surveyed, sample, replaced, random, seed, tick)
+        found = [measured.of(part, strengths or effects.STRENGTHS) for part in sets]
+    record = {"network": str(run), "model": model, "site": place.site, "of": place.of, "rows": surveyed.rows}
+    whole = record | {"ranking": ranking, "direct": measured.unembedding.why_not or "through the unembedding"}
+    whole |= {"effects": [effect.record() for effect in found]}
+    if out is not None:
+        files.write_output(out, json.dumps(whole, indent=1).encode() + b"\n")
+    if as_json:
+        return click.echo(json.dumps(whole))
+    for entry in ranking:
+        console.line(f"neuron {entry['neuron']}: ablated, the loss changes by about {entry['attribution']:+.3g} nats")
+    if measured.unembedding.why_not is not None:
+        console.remark(f"no direct effects: {measured.unembedding.why_not}")
+    for effect in found:
+        console.lines(effect.table())
+    return None
+
+
+@llm_group.command("steer")
+@click.argument("run", type=Path)
+@click.argument("model")
+@click.option("--neuron", "neurons", type=click.IntRange(0), multiple=True, required=True, help="may repeat")
+@click.option("--by", "by", type=float, multiple=True, required=True, help="strength in peaks; one, or one per neuron")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="what the text begins with; may repeat")
+@click.option("--peak", "given", type=float, multiple=True, help="of each neuron  [default: measured on the harvest]")
+@click.option("--text", "texts", type=Path, multiple=True, help="measure peaks on this text instead")
+@click.option("--new", type=click.IntRange(1), default=40, help="tokens to write")
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, help="0 takes the likeliest token")
+@click.option("--random", type=click.IntRange(0), default=1, help="random directions of the same norm beside")
+@click.option("--seed", type=click.IntRange(0), default=0, help="of drawn tokens and random directions")
+@place_options
+@output_option(files.refuse_output, help="write the texts to this JSON file")
+@model_options
+@json_option
+def steer_command(
+    run: Path, model: str, neurons: tuple[int, ...], by: tuple[float, ...], prompts: tuple[str, ...],
+    given: tuple[float, ...], texts: tuple[Path, ...], new: int, temperature: float, random: int, seed: int,
+    out: Path | None, as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Text that MODEL writes while neurons of RUN are held up, or down with a negative strength.
+
+    --by 1 adds a neuron's peak to every token, with the error of the reconstruction kept.
+    """
+    from refgba.llm import steering
+    from refgba.llm.text import TextOptions
+
+    for name, values in (("--by", by), ("--peak", given)):
+        if len(values) not in (0, 1, len(neurons)):
+            raise InputError(f"give one {name}, or one for each of the {len(neurons)} neurons, not {len(values)}")
+    place = put(run, model, **where)
+    strengths = list(by) * (len(neurons) if len(by) == 1 else 1)
+    if given:
+        [place.network.neuron(neuron) for neuron in neurons]
+        peaks = list(given) * (len(neurons) if len(given) == 1 else 1)
+    else:
+        peaks = steering.peaks(place, list(neurons), TextOptions(texts) if texts else None).tolist()
+    with console.counting("writing", len(prompts)) as tick:
+        written = steering.steer(
+            place, list(prompts), list(neurons), strengths, peaks, new, temperature, seed, random, tick
+        )
+    record = {"network": str(run), "model": model, "site": place.site, "neurons": neurons, "by": strengths}
+    whole = record | {"peaks": peaks, "activation": "edited, with the error kept"}
+    whole |= {"texts": [part.record() for part in written]}
+    if out is not None:
+        files.write_output(out, json.dumps(whole, indent=1).encode() + b"\n")
+    if as_json:
+        return click.echo(json.dumps(whole))
+    for part in written:
+        console.lines(repr(part))
+    return None
 
 
 def attach(main: click.Group) -> None:

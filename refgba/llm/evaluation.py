@@ -19,12 +19,12 @@ import numpy as np
 
 from refgba.errors import InputError
 from refgba.llm.contexts import Context, batches, contexts, padded
+from refgba.llm.draws import generator
 from refgba.llm.harvesting import Progress, run
 from refgba.llm.keeping import Keeping, norms
 from refgba.llm.models import Model
 from refgba.llm.splice import EVERYWHERE, Place, Rows, replacing, splicing
 from refgba.llm.text import Fingerprint, TextOptions
-from refgba.streams import stream
 from refgba.types import Array, Float64, Int64
 
 TOKENS = 16_384
@@ -76,7 +76,7 @@ def target(model: Model, batch: list[Context], ids: Any, mask: Any, number: int,
     if hidden is None:
         raise InputError(f"{model.name}: its tokenizer has no mask token, which a masked model's loss needs")
     open_ = there & ~np.isin(host, list(model.tokenizer.special))
-    chosen = open_ & (stream(seed, "masked", number).random(host.shape) < MASKED)
+    chosen = open_ & (generator(seed, "masked", number).random(host.shape) < MASKED)
     for c in range(len(batch)):  # at least one per context
         if open_[c].any() and not chosen[c].any():
             chosen[c, int(np.argmax(open_[c]))] = True
@@ -220,7 +220,7 @@ class Evaluation:
         names, self._group = np.unique(documents, return_inverse=True)
         self.documents = len(names)
         counts = np.bincount(self._group)
-        rng = stream(seed, "bootstrap")
+        rng = generator(seed, "bootstrap")
         self._draws = rng.multinomial(self.documents, np.full(self.documents, 1 / self.documents), DRAWS).astype(float)
         self._sizes = self._draws @ counts  # tokens in each draw
 

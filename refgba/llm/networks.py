@@ -31,12 +31,14 @@ class Network:
 
     path: as it was given.  harvested: `harvest` of the meta.json of the store that it was trained on, None where that
     store is not there, or no harvest wrote it.  hook: what a dictionary of another library calls its site, or None.
+    store: that store, or None.
     """
 
     path: Path
     dictionary: Dictionary
     harvested: dict[str, Any] | None
     hook: str | None = None
+    store: Path | None = None
 
     @property
     def d(self) -> int:
@@ -71,10 +73,10 @@ def open_network(path: Path, store: Path | None = None) -> Network:
         opened = folder.open_network(path)
         dictionary, hook = from_params(opened.params, opened.config), None
         data = _data(path)
-    if store is not None:
-        return Network(path, dictionary, open_harvest(store, dictionary.W_enc.shape[1]).about, hook)
-    harvested = open_harvest(data).about if data is not None and is_harvest(data) else None
-    return Network(path, dictionary, harvested, hook)
+    if store is None:
+        store = data if data is not None and is_harvest(data) else None
+    about = None if store is None else open_harvest(store, int(dictionary.W_enc.shape[1])).about
+    return Network(path, dictionary, about, hook, store)
 
 
 def _data(path: Path) -> Path | None:
