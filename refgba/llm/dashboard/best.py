@@ -27,7 +27,7 @@ class Best:
     @property
     def size(self) -> int:
         """Entries of a neuron, at most."""
-        return self.score.shape[1]
+        return int(self.score.shape[1])
 
     def add(self, neuron: Int64, score: Float64, row: Int64, key: UInt64, value: Float64) -> None:
         """Take in entries, each array (n,), whose rows are higher than all before; in any order among themselves."""

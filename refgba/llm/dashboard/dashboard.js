@@ -5,7 +5,7 @@
   const root = document.getElementById("table"), view = document.getElementById("neuron");
   const status = root.querySelector(".status");
   const control = (name) => root.querySelector(`[name="${name}"]`);
-  const PAGE = 25;
+  const PAGE = 25, LONGEST = 20;
 
   function node(tag, attributes = {}, ...children) {
     const made = document.createElement(tag);
@@ -23,7 +23,10 @@
     if (/^ +$/.test(text) || / {2}/.test(text)) shown = shown.replaceAll(" ", "·");
     return shown.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g, "\u25a1") || "∅";
   }
-  const chip = (text) => node("span", { class: "token chip" }, visible(text.replace(/^ /, "·")));
+  function chip(text) {
+    const shown = visible(text.replace(/^ /, "·"));
+    return node("span", { class: "token chip", title: shown }, shown.length > LONGEST ? `${shown.slice(0, LONGEST)}…` : shown);
+  }
 
   // ---- the files of neurons -----------------------------------------------------------------------------------------
 
@@ -238,7 +241,7 @@
     if (current() !== m) return;
     const goal = data.target ? `target ${percent(data.target[m])}, ${number(data.share[m])} × of it${flag(m)}` : `${data.count[m].toLocaleString("en")} rows`;
     const near = one.near.map(([other, cosine]) => [node("a", { href: `#${other}` }, String(other)), ` ${number(cosine)}`]);
-    const title = node("h3", { tabindex: "-1" }, `Neuron ${m} `, ...tokens(m));
+    const title = node("h3", { class: "name-of", tabindex: "-1" }, `Neuron ${m} `, ...tokens(m));
     const made = [
       ways(m), title,
       node("div", { class: "tiles" },

@@ -94,7 +94,9 @@ def chosen(survey: Survey, neurons: Int64) -> tuple[Int64, Int64, Int64, Float64
         drawn, part = drawn[fresh], part[fresh]
         rows = np.concatenate([survey.top.row[m][top], survey.sample.row[m][drawn]])
         values = np.concatenate([survey.top.value[m][top], survey.sample.value[m][drawn]])
-        parts.append((np.full(len(rows), neurons[e]), np.concatenate([np.zeros(len(top), np.int64), part]), rows, values))
+        parts.append(
+            (np.full(len(rows), neurons[e]), np.concatenate([np.zeros(len(top), np.int64), part]), rows, values)
+        )
     neuron, part, row, value = (np.concatenate([p[k] for p in parts]) for k in range(4))
     return neuron.astype(np.int64), part, row, value
 
@@ -146,7 +148,9 @@ def examples(
             tick(1)
     at_peak = whole["position"] - whole["begin"]
     activation[np.arange(E), at_peak] = value  # to the bit what the survey saw
-    return Examples(neuron, part, row, value, **whole, piece=piece, id=id, activation=activation, vocabulary=list(names))
+    return Examples(
+        neuron, part, row, value, **whole, piece=piece, id=id, activation=activation, vocabulary=list(names)
+    )
 
 
 def _texts(harvest: Harvest, tokens: Tokens, context: int) -> list[str]:
@@ -163,8 +167,12 @@ def _codes(
     start, stop = np.searchsorted(tokens.context, [context, context + 1]).tolist()
     only, column = np.unique(neuron, return_inverse=True)
     part = dictionary
-    if dictionary.k is None and len(only) < len(dictionary.W_enc):  # neurons do not compete: the others need not be there
-        some: dict[str, Any] = {name: getattr(dictionary, name)[only] for name in ("W_enc", "b_enc", "threshold", "W_dec")}
+    if dictionary.k is None and len(only) < len(
+        dictionary.W_enc
+    ):  # neurons do not compete: the others need not be there
+        some: dict[str, Any] = {
+            name: getattr(dictionary, name)[only] for name in ("W_enc", "b_enc", "threshold", "W_dec")
+        }
         part = replace(dictionary, **some)
     else:
         column = neuron

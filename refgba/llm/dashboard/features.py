@@ -1,4 +1,4 @@
-"""Everything that is known of a network's neurons on a store, for the page, for the formats of others, for a notebook."""
+"""All that is known of a network's neurons on a store: for the page, for the formats of others, for a notebook."""
 
 from __future__ import annotations
 
@@ -97,18 +97,18 @@ def open_dictionary(path: Path) -> tuple[Dictionary, Float64 | None]:
 
 
 def survey_features(
-    network: Path, store: Path, choice: Choice = Choice(), counting: Counting = silent, **named: Any
+    network: Path, store: Path, choice: Choice | None = None, counting: Counting = silent, **named: Any
 ) -> Features:
     """Run a network over a store that `refgba harvest` wrote.
 
-    network: a run, one of its checkpoints, or the folder of a dictionary of any library that refgba reads.  named:
-    fields of `Choice`, such as top=20.  Memory is bounded by the width, whatever the store's size.  InputError for what
-    cannot be read or does not fit.
+    network: a run, one of its checkpoints, or the folder of a dictionary of any library that refgba reads.  choice:
+    which contexts are shown, or as `named` fields of `Choice`, such as top=20.  Memory is bounded by the width, not by
+    the store's size.  InputError for what cannot be read or does not fit.
 
         features = survey_features(Path("runs/mine"), Path("stores/mlp15"))
         features.frequency, features.examples(17)
     """
-    chosen = Choice(**named) if named else choice
+    chosen = choice or Choice(**named)
     dictionary, target = open_dictionary(network)
     harvest = open_harvest(store, dictionary.W_enc.shape[1])
     with counting("reading rows", len(harvest)) as tick:

@@ -21,9 +21,9 @@ from refgba.data.files import output_folder, refuse_full_folder
 from refgba.errors import InputError
 from refgba.llm.dashboard.examples import Examples
 from refgba.llm.dashboard.features import Features, open_dictionary
+from refgba.llm.dashboard.logits import Effects
 from refgba.llm.dashboard.neighbours import nearest
 from refgba.llm.dashboard.survey import LOWEST, PER_OCTAVE
-from refgba.llm.logits import Effects
 from refgba.report.neurons import deflated, float_words, packed
 from refgba.report.page import Html, Section, data_script, element, join, json_text, page
 from refgba.report.words import percent, rounded

@@ -11,7 +11,7 @@ all of them, up to chance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ class Survey:
     (M, BINS) uint32 counts of activations, by `edges`.  top, sample: the contexts that are shown.
     """
 
-    def __init__(self, M: int, choice: Choice = Choice()) -> None:
+    def __init__(self, M: int, choice: Choice) -> None:
         """Nothing seen yet."""
         self.choice, self.rows, self.zeros = choice, 0, 0
         self.count = np.zeros(M, np.int64)
@@ -132,31 +132,55 @@ class _Entries:
         return self.neuron, self.row, self.value, self.context, self.key
 
 
-def survey(dictionary: Dictionary, harvest: Harvest, choice: Choice = Choice(), tick: Tick = id) -> Survey:
-    """One pass over all rows of a store; `tick` is called with the number of rows done.
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Activations above 0 of some consecutive rows of a shard.
+
+    shard: its number.  rows: how many of the store's rows these are.  zeros: how many of them were left out.  place:
+    (n,) rows of the shard.  neuron: (n,).  value: (n,) activations.
+    """
+
+    shard: int
+    rows: int
+    zeros: int
+    place: Int64
+    neuron: Int64
+    value: Float64
+
+
+def activity(dictionary: Dictionary, harvest: Harvest) -> Iterator[Block]:
+    """One pass over all rows of a store, in order, as many rows at a time as the network's width allows.
 
     InputError, naming the place, for rows that are not finite, and for a store whose contexts are not in order.
     """
-    found = Survey(len(dictionary.W_enc), choice)
     size = max(16, ENTRIES // len(dictionary.W_enc))
     for shard, whole in enumerate(harvest.store.shards):
-        tokens, first = harvest.tokens(shard), int(harvest.store.starts[shard])
-        if (np.diff(tokens.context) < 0).any():
+        if (np.diff(harvest.tokens(shard).context) < 0).any():
             raise InputError(f"{harvest.files[shard]}: its rows are not in the order of their contexts")
-        context = harvest.context_starts[shard] + tokens.context
-        keys = token_keys(tokens)[tokens.at]
         for start in range(0, whole.rows, size):
             rows = harvest.rows(shard, start, min(start + size, whole.rows))
             finite = np.isfinite(rows).all(axis=1)
             if not finite.all():
-                raise InputError(f"{harvest.store.place(first + start + int(np.argmin(finite)))}: is not finite")
+                row = int(harvest.store.starts[shard]) + start + int(np.argmin(finite))
+                raise InputError(f"{harvest.store.place(row)}: is not finite")
             there, codes = active(dictionary, rows)
             l, neuron = np.nonzero(codes)
-            row = start + there[l]
-            found.rows += len(there)
-            found.zeros += len(rows) - len(there)
-            found.add(neuron, first + row, codes[l, neuron].astype(np.float64), context[row], keys[row])
-            tick(len(rows))
+            value = codes[l, neuron].astype(np.float64)
+            yield Block(shard, len(rows), len(rows) - len(there), start + there[l], neuron, value)
+
+
+def survey(dictionary: Dictionary, harvest: Harvest, choice: Choice, tick: Tick = id) -> Survey:
+    """What a pass over a store finds; `tick` is called with the number of rows done.  InputError as `activity`."""
+    found, shard = Survey(len(dictionary.W_enc), choice), -1
+    for block in activity(dictionary, harvest):
+        if block.shard != shard:
+            shard = block.shard
+            tokens, first = harvest.tokens(shard), int(harvest.store.starts[shard])
+            context, keys = harvest.context_starts[shard] + tokens.context, token_keys(tokens)[tokens.at]
+        found.rows += block.rows - block.zeros
+        found.zeros += block.zeros
+        found.add(block.neuron, first + block.place, block.value, context[block.place], keys[block.place])
+        tick(block.rows)
     found.finish()
     return found
 
