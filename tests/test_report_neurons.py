@@ -143,7 +143,7 @@ def test_a_neuron_is_seen_alone_by_click_by_number_and_by_keyboard(tmp_path, mon
         run.evaluation["activation_end"] = np.ones(M)
         like = Likeness(runs[1 - i].name, np.arange(M)[::-1, None], np.full((M, 1), 0.5))
         run.likeness = (*likeness(run.params.W, []), like)
-    monkeypatch.setattr("refgba.report.resource", lambda name: page.resource(name) + DRIVER)
+    monkeypatch.setattr("refgba.report.resource", lambda name: page.resource(name) + DRIVER * (name == "report.js"))
     (tmp_path / "page.html").write_text(report(runs), encoding="utf-8")
     shown = browse(tmp_path / "page.html", tmp_path)
     found = re.search(r'data-seen="([^"]*)"', shown)

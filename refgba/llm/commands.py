@@ -12,6 +12,7 @@ import click
 from refgba.data import files
 from refgba.errors import InputError
 from refgba.llm.console import Meter
+from refgba.llm.dashboard.commands import dashboard_command, features_command
 from refgba.runs import console
 from refgba.runs.options import json_option, output_option
 
@@ -308,3 +309,5 @@ def attach(main: click.Group) -> None:
     """Add the commands of this room to the program."""
     main.add_command(harvest_command)
     main.add_command(llm_group)
+    llm_group.add_command(dashboard_command)
+    llm_group.add_command(features_command)

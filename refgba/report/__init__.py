@@ -15,7 +15,7 @@ Only `gather` evaluates networks; a report otherwise shows what `refgba evaluate
     charts      the figures
     plot        axes and marks as SVG
     words       how numbers are written
-    page        the file: markup, blocks, figures as SVG; page.css and report.js go into it
+    page        the file: markup, blocks, figures as SVG; page.css, shared.js and report.js go into it
 """
 
 from __future__ import annotations
@@ -43,5 +43,5 @@ def report(runs: Sequence[RunData]) -> str:
     anchors = {section.title: section.anchor for section in sections}
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
     lead = join(facts(runs), tiles(runs[0])) if len(runs) == 1 else overview(runs)
-    script = resource("report.js") if "Table of neurons" in anchors else ""
+    script = resource("shared.js") + resource("report.js") if "Table of neurons" in anchors else ""
     return html_page(title, join(judged(runs), lead, look(runs, anchors)), sections, script)

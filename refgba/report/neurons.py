@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ class _Columns:
 
     def floats(self, name: str, values: npt.NDArray[Any], width: int = 1) -> None:
         """Numbers, `width` per neuron, as float32."""
-        self._add(name, "float", width, _float_words(np.ascontiguousarray(values), self._bits))
+        self._add(name, "float", width, float_words(np.ascontiguousarray(values), self._bits))
 
     def small(self, name: str, values: npt.NDArray[Any], width: int = 1) -> None:
         """Whole numbers below 256, `width` per neuron."""
@@ -172,7 +172,18 @@ class _Columns:
         return b"".join(self._planes) + self._deflate.flush()
 
 
-def _float_words(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint32]:
+def packed(columns: Iterable[npt.NDArray[np.uint32]]) -> str:
+    """Columns of words for the page's script, `shared.columns`: planes of bytes, the lowest first; deflated, base64."""
+    return deflated(word.astype("<u4").view(np.uint8).reshape(-1, 4).T.tobytes() for word in columns)
+
+
+def deflated(parts: Iterable[bytes]) -> str:
+    """Bytes for the page's script, `shared.inflate`: deflated, in base64."""
+    deflate = zlib.compressobj(6, wbits=-15)
+    return base64.b64encode(b"".join(map(deflate.compress, parts)) + deflate.flush()).decode()
+
+
+def float_words(values: npt.NDArray[Any], bits: int = 23) -> npt.NDArray[np.uint32]:
     """float32 values as words, rounded to so many bits of their fraction."""
     words: npt.NDArray[np.uint32] = np.clip(values, -3e38, 3e38).astype(np.float32).view(np.uint32)
     if bits < 23:

@@ -185,8 +185,12 @@ def bars(values: Sequence[float], alt: str, top: float | None = None) -> Html:
     )
 
 
-def page(title: str, lead: str, sections: Sequence[Section], script: str = "") -> str:
+def page(
+    title: str, lead: str, sections: Sequence[Section], script: str = "", style: str = "", beside: bool = False
+) -> str:
     """The whole file.  lead: text, or Html, of the first screen.  script: JavaScript to run at the end of the page.
+
+    style: CSS after that of all pages.  beside: whether the script may load others that lie beside the page.
 
     ValueError for a script that would end its own element.
     """
@@ -194,6 +198,7 @@ def page(title: str, lead: str, sections: Sequence[Section], script: str = "") -
         raise ValueError("the script of a page must not hold </script or <!--")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    policy += " 'self' file:" if beside else ""
     anchors = _anchors(sections)
     links = [element("li", element("a", s.title, href=f"#{a}")) for s, a in zip(sections, anchors, strict=True)]
     return join(
@@ -203,7 +208,7 @@ def page(title: str, lead: str, sections: Sequence[Section], script: str = "") -
         Html('<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
         Html('<meta name="color-scheme" content="light dark">\n'),
         element("title", title),
-        Html(f"\n<style>\n{resource('page.css')}</style>\n</head>\n<body>\n"),
+        Html(f"\n<style>\n{resource('page.css')}{style}</style>\n</head>\n<body>\n"),
         element("header", element("h1", title), lead if isinstance(lead, Html) else element("p", lead)),
         Html("\n"),
         element("nav", element("ul", *links), aria_label="Sections") if len(sections) > 1 else "",

@@ -29,43 +29,14 @@
   if (!root) return;
   const status = root.querySelector(".status"), table = root.querySelector(":scope > .scroll table");
   const PAGE = 25;
+  const { number, percent, sorted } = shared;
 
   // ---- unpacking ----------------------------------------------------------------------------------------------------
 
-  async function inflate(base64) {
-    const packed = Uint8Array.fromBase64
-      ? Uint8Array.fromBase64(base64)
-      : Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
-    return new Uint8Array(await new Response(stream).arrayBuffer());
-  }
-
-  // Four planes of bytes, the lowest first, become one word each.
-  function words(bytes, offset, count) {
-    const out = new Uint32Array(count);
-    for (let plane = 0; plane < 4; plane++) {
-      const at = offset + plane * count, shift = 8 * plane;
-      for (let i = 0; i < count; i++) out[i] |= bytes[at + i] << shift;
-    }
-    return out;
-  }
-
   async function open(id) {
     const about = JSON.parse(document.getElementById(id + "-about").textContent);
-    const bytes = await inflate(document.getElementById(id).textContent);
-    const M = about.neurons, data = { about, M, columns: [] };
-    let offset = 0;
-    for (const column of about.columns) {
-      const count = M * column.width;
-      if (column.kind === "byte") {
-        data[column.name] = bytes.subarray(offset, offset + count);
-        offset += count;
-        continue;
-      }
-      const raw = words(bytes, offset, count);
-      offset += count * 4;
-      data[column.name] = column.kind === "float" ? new Float32Array(raw.buffer) : raw;
-    }
+    const read = await shared.columns(about, document.getElementById(id).textContent);
+    const data = { ...read, about, M: about.neurons, columns: [] };
     data.id = id;
     derive(data);
     return data;
@@ -103,32 +74,6 @@
 
   const overTarget = (data, m) => data.count[m] / data.about.rows > data.about.targets[data.group[m]];
   const flag = (data, m) => (data.count[m] === 0 ? " dead" : overTarget(data, m) ? " over" : "");
-  const percent = (p) => (p === 0 ? "0%" : number(100 * p) + "%");
-  function number(x) {
-    const size = Math.abs(x);
-    if (x === 0) return "0";
-    return size < 1e-4 || size >= 1e5 ? x.toExponential(2) : String(Number(x.toPrecision(3)));
-  }
-  // ---- sorting: a stable radix sort of the floats' bits, two passes over a million neurons --------------------------
-
-  function sorted(data, key, turned) {
-    const values = data[key], M = values.length, bits = new Uint32Array(M);
-    if (values instanceof Float32Array) {
-      const raw = new Uint32Array(values.buffer, values.byteOffset, M);
-      for (let i = 0; i < M; i++) bits[i] = raw[i] & 0x80000000 ? ~raw[i] : raw[i] | 0x80000000;
-    } else bits.set(values);
-    if (turned) for (let i = 0; i < M; i++) bits[i] = ~bits[i];
-    let order = data.neuron, next = new Uint32Array(M);
-    for (const shift of [0, 16]) {
-      const start = new Uint32Array(65537);
-      for (let i = 0; i < M; i++) start[((bits[i] >>> shift) & 0xffff) + 1]++;
-      for (let d = 0; d < 65536; d++) start[d + 1] += start[d];
-      for (let i = 0; i < M; i++) next[start[(bits[order[i]] >>> shift) & 0xffff]++] = order[i];
-      order = next;
-      next = new Uint32Array(M);
-    }
-    return order;
-  }
 
   function byLabel(data, turned) {
     const named = [...data.labels.keys()].filter((m) => m < data.M).sort((i, j) => {
@@ -151,7 +96,7 @@
   function arrange() {
     const column = data.columns.find((c) => c.title === sort.column) || data.columns[0];
     const turned = column.turned ? !sort.turned : sort.turned;
-    order = column.title === "label" ? byLabel(data, turned) : sorted(data, column.key, turned);
+    order = column.title === "label" ? byLabel(data, turned) : sorted(data[column.key], turned);
   }
 
   const numbered = (said) => (/^\d+$/.test(said) ? Number(said) : -1);
