@@ -25,7 +25,7 @@ def causes(place: Place, name: str, trace: Trace, candidate: Steps, starts: Star
     """The known mistakes that give all that the candidate holds of this step up to quantity `name`.
 
     None that the rest of the step contradicts, by being right where the mistake would make it wrong.  Of several, those
-    that fit most of what the candidate holds of all steps.
+    that fit most of what the candidate holds of this step, and of these, of all steps.
     """
     if name == "rows":
         return [OTHER_ROWS]
@@ -42,6 +42,8 @@ def causes(place: Place, name: str, trace: Trace, candidate: Steps, starts: Star
     if len(likely) < 2:
         return likely
     steps = list(places(trace, candidate, starts, place.tolerance))
+    here = {text: sum(place.fits(text, place.ordered)) for text in likely}
+    likely = [text for text in likely if here[text] == max(here.values())]
     fits = {text: sum(sum(step.fits(text, step.ordered)) for step in steps) for text in likely}
     return [text for text in likely if fits[text] == max(fits.values())]
 

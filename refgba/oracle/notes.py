@@ -18,7 +18,7 @@ PRECISIONS = {
     1e-2: "bfloat16",
 }  # by the tolerance at which products in such a precision agree
 FULL = 'jax.default_matmul_precision("highest"), torch.set_float32_matmul_precision("highest")'
-UNITS = {2.0**-24: "float32", 2.0**-11: "float16", 2.0**-8: "bfloat16"}  # by the largest relative error of rounding
+UNITS = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # the largest relative error of rounding
 MOVES = ("moved.W", "moved.W_dec", "a", "b_pre", "b")  # what a step adds to, rather than computes anew
 SHOWN = 12  # steps whose ratios are listed
 
@@ -93,10 +93,19 @@ def _rounded(place: Place, name: str) -> Iterator[str]:
     if QUANTITIES[name].kind != "f":
         return
     got, right = _numbers(place, name)
-    for unit, dtype in UNITS.items():
-        if place.tolerance < unit and np.all(abs(got - right) <= unit * abs(right) + place.allowed(name)):
+    for dtype, unit in UNITS.items():
+        near = np.all(abs(got - right) <= unit * abs(right) + place.allowed(name))
+        if place.tolerance < unit and near and np.array_equal(_narrowed(got, dtype), got):
             yield f"every entry is within {unit:.2g} of its value, as after rounding to {dtype}"
             return
+
+
+def _narrowed(values: Value, dtype: str) -> Value:
+    """Values rounded to another dtype; for bfloat16, which NumPy lacks, cut to its bits."""
+    if dtype == "bfloat16":
+        return (values.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    with np.errstate(over="ignore"):
+        return values.astype(dtype)
 
 
 # ---- factors ---------------------------------------------------------------------------------------------------------
@@ -112,6 +121,8 @@ def _ratio(got: Value, right: Value, allowed: Any) -> float | None:
 def _factor(place: Place, name: str) -> Iterator[str]:
     """A factor c with given = c x expected in every entry, and other quantities that are off by the same."""
     if QUANTITIES[name].kind != "f" or (c := _ratio(*_numbers(place, name), place.allowed(name))) is None:
+        return
+    if f"{c:.6g}" == "1":
         return
     same = [
         other
@@ -156,7 +167,7 @@ def _over_steps(name: str, steps: Iterator[Place]) -> Iterator[str]:
         for step in steps
         if name in step.values and name in step.there and step.step[name]
     }
-    if len(ratios) > 1:
+    if len(ratios) > 1 and any(f"{ratio:.4g}" != "1" for ratio in ratios.values()):
         first = list(ratios)[:SHOWN]
         yield f"given over expected at steps {', '.join(map(str, first))}: " + ", ".join(
             f"{ratios[t]:.4g}" for t in first
@@ -182,7 +193,8 @@ def _cut(place: Place, name: str) -> Iterator[str]:
     most = float(np.max(abs(got)))
     if QUANTITIES[name].kind != "f" or np.count_nonzero(abs(got) == most) < 2:
         return
-    if np.all(abs(got - np.clip(right, -most, most)) <= place.allowed(name) + place.tolerance * most):
+    below = np.any((right != 0) & (abs(right) < 0.99 * most))
+    if below and np.all(abs(got - np.clip(right, -most, most)) <= place.allowed(name) + place.tolerance * most):
         yield f"all entries are cut at {most:.6g} and -{most:.6g}"
 
 
@@ -224,7 +236,7 @@ def _same(place: Place, name: str) -> Iterator[str]:
     """One value that all wrong entries have, of several."""
     got, off = place.values[name], np.broadcast_to(place.off(name), place.values[name].shape)
     values = np.unique(got[off])
-    if len(values) == 1 and np.count_nonzero(off) > 1:
+    if len(values) == 1 and np.count_nonzero(off) > 1 and (got.dtype == bool or np.ptp(place.step[name][off])):
         yield f"all wrong entries are {values[0]}"
 
 

@@ -56,6 +56,8 @@ class Trace:
 
     def at(self, t: int) -> dict[str, Value]:
         """The quantities of step t by name; of the step before the first, the state after it."""
+        if t < self.first - 1:
+            raise IndexError(f"step {t} is before the recorded ones")
         return self.quantities[t - self.first + 1]
 
     def before(self, t: int) -> dict[str, Value]:

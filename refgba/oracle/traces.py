@@ -60,23 +60,24 @@ def example(config: GBAConfig, d: int, steps: int | None = None) -> Trace:
 # Settings in whose trace decisions meet their limits exactly: frequencies are counts of 32 rows, and targets and floors
 # powers of 2, so that p = p_k and p = floor p_k occur and are exact in every dtype.  form T is 8.5: F is 8.
 TIES: dict[str, Any] = {
-    "width": 12, "groups": 3, "htf": 0.5, "ltf": 0.125, "floor": 0.25, "steps": 16, "batch": 8, "adapt_every": 4,
+    "width": 14, "groups": 4, "htf": 0.5, "ltf": 0.0625, "floor": 0.25, "steps": 16, "batch": 8, "adapt_every": 4,
     "form": 0.53125, "lr": 0.02, "hold": 0.5, "a_init": 0.3, "b_init": -0.2, "gamma_minus": 0.4, "gamma_plus": 0.6,
-    "seed": 375,
+    "seed": 2011,
 }  # fmt: skip
 
 
 def ties() -> Trace:
     """A trace of ties, in 5 dimensions.
 
-    The last group, of four neurons, never fires: their biases begin at -1, and without a positive peak T_k = 0 leaves
+    The last group, of three neurons, never fires: their biases begin at -1, and without a positive peak T_k = 0 leaves
     them there.  So their rows stay as they are, and the cosine of two of them, (1, 0, 0, 0, 0) and (1, 1, 1, 1, 0) / 2,
-    is `hold` = 1/2 exactly.  Of the others some are held and some go on to learn when fitting begins.
+    is `hold` = 1/2 exactly.  K does not divide M: groups have 4, 3, 4 and 3 neurons.
+    Of the others some are held and some go on to learn when fitting begins.
     """
     config = recipe.default(5, **TIES)
     start = gba.random_params(config, 5)
-    start.b[8:] = -1
-    start.W[8:] = np.array([[1, 0, 0, 0, 0], [0.5, 0.5, 0.5, 0.5, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, -1]])
+    start.b[11:] = -1
+    start.W[11:] = np.array([[1, 0, 0, 0, 0], [0.5, 0.5, 0.5, 0.5, 0], [0, 0, 0, 0, 1]])
     rows = model.SyntheticModel(model.Uniform(10, (2, 3)), 5, seed=config.seed).draw(0, config.steps * config.batch)
     return record(config, rows.X, start)
 
