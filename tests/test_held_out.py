@@ -21,6 +21,7 @@ from refgba.data.survey import survey
 from refgba.model import imbalanced
 from refgba.report.gather import gather
 from refgba.report.run import Seen
+from refgba.runs import folder
 from refgba.runs.held_out import FEWEST, SHARE
 
 N = 2000
