@@ -20,6 +20,8 @@ from refgba.data.held_out import RUN, hold_out, places
 from refgba.data.survey import survey
 from refgba.model import imbalanced
 from refgba.report.gather import gather
+from refgba.report.run import Seen
+from refgba.runs import folder
 from refgba.runs.held_out import FEWEST, SHARE
 
 N = 2000
@@ -194,6 +196,35 @@ def test_other_rows_can_be_held_out_and_are_known_when_the_run_goes_on(cli, many
     moved = last_json(cli("train", "--resume", "run", "--steps", 50, "--held-out", "moved.npy", "--json"))
     assert moved["held_out"]["rows"] == 300
     assert about(tmp_path / "run")["held_out"]["path"] == str(tmp_path / "moved.npy")
+
+
+# ---- reports ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_judges_rows_held_out_and_knows_when_others_were_trained_on(cli, many, data, tmp_path):
+    assert cli("train", many, "-o", "share", *QUICK).exit_code == 0
+    assert cli("train", many, "-o", "other", *QUICK, "--held-out", data).exit_code == 0
+    assert cli("train", many, "-o", "none", *QUICK, "--held-out-share", 0).exit_code == 0
+    paths = [tmp_path / name for name in ("share", "other", "none")]
+    assert [(run.rows, run.seen) for run in gather(paths)] == [(200, Seen.NO), (500, Seen.NO), (N, Seen.ALL)]
+    seen = {path.name: gather([path], many)[0].seen for path in paths}
+    assert seen == {"share": Seen.SOME, "other": Seen.ALL, "none": Seen.ALL}
+    assert gather([paths[2]], data)[0].seen is Seen.NO
+    assert gather([paths[0] / "final"], data)[0].seen is Seen.UNKNOWN
+
+
+def test_top_rows_of_a_report_have_their_numbers_in_the_data(cli, many, tmp_path):
+    assert cli("train", many, "-o", "run", *QUICK).exit_code == 0
+    run, X = gather([tmp_path / "run"])[0], np.load(many)
+    params = folder.open_network(tmp_path / "run").params
+    top, kept = run.evaluation["top_rows"], numbers(tmp_path / "run")
+    assert np.isin(top[top >= 0], kept).all()
+    x = X[kept] / np.linalg.norm(X[kept], axis=1, keepdims=True)
+    y = (x - params.b_pre) @ params.W.T + params.b
+    fired = y.max(axis=0) > 0
+    np.testing.assert_array_equal(top[fired, 0], kept[y.argmax(axis=0)[fired]])
+    counts = run.evaluation["activation_counts"]
+    np.testing.assert_array_equal(counts.sum(axis=1), (y > 0).sum(axis=0))
 
 
 def test_a_dry_run_counts_the_rows_to_train_on(cli, many):

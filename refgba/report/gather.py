@@ -57,8 +57,10 @@ def _rows_of(path: Path, run: RunData, data: Path | None) -> tuple[Path | Activa
     trained_on = Path(str(run.about.get("data", {}).get("path", "")))
     kept = run.about.get(folder.HELD_OUT)
     if data is not None:
-        same = trained_on.name and data.resolve() == trained_on
-        return data, Seen.UNKNOWN if not run.about else Seen.NO if not same else Seen.SOME if kept else Seen.ALL
+        if not trained_on.name:
+            return data, Seen.UNKNOWN
+        share = kept is not None and kept.get("path") is None  # of the rows trained on; else all of them were
+        return data, Seen.NO if data.resolve() != trained_on else Seen.SOME if share else Seen.ALL
     if not trained_on.name:
         raise InputError(f"{path}: does not say what it was trained on; give --data")
     if kept is None:
