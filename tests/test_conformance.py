@@ -343,7 +343,10 @@ def outcome():
     return run
 
 
-@pytest.mark.parametrize(("name", "dtype"), [e for e in ENGINES if e.values[0] in ("numba", "cupy")])
+ROUNDED = [pytest.param("cupy emulated", dtype, marks=pytest.mark.slow) for dtype in ("tf32", "bfloat16")]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [e for e in ENGINES if e.values[0] in ("numba", "cupy")] + ROUNDED)
 def test_long_runs_agree_in_outcome(name, dtype, outcome):
     with engine(name) as backend:
         recovered, fvu = outcome(backend, name, dtype)
