@@ -11,8 +11,7 @@
   (emulated_device.py).
 
 `emulation` says in which order threads take turns, counts launches, waits and products of unaligned matrices, and can
-log the work of all streams; `cuda.Device.mem_info` is the memory
-there is.  `module()` resets both.
+log the work of all streams; `cuda.Device.mem_info` is the memory there is.  `module()` resets both.
 """
 
 from __future__ import annotations
