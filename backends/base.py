@@ -76,7 +76,8 @@ class Backend(Protocol):
         counts and peaks.
 
         Returns loss and L0 as scalars of the backend.  Never waits for the device, except once to find the neurons to
-        hold; `float()` of a result does.  A weight row that becomes zero need not be noticed here.
+        hold, and with AuxK for the counts of the step before; `float()` of a result does.  A weight row that becomes
+        zero need not be noticed here.
         """
 
     def adapt(self, state: Any) -> None:

@@ -79,7 +79,11 @@ def timed(s: Setting) -> Result:
     if result["floor"]:
         result["floor"]["adam_by"] = adam_stream()[1]
     asked = [wanted.split()[0] for wanted in s.only]
-    result["unavailable"] = {name: why for name, why in unavailable.items() if s.wants(name) or name in asked}
+    result["unavailable"] = {
+        name: why
+        for name, why in unavailable.items()
+        if s.wants(name) or name in asked or any(wanted.startswith(f"{name} ") for wanted in s.only)
+    }
     return result | {"setting": asdict(s) | {"active": data.active}}
 
 

@@ -24,10 +24,13 @@ DTYPES = ["float64", "float32", "tf32", "bfloat16"]
 BOUND = {"float64": 1e-10, "float32": 1e-5, "tf32": 4 * 2.0**-10, "bfloat16": 4 * 2.0**-8}
 
 
+everywhere = pytest.mark.parametrize("place", ["cupy emulated", pytest.param("cupy", marks=pytest.mark.gpu)])
+
+
 @contextmanager
-def fast(method):
-    """The backend in the emulation, and its twin in NumPy."""
-    with engine("cupy emulated") as cupy, pytest.MonkeyPatch.context() as patch:
+def fast(method, place="cupy emulated"):
+    """The backend in the emulation, or on a GPU, and its twin in NumPy."""
+    with engine(place) as cupy, pytest.MonkeyPatch.context() as patch:
         patch.setattr(cupy, "unusable", lambda: None)
         module = pytest.importorskip("refgba.backends.baselines.cupy", exc_type=ImportError)
         patch.setattr(module, "cp", cupy.cp)
@@ -59,6 +62,7 @@ def some_params(rng, config, d):
     return params.astype(config.master)
 
 
+@everywhere
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @settings(max_examples=25)
 @example(method="l1", L=23, d=1, M=244, k=1, seed=4)
@@ -66,14 +70,14 @@ def some_params(rng, config, d):
     method=st.sampled_from(BASELINES), L=st.integers(1, 70), d=st.integers(1, 20), M=st.integers(1, 200),
     k=st.integers(1, 200), seed=st.integers(0, 10**6),
 )  # fmt: skip
-def test_gradients_and_a_step_are_those_of_the_reference(method, dtype, L, d, M, k, seed):
+def test_gradients_and_a_step_are_those_of_the_reference(place, method, dtype, L, d, M, k, seed):
     rng = np.random.default_rng(seed)
     config = BaselineConfig(
         method=method, width=M, k=min(k, M), batch=L, steps=9, sparsity=0.1, bandwidth=0.3, weight_decay=0.1, lr=0.01,
         adam_eps=1e-3, dtype=dtype,
     )  # fmt: skip
     params, x = some_params(rng, config, d), sae.unit_rows(rng.standard_normal((L, d)) + 1e-3).astype(dtype)
-    with fast(method) as (ours, theirs):
+    with fast(method, place) as (ours, theirs):
         a, b = ours.init(params, config), theirs.init(params, config)
         rows, wide = ours.put(a, x), params.astype("float64")
         size = sizes(wide, x.astype("float64"), config, True)
@@ -110,10 +114,11 @@ def with_dead_neurons(method, dtype, **others):
     return config, np.random.default_rng(0).standard_normal((200, 11))
 
 
+@everywhere
 @pytest.mark.parametrize("method", BASELINES)
-def test_a_run_with_dead_neurons_is_that_of_the_reference(method):
+def test_a_run_with_dead_neurons_is_that_of_the_reference(place, method):
     (config, X), ends, dead = with_dead_neurons(method, "float64"), [], 0
-    with fast(method) as both:
+    with fast(method, place) as both:
         for backend in both:
             state = backend.init(baselines.random_params(config, 11), config)
             rows = (backend.put(state, x) for x in gba.minibatches(X, config))
@@ -132,13 +137,14 @@ def test_a_run_with_dead_neurons_is_that_of_the_reference(method):
     }
 
 
+@everywhere
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", BASELINES)
-def test_each_step_of_a_run_with_dead_neurons_is_nearly_that_of_the_reference(method, dtype):
+def test_each_step_of_a_run_with_dead_neurons_is_nearly_that_of_the_reference(place, method, dtype):
     # Every step begins from the reference's state: a selection that rounding decides would change all later steps.
     config, X = with_dead_neurons(method, dtype, adam_eps=1e-2)
     dead, same, steps = 0, 0, 0
-    with fast(method) as (ours, theirs):
+    with fast(method, place) as (ours, theirs):
         reference = replace(config, dtype="float64")
         state = theirs.init(baselines.random_params(reference, 11), reference)
         for x in gba.minibatches(X, reference):

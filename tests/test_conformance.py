@@ -268,9 +268,11 @@ def test_fifty_steps_with_five_adaptations(name, dtype, activation, untied):
         rows = (backend.put(state, x) for x in gba.minibatches(X, config))
         theirs = gba.train(twin, gba.minibatches(X, twin.config))
         near = {"float64": 1e-10, "float32": 50 * 1e-5}.get(dtype, 16 * U[dtype])
+        # What cuBLAS sums in which order is its own and the device's: on a GPU two gates of a batch may flip.
+        flips = 2 / config.batch if (name, dtype) == ("cupy", "float32") else 0.0
         for want, got in zip(theirs, gba.train(state, rows, backend.step, backend.adapt), strict=True):
             assert float(got.loss) == pytest.approx(want.loss, rel=near)
-            assert float(got.l0) == pytest.approx(want.l0, rel=near)
+            assert float(got.l0) == pytest.approx(want.l0, rel=near, abs=flips)
         assert state.t == 50
         counters = backend.counters(state)
         assert counters.rows == twin.last.rows
@@ -343,7 +345,10 @@ def outcome():
     return run
 
 
-@pytest.mark.parametrize(("name", "dtype"), [e for e in ENGINES if e.values[0] in ("numba", "cupy")])
+ROUNDED = [pytest.param("cupy emulated", dtype, marks=pytest.mark.slow) for dtype in ("tf32", "bfloat16")]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [e for e in ENGINES if e.values[0] in ("numba", "cupy")] + ROUNDED)
 def test_long_runs_agree_in_outcome(name, dtype, outcome):
     with engine(name) as backend:
         recovered, fvu = outcome(backend, name, dtype)
