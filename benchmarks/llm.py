@@ -32,9 +32,13 @@ def measure(model: Model, store: Path, runs: Path, text: TextOptions, tokens: in
     results, k = {}, None
     for method in ("gba", "topk", "batchtopk"):
         trained(method, store, runs / f"{store.name}-{method}", flags, k)
-        result = llm.evaluate(runs / f"{store.name}-{method}", model, text, tokens).record()
-        results[method] = result
-        k = k or round(result["l0"])
+        judged = runs / f"{store.name}-{method}-{tokens}.json"  # so that a call that was stopped can be given again
+        if not judged.exists():
+            result = llm.evaluate(runs / f"{store.name}-{method}", model, text, tokens).record()
+            result |= {"network": f"{store.name}-{method}", "model": Path(model.name).name}
+            judged.write_text(json.dumps(result), encoding="utf-8")
+        results[method] = json.loads(judged.read_text(encoding="utf-8"))
+        k = k or round(results[method]["l0"])
     return results
 
 
@@ -56,5 +60,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         runs = given.runs or Path(folder)
         sites = [measure(model, store, runs, text, given.tokens, flags) for store in given.stores]
-    whole = {"flags": flags, "sites": sites}
+    whole = {"flags": flags, "rows": [len(llm.open_harvest(store)) for store in given.stores], "sites": sites}
     given.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
