@@ -20,6 +20,7 @@ D, FORMED = 6, 8
 TRAIN = (
     "--steps", 20, "--width", 14, "--groups", 4, "--batch", 16, "--adapt-every", 3, "--form", 0.4, "--hold", 0.7,
     "--lr", 0.02, "--htf", 0.4, "--ltf", 0.1, "--gamma-minus", 0.5, "--gamma-plus", 0.5, "--seed", 3,
+    "--backend", "numpy",
 )  # fmt: skip
 
 
@@ -162,7 +163,7 @@ def test_a_wrong_number_of_the_first_step_is_refused(first, place, tmp_path):
 
 def test_settings_are_those_that_train_derives(place, tmp_path):
     chosen = ("--steps", 20, "--width", 64, "--batch", 16)
-    assert cli("train", place / "X.npy", "-o", tmp_path / "run", *chosen).exit_code == 0
+    assert cli("train", place / "X.npy", "-o", tmp_path / "run", *chosen, "--dtype", "float64").exit_code == 0
     printed = json.loads(cli("oracle", "settings", "--d", D, *chosen, "--json").stdout)
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert {name: printed[name] for name in config if name != "method"} == {

@@ -31,6 +31,12 @@ COMMANDS = {
     "synth": ["synth", "--kind", "hierarchy", "--n", 127],
     "oracle record": ["oracle", "record", "--config", "absent.json"],
     "oracle dump": ["oracle", "dump", "absent", "--backend", "absent"],
+    "harvest": ["harvest", "absent", "--site", "mlp", "--text", "absent.txt"],
+    "llm evaluate": ["llm", "evaluate", "absent", "absent", "--text", "absent.txt"],
+    "llm effects": ["llm", "effects", "absent", "absent", "--text", "absent.txt"],
+    "llm steer": ["llm", "steer", "absent", "absent", "--neuron", 0, "--prompt", "absent"],
+    "llm dashboard": ["llm", "dashboard", "absent", "absent"],
+    "llm features": ["llm", "features", "absent", "absent"],
 }
 
 

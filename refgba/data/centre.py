@@ -30,7 +30,7 @@ BYTES = 2**28  # memory for them, at most
 NEAREST = 0.05  # This share of the rows, the nearest, weigh as much as its farthest: no row alone pulls the centre.
 STEPS, CLOSE = 100, 1e-4  # steps at most, and a move, over the median distance, that ends them
 
-OFFSET = 0.25  # the `Location.offset` from which rows are centred unless the user says otherwise
+OFFSET = 0.45  # the `Location.offset` from which rows are centred unless the user says otherwise
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ def centred(data: Activations, centring: Centring) -> tuple[Activations, Locatio
 def locate(data: Activations) -> Location:
     """Where the rows of the data lie, from at most ROWS of them, which are always the same.
 
-    Rows that cannot be computed on are left to the survey, and so are rows that are all equal: both lie nowhere here.
+    Rows that cannot be computed on, and those that all point the same way, lie nowhere; the survey will refuse them.
     """
     size = max(1, min(ROWS, BYTES // (8 * data.d)))
     parts = [x[np.isfinite(norms(x)) & (norms(x) > 0)].astype(np.float64) for x in data.sample(size, size)]
     x = np.concatenate(parts)[:size]
-    if not len(x) or not (x != x[0]).any():
+    if not len(x) or 1 - np.sum(np.mean(x / norms(x)[:, None], axis=0) ** 2) < 1e-12:
         return Location(np.zeros(data.d), 0.0, 0.0)
     mean = x.mean(axis=0)
     spread = float(np.sqrt(np.mean(norms(x - mean) ** 2)))
