@@ -135,6 +135,7 @@ def test_a_script_in_a_token_stays_text(tmp_path):
     assert len(re.findall("<script", one)) == len(re.findall("<script", table)) == 4  # three of data, and the page's
 
 
+@pytest.mark.slow
 def test_sixty_six_thousand_neurons_open_at_once(tmp_path):
     M, rng = 66_000, np.random.default_rng(0)
     store = random_store(tmp_path / "store")
