@@ -27,7 +27,7 @@ $(VENV)/ready: $(VENV)/ready-demo
 # The libraries of others that exports are checked with, some 2 GB.  torchvision only comes along, nothing needs it, and
 # one that does not fit the torch at hand breaks their imports.
 $(VENV)/ready-all: $(VENV)/ready
-	$(PIP) -e '.[dev,interop]'
+	$(PIP) -e '.[dev,interop,llm]'
 	$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision
 	touch $@
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from engines import library, real
 
 from refgba.formats.dictionary import Dictionary
+from refgba.llm.models import NEEDED
 
 KINDS = ("qwen2", "gpt2", "gemma2", "bert")
 CAUSAL = KINDS[:3]
@@ -47,8 +49,9 @@ TEXT = [text(seed, 12 + 7 * seed) for seed in range(12)]
 
 def needs() -> tuple[Any, Any]:
     """torch and transformers, or a skipped test."""
-    for name in ("gguf", "accelerate", "tokenizers"):
-        library(name)
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} not installed: pip install '.[llm]'")
     return library("torch"), library("transformers")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +166,19 @@ def test_documents_share_contexts_only_when_packed(cli, models, corpus):
 
 
 @llm
+def test_no_more_contexts_of_a_document_than_asked_for(cli, models, corpus):
+    flags = ["--site", SITES["qwen2"], "--text", corpus, "--context", "16", "-o", "store"]
+    assert cli("harvest", models("qwen2"), *flags, "--per-document", "2").exit_code == 0
+    tokens = open_harvest(corpus.parent / "store").tokens(0)
+    numbers, counts = np.unique(tokens.first_document, return_counts=True)
+    assert len(numbers) == len(TEXT)
+    assert counts.max() == 2
+    assert set(tokens.offset.tolist()) == {0, 16}
+    done = cli("harvest", models("qwen2"), *flags[:-1], "other", "--per-document", "2", "--pack")
+    assert_one_line(done, "leave --pack or --per-document out")
+
+
+@llm
 def test_text_comes_in_every_form(cli, models, corpus, tmp_path):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": part}) + "\n" for part in TEXT))
@@ -228,6 +243,24 @@ def test_twenty_sigkills_change_no_byte(models, corpus, tmp_path):
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
 
 
+@llm
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_tokens(models, tmp_path):
+    needs()
+    (tmp_path / "long.txt").write_text(llm_models.text(0, 40_000), encoding="utf-8")
+    code = (
+        "import resource, sys; from refgba.cli import main; main(sys.argv[1:], standalone_mode=False); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = []
+    for tokens in ("4000", "40000"):
+        flags = ["--site", SITES["qwen2"], "--text", str(tmp_path / "long.txt"), "--tokens", tokens, "--shard", "2000"]
+        command = [sys.executable, "-c", code, "harvest", str(models("qwen2")), *flags, "-o", str(tmp_path / tokens)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.splitlines()[-1]) / 1024)
+    assert peaks[1] < peaks[0] + 50  # MiB
+
+
 # ---- bad use ---------------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +272,7 @@ def test_twenty_sigkills_change_no_byte(models, corpus, tmp_path):
         (["--site", "model.layers.*.nothing"], "has no submodule"),
         (["--site", "model.rotary_emb"], "the output of model.rotary_emb"),
         (["--site", "model.layers.1.mlp", "--context", "65"], "--context 65 is longer than the 64 tokens"),
+        (["--site", "model.layers.1.mlp", "--device", "abacus"], "--device abacus: torch cannot compute there"),
         (["--site", "model.layers.1.mlp", "--text", "none"], "none: no such file"),
         (["--site", "model.layers.1.mlp", "--text", "empty.txt"], "holds no token"),
         (["--site", "model.layers.1.mlp", "--text", "binary.bin"], "binary.bin: not UTF-8"),
@@ -264,6 +298,17 @@ def test_a_harvest_goes_on_only_with_what_it_was_begun_with(cli, models, corpus)
     assert cli("harvest", models("gpt2"), *flags).exit_code == 0
     assert_one_line(cli("harvest", models("gpt2"), *flags, "--context", "7"), "was begun with context = 64, not 7")
     assert_one_line(cli("harvest", models("qwen2"), *flags[2:], "--site", "model.norm"), "was begun with model =")
+
+
+@llm
+def test_two_harvests_do_not_write_to_one_folder(cli, models, corpus):
+    flags = ["--site", SITES["gpt2"], "--text", corpus, "-o", "store"]
+    assert cli("harvest", models("gpt2"), *flags).exit_code == 0
+    handle = os.open(corpus.parent / "store", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    assert_one_line(cli("harvest", models("gpt2"), *flags), "another harvest is writing to this folder")
+    os.close(handle)
+    assert cli("harvest", models("gpt2"), *flags).exit_code == 0
 
 
 @llm
@@ -308,6 +353,5 @@ def test_damaged_tokens_are_named(cli, models, corpus, damage):
         file.write_bytes(data)
     with pytest.raises(InputError, match=r"00000\.tokens\.safetensors"):
         open_harvest(corpus.parent / "store").verify()
-    if damage == "truncated":
-        with pytest.raises(InputError, match=r"00000\.tokens\.safetensors: damaged"):
-            open_harvest(corpus.parent / "store").tokens(0)
+    with pytest.raises(InputError, match=r"00000\.tokens\.safetensors: (no such file|does not match its checksum)"):
+        open_harvest(corpus.parent / "store").tokens(0)

@@ -219,7 +219,7 @@ def test_direct_effects_are_those_of_an_edit_that_goes_straight_to_the_end(model
     torch, _ = needs()
     from refgba.llm import sites
     from refgba.llm.models import open_model
-    from refgba.llm.unembedding import Unembedding, final_scale
+    from refgba.llm.unembedding import Unembedding, final_norm
 
     for kind in CAUSAL:
         model = open_model(str(models(kind)), device="cpu")
@@ -228,7 +228,9 @@ def test_direct_effects_are_those_of_an_edit_that_goes_straight_to_the_end(model
         norm = {"qwen2": "model.norm", "gpt2": "transformer.ln_f", "gemma2": "model.norm"}[kind]
         weight = model.module.get_submodule(norm).weight.detach()
         expected = 1 + weight if kind == "gemma2" else weight
-        assert torch.allclose(final_scale(model), expected, atol=1e-3)
+        scale, centred = final_norm(model)
+        assert torch.allclose(scale, expected, atol=1e-3)
+        assert centred is (kind == "gpt2")
         v = dictionary().W_enc[0]
         effect = direct.effects(v)
         assert torch.allclose(effect.mean(), torch.tensor(0.0), atol=1e-5)
@@ -244,7 +246,7 @@ def test_direct_effects_are_those_of_an_edit_that_goes_straight_to_the_end(model
         moved = (norms((x + small)[None, None]) - norms((x - small)[None, None]))[0, 0] / 2
         moved = head @ moved / (1e-2 * x.norm()) * size
         along = x - x.mean() if kind == "gpt2" else x  # the norm also shrinks what was there
-        moved = moved + head @ (final_scale(model) * along) * (along @ shift) / (along @ along) / (1e-2 * x.norm())
+        moved = moved + head @ (scale * along) * (along @ shift) / (along @ along) / (1e-2 * x.norm())
         assert torch.allclose(moved - moved.mean(), effect, atol=2e-2 * float(effect.abs().max()))
     model = open_model(str(models("gemma2")), device="cpu")
     assert "is not added to the residual stream" in Unembedding(model, "model.layers.1.mlp", "output", 16).why_not

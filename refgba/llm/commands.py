@@ -22,6 +22,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags that say which text is read."""
     for option in (
+        click.option("--per-document", type=click.IntRange(1), help="at most so many contexts of each, its first"),
         click.option("--shuffle", type=int, metavar="SEED", help="take the files in random order"),
         click.option("--files", "pattern", metavar="PATTERN", help='in folders, such as "*.py"  [default: all text]'),
         click.option("--column", default="text", help="field of .jsonl, column of parquet and data sets"),
@@ -61,7 +62,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @json_option
 def harvest_command(
     model: str, patterns: tuple[str, ...], texts: tuple[Path, ...], column: str, pattern: str | None,
-    shuffle: int | None, out: Path, bos: bool | None, device: str, compute: str, as_json: bool, **settings: Any,
+    shuffle: int | None, per_document: int | None, out: Path, bos: bool | None, device: str, compute: str,
+    as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Write the activations of MODEL on text as stores that `refgba train` takes, one per site.
 
@@ -75,7 +77,7 @@ def harvest_command(
     from refgba.llm.text import files as listed
 
     chosen = harvesting.Settings(**settings)
-    text = TextOptions(texts, column, pattern, shuffle)
+    text = TextOptions(texts, column, pattern, shuffle, per_document)
     listed(text)  # before a model is opened for nothing
     opened = open_model(model, compute, device, bos)
     with Meter("harvesting") as meter:
@@ -160,6 +162,7 @@ def put(
 @json_option
 def evaluate_command(
     run: Path, model: str, texts: tuple[Path, ...], column: str, pattern: str | None, shuffle: int | None,
+    per_document: int | None,
     tokens: int, batch: int, pack: bool, seed: int, out: Path | None, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
     """What MODEL loses when an activation is replaced by RUN's reconstruction of it.
@@ -171,7 +174,7 @@ def evaluate_command(
     from refgba.llm.text import TextOptions
     from refgba.llm.text import files as listed
 
-    text = TextOptions(texts, column, pattern, shuffle)
+    text = TextOptions(texts, column, pattern, shuffle, per_document)
     listed(text)
     place = put(run, model, **where)
     with Meter("evaluating") as meter:
@@ -203,6 +206,7 @@ def evaluate_command(
 @json_option
 def effects_command(
     run: Path, model: str, texts: tuple[Path, ...], column: str, pattern: str | None, shuffle: int | None,
+    per_document: int | None,
     neurons: tuple[int, ...], together: bool, rank: int | None, strengths: tuple[float, ...], replaced: bool,
     tokens: int, sample: int, random: int, seed: int, out: Path | None, as_json: bool, **where: Any,
 ) -> None:  # fmt: skip
@@ -217,7 +221,7 @@ def effects_command(
 
     if not neurons and rank is None:
         raise InputError("give --neuron M, or --rank N for the N neurons with the largest effect on the loss")
-    text = TextOptions(texts, column, pattern, shuffle)
+    text = TextOptions(texts, column, pattern, shuffle, per_document)
     listed(text)
     place = put(run, model, **where)
     chosen = [place.network.neuron(neuron) for neuron in neurons]

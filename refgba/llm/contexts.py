@@ -106,11 +106,13 @@ def contexts(
 
     pack: whether documents follow one another in a context, separated by the tokenizer's end-of-sequence token.
     """
+    if pack and options.per_document is not None:
+        raise InputError("documents that are packed have no contexts of their own: leave --pack or --per-document out")
     room = length - len(tokenizer.prefix) - len(tokenizer.suffix)
     if room < 1:
         raise InputError(f"a context of {length} tokens has no room beside the special tokens; --context wants more")
     spans = _spans(options, tokenizer, fingerprint)
-    for span in _packed(spans, tokenizer, room) if pack else _split(spans, room):
+    for span in _packed(spans, tokenizer, room) if pack else _split(spans, room, options.per_document):
         yield _around(span, tokenizer)
 
 
@@ -135,9 +137,17 @@ def _part(span: Context, start: int, stop: int) -> Context:
     return Context(span.ids[part], span.ends[part] - begin, span.document[part], span.index[part], text)
 
 
-def _split(spans: Iterator[Context], room: int) -> Iterator[Context]:
+def _split(spans: Iterator[Context], room: int, most: int | None) -> Iterator[Context]:
+    """Contexts of one document each, at most so many of each."""
+    document, taken = -1, 0
     for span in spans:
-        yield from (_part(span, start, start + room) for start in range(0, len(span), room))
+        if span.document[0] != document:
+            document, taken = int(span.document[0]), 0
+        for start in range(0, len(span), room):
+            if most is not None and taken >= most:
+                break
+            taken += 1
+            yield _part(span, start, start + room)
 
 
 def _packed(spans: Iterator[Context], tokenizer: Tokenizer, room: int) -> Iterator[Context]:

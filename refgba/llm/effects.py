@@ -28,6 +28,7 @@ from refgba.types import Array, Float64
 TOKENS = 8192  # on which peaks and frequencies are measured
 SAMPLE = 8  # contexts on which effects are
 STRENGTHS = (-1.0, 0.5, 1.0, 2.0)
+LOGITS = 2**26  # numbers of logits at a time, at most
 RANDOM = 3  # directions beside each strength
 TOP = 10  # tokens shown
 
@@ -207,7 +208,7 @@ class Effects:
         self.place, self.surveyed, self.sample, self.replaced = place, surveyed, sample, replaced
         self.random, self.seed, self.tick = random, seed, tick
         self.unembedding = Unembedding(place.model, place.site, place.of, place.network.d)
-        self._base: dict[tuple[int, ...], Any] = {}
+        self._base: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
     @property
     def activation(self) -> str:
@@ -286,8 +287,8 @@ class Effects:
 
         return move
 
-    def _logits(self, chosen: tuple[int, ...], change: Rows | None) -> tuple[Any, Any, Any]:
-        """Logits (tokens, vocabulary), labels of the next tokens, -100 where there is none, and the mask."""
+    def _logits(self, chosen: tuple[int, ...], change: Rows | None) -> tuple[Any, Any]:
+        """Logits (tokens, vocabulary) of contexts, and labels of the next tokens, -100 where there is none."""
         import torch
 
         model = self.place.model
@@ -302,7 +303,24 @@ class Effects:
             logits = model.forward(ids, mask).logits
         labels = torch.full_like(ids, -100)
         labels[:, :-1] = torch.where(mask[:, 1:].bool(), ids[:, 1:], -100)
-        return logits[mask.bool()], labels[mask.bool()], mask
+        return logits[mask.bool()], labels[mask.bool()]
+
+    def _groups(self, chosen: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The contexts, as many at a time as logits may be."""
+        vocabulary = int(self.place.model.head().weight.shape[0])
+        size = max(1, LOGITS // (vocabulary * self.place.context))
+        return [chosen[k : k + size] for k in range(0, len(chosen), size)]
+
+    def _base_of(self, group: tuple[int, ...], keep: bool) -> tuple[Any, Any]:
+        """Logits of the unchanged model, kept if all contexts' are few enough."""
+        if group in self._base:
+            return self._base[group]
+        base = self._logits(group, self.place.coder.reconstruct if self.replaced else None)
+        if keep:
+            while len(self._base) > 1:  # that of the first contexts, which all neurons share, stays
+                self._base.popitem()
+            self._base[group] = base
+        return base
 
     def _against(self, chosen: tuple[int, ...], change: Rows, where: Any = None) -> tuple[float, Any, float, float]:
         """Mean KL from the base, mean change of the logits, mean KL at tokens where a neuron is on, change of the loss.
@@ -311,29 +329,33 @@ class Effects:
         """
         import torch
 
-        if chosen not in self._base:
-            while len(self._base) > 1:  # that of the first contexts, which all neurons share, stays
-                self._base.popitem()
-            self._base[chosen] = self._logits(chosen, self.place.coder.reconstruct if self.replaced else None)
-        base, labels, _ = self._base[chosen]
-        logits, _, _ = self._logits(chosen, change)
-        total, moved, kls, losses = len(base), torch.zeros(base.shape[1], device=base.device), [], 0.0
-        for start in range(0, total, 128):
-            x, y = base[start : start + 128].float(), logits[start : start + 128].float()
-            p, q = x.log_softmax(1), y.log_softmax(1)
-            kls.append((p.exp() * (p - q)).sum(1).clamp(min=0))
-            moved += (y - x).sum(0)
-            losses += float(
-                torch.nn.functional.nll_loss(q, labels[start : start + 128], reduction="sum", ignore_index=-100)
-                - torch.nn.functional.nll_loss(p, labels[start : start + 128], reduction="sum", ignore_index=-100)
-            )
+        groups, kls, losses, predicted = self._groups(chosen), [], 0.0, 0
+        moved: Any = 0
+        for group in groups:
+            base, labels = self._base_of(group, keep=len(groups) == 1)
+            logits, _ = self._logits(group, change)
+            predicted += int((labels >= 0).sum())
+            for start in range(0, len(base), 128):
+                part = slice(start, start + 128)
+                x, y, right = base[part].float(), logits[part].float(), labels[part]
+                p, q = x.log_softmax(1), y.log_softmax(1)
+                kls.append((p.exp() * (p - q)).sum(1).clamp(min=0))
+                moved = moved + (y - x).sum(0)
+                for sign, scores in ((1, q), (-1, p)):
+                    loss = torch.nn.functional.nll_loss(scores, right, reduction="sum", ignore_index=-100)
+                    losses += sign * float(loss)
         kl = torch.cat(kls).double()
-        change_of_logits = moved / total
+        change_of_logits = moved / len(kl)
+        change_of_logits = change_of_logits - change_of_logits.mean()
         if where is None:
-            return float(kl.mean()), change_of_logits - change_of_logits.mean(), 0.0, 0.0
-        on = self._on(chosen, where)
-        predicted = max(1, int((labels >= 0).sum()))
-        return float(kl.mean()), change_of_logits, float(kl[on].mean()) if bool(on.any()) else 0.0, losses / predicted
+            return float(kl.mean()), change_of_logits, 0.0, 0.0
+        on = torch.cat([self._on(group, where) for group in groups])
+        return (
+            float(kl.mean()),
+            change_of_logits,
+            float(kl[on].mean()) if bool(on.any()) else 0.0,
+            losses / max(1, predicted),
+        )
 
     def _on(self, chosen: tuple[int, ...], neurons: Any) -> Any:
         """At which tokens of the contexts any of the neurons is active."""

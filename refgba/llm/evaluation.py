@@ -29,7 +29,7 @@ from refgba.types import Array, Float64, Int64
 
 TOKENS = 16_384
 MEAN_TOKENS = 4096  # on which the mean row is measured
-LOGITS = 2**27  # numbers of a batch's logits, at most
+LOGITS = 2**26  # numbers of a batch's logits, at most
 MASKED = 0.15  # share of tokens that a masked model has to guess
 DRAWS = 1000  # of the bootstrap
 VARIANTS = ("spliced", "zero", "mean")

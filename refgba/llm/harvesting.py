@@ -109,15 +109,20 @@ def harvest(
     if len(found) > 1:
         files.refuse_folder(out)
     dtype = settings.dtype or ("float32" if model.dtype == "float32" else "bfloat16")
-    stores = {site: Site(place, _about(model, site, text, settings, dtype)) for site, place in places.items()}
-    if not all(store.complete for store in stores.values()):
-        try:
+    stores: dict[str, Site] = {}
+    try:
+        for site, place in places.items():
+            stores[site] = Site(place, _about(model, site, text, settings, dtype))
+        if not all(store.complete for store in stores.values()):
             _begin(model, stores, first, keeping, settings, dtype)
             _go_on(model, stores, text, keeping, settings, tick)
-        except BaseException:
-            for store in stores.values():
-                store.abandon()
-            raise
+    except BaseException:
+        for store in stores.values():
+            store.abandon()
+        raise
+    finally:
+        for store in stores.values():
+            store.unlock()
     return [open_harvest(place) for place in places.values()]
 
 
@@ -168,8 +173,10 @@ def check(model: Model, found: list[str], of: Of, batch: list[Context]) -> str:
 
     hooked = run(model, found, of, batch)
     ids, mask = (torch.from_numpy(a).to(model.device) for a in padded(batch, model.pad))
+    head = model.module.get_output_embeddings()
+    few = {} if any(model.module.get_submodule(site) is head for site in found) else model.without_logits()
     with torch.inference_mode(), sites.wrapped(model.module, found, of) as plain:
-        model.forward(ids, mask)
+        model.forward(ids, mask, **few)
     shortest = min(range(len(batch)), key=lambda c: len(batch[c]))
     length, worst, apart = len(batch[shortest]), 0.0, 0.0
     alone = run(model, found, of, [batch[shortest]])

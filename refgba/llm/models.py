@@ -90,6 +90,10 @@ class Model:
             named["use_cache"] = False
         return self.module(input_ids=ids, attention_mask=mask, **named)
 
+    def without_logits(self) -> dict[str, Any]:
+        """Arguments of `forward` with which it computes hardly any logits, where the model has such."""
+        return {"logits_to_keep": 1} if "logits_to_keep" in self._arguments else {}
+
     def head(self) -> Any:
         """The unembedding; InputError, naming the model, where it has none."""
         head = self.module.get_output_embeddings() if self.kind != "encoder" else None
@@ -125,6 +129,7 @@ def open_model(name: str, dtype: str = "float32", device: str = "auto", bos: boo
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    refuse_device(torch, device)
     where, extra = locate(name)
     options: dict[str, Any] = {"trust_remote_code": False, **extra}
     with quiet(transformers):
@@ -154,6 +159,14 @@ def open_model(name: str, dtype: str = "float32", device: str = "auto", bos: boo
     return Model(name, opened, Tokenizer(tokenizer, bos), kind, dtype)
 
 
+def refuse_device(torch: Any, device: str) -> None:
+    """InputError unless torch can compute on a device here."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # of a build without it, or of no such name
+        raise InputError(f"--device {brief(device)}: torch cannot compute there ({_first_line(error)})") from None
+
+
 def locate(name: str) -> tuple[str, dict[str, Any]]:
     """What transformers' `from_pretrained` is given for a name; InputError for a path that is no model."""
     path = Path(name)
@@ -174,6 +187,8 @@ def locate(name: str) -> tuple[str, dict[str, Any]]:
 
 def _head(transformers: Any, config: Any, plain: bool) -> tuple[Kind, Any]:
     """Which head a model has, by its configuration, and what opens it."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"{type(config).__name__}: an encoder with a decoder; use a causal, masked or encoder model")
     named = (config.architectures or [""])[0]
     if named.endswith(("ForMaskedLM",)):
         return "masked", transformers.AutoModelForMaskedLM

@@ -21,6 +21,7 @@ NumPy alone: a dashboard needs neither torch nor a tokenizer, since the text of 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
@@ -113,13 +114,17 @@ DTYPES = {
 }  # fmt: skip
 
 
-def read_tokens(path: Path, rows: int) -> Tokens:
-    """The tokens of a shard of so many rows; InputError, naming the file, for one that cannot be right."""
+def read_tokens(path: Path, rows: int, sha256: str | None = None) -> Tokens:
+    """The tokens of a shard of so many rows; InputError, naming the file, for one that cannot be right.
+
+    sha256: the file's checksum, if it is known.
+    """
+    data = read_file(path, LARGEST)
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError(f"{path}: does not match its checksum in {META}: the file is damaged or was changed")
     try:
-        arrays = load(read_file(path, LARGEST))
+        arrays = load(data)
     except (SafetensorError, ValueError, KeyError, MemoryError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path}: damaged or cannot be read ({brief(error)})") from None
     for name, dtype in DTYPES.items():
         if name not in arrays or arrays[name].dtype != dtype or arrays[name].ndim != 1:
@@ -193,7 +198,7 @@ class Harvest:
 
     def tokens(self, shard: int) -> Tokens:
         """Where the rows of a shard come from; the last few that were asked for are kept."""
-        return _tokens(self.files[shard], self.store.shards[shard].rows)
+        return _tokens(self.files[shard], self.store.shards[shard].rows, self.sums[shard])
 
     def rows(self, shard: int, start: int = 0, stop: int | None = None) -> Array:
         """Rows start..stop of a shard as numbers, (stop - start, d); bfloat16 as float32."""
@@ -240,8 +245,8 @@ class Harvest:
 
 
 @lru_cache(maxsize=4)
-def _tokens(path: Path, rows: int) -> Tokens:
-    return read_tokens(path, rows)
+def _tokens(path: Path, rows: int, sha256: str) -> Tokens:
+    return read_tokens(path, rows, sha256)
 
 
 def is_harvest(path: Path) -> bool:

@@ -7,8 +7,10 @@ and ends in the same bytes as one that was never stopped.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -96,10 +98,31 @@ class Site:
         self.writer: Writer | None = None
         self.pending = Pending()
         self.d, self.dtype = 0, ""
+        self.handle: int | None = None  # of the folder, which is locked while it is open
         if (out / META).exists():
-            self._continue(read_meta(out))
+            self._lock()
+            try:
+                self._continue(read_meta(out))
+            except BaseException:
+                self.unlock()
+                raise
         elif not (out.is_dir() and all(path.name.startswith(files.PARTIAL) for path in out.iterdir())):
             files.refuse_full_folder(out)  # what a harvest left that was killed before its meta.json does not count
+
+    def _lock(self) -> None:
+        """Keep other harvests out of the folder; InputError where one is at work."""
+        self.handle = os.open(self.out, os.O_RDONLY)
+        try:
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.unlock()
+            raise InputError(f"{self.out}: another harvest is writing to this folder") from None
+
+    def unlock(self) -> None:
+        """Let others write to the folder."""
+        if self.handle is not None:
+            os.close(self.handle)
+            self.handle = None
 
     def _continue(self, meta: dict[str, Any]) -> None:
         """Take over what is there, if it was begun alike."""
@@ -129,6 +152,7 @@ class Site:
         self.about = self.about | {"harvest": self.about["harvest"] | about}
         try:
             self.out.mkdir(parents=True, exist_ok=True)
+            self._lock()
             self._meta(False)
         except OSError as error:
             raise InputError(f"{self.out}: cannot be written ({error.strerror or error})") from None

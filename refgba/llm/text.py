@@ -18,7 +18,7 @@ import json
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +36,19 @@ class TextOptions:
 
     paths: files and folders.  column: the field of .jsonl and the column of tables that holds text.  pattern: files of
     folders whose names match, such as "*.py"; all that hold text if it is None.  shuffle: a seed, to take all files
-    in random order; None for the order in which they are given, and in folders that of their names.
+    in random order; None for the order in which they are given, and in folders that of their names.  per_document: at
+    most so many contexts of each document, its first; None for all.
     """
 
     paths: tuple[Path, ...]
     column: str = "text"
     pattern: str | None = None
     shuffle: int | None = None
+    per_document: int | None = None
 
     def record(self) -> dict[str, Any]:
         """For meta.json."""
-        paths = [str(path) for path in self.paths]
-        return {"paths": paths, "column": self.column, "pattern": self.pattern, "shuffle": self.shuffle}
+        return {**asdict(self), "paths": [str(path) for path in self.paths]}
 
 
 @dataclass

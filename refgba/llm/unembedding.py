@@ -6,6 +6,7 @@ out is added to the residual stream as it is, which norm comes last, and the une
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -56,34 +57,36 @@ def writes_to_stream(model: Model, site: str, of: Of) -> bool:
     return bool((moved_by - change).norm() <= CLOSE * change.norm())
 
 
-def final_scale(model: Model) -> Any:
-    """The weight of the norm before the unembedding, (d,), as it acts: ones where there is no such norm.
+def final_norm(model: Model) -> tuple[Any, bool]:
+    """The weight of the norm before the unembedding, (d,), as it acts, and whether the norm takes off the mean.
 
-    It is measured, so it does not matter whether the module multiplies by w or, as Gemma's, by 1 + w.
+    Ones where there is no such norm.  Both are measured, so it does not matter whether the module multiplies by w or,
+    as Gemma's, by 1 + w.
     """
     import torch
 
     names = [name for name, module in model.module.named_modules() if "norm" in type(module).__name__.lower()]
     head = next(name for name, module in model.module.named_modules() if module is model.head())
     ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
-    with torch.inference_mode():
-        with sites.capturing(model.module, [head], "input") as into:
-            model.forward(ids, torch.ones_like(ids))
-        d = int(into[head][0].shape[-1])
-        last = None
+    out: dict[str, Any] = {}
+    with ExitStack() as hooks, torch.inference_mode(), sites.capturing(model.module, [head], "input") as into:
         for name in names:
-            with sites.capturing(model.module, [name], "output") as out:
-                try:
-                    model.forward(ids, torch.ones_like(ids))
-                except InputError:  # of other shapes, as norms of queries are
-                    continue
-            if name in out and out[name][0].shape == into[head][0].shape and torch.equal(out[name][0], into[head][0]):
-                last = model.module.get_submodule(name)
-        if last is None:
-            return torch.ones(d, device=model.device)
-        signs = torch.ones(1, 1, d, device=model.device, dtype=into[head][0].dtype)
+            module = model.module.get_submodule(name)
+            handle = module.register_forward_hook(lambda *given, name=name: out.__setitem__(name, given[2]))
+            hooks.callback(handle.remove)
+        model.forward(ids, torch.ones_like(ids))
+    last_in = into[head][0]
+    d = int(last_in.shape[-1])
+    with torch.inference_mode():
+        whole = {name: value for name, value in out.items() if isinstance(value, torch.Tensor)}
+        same = [n for n, value in whole.items() if value.shape == last_in.shape and torch.equal(value, last_in)]
+        if not same:
+            return torch.ones(d, device=model.device), False
+        last = model.module.get_submodule(same[-1])
+        signs = torch.ones(1, 1, d, device=model.device, dtype=last_in.dtype)
         signs[..., 1::2] = -1  # of mean 0 and size 1: what a norm leaves as it is, but for its weight
-        return ((last(signs) - last(-signs)) / 2 * signs).flatten().float()
+        scale = ((last(signs) - last(-signs)) / 2 * signs).flatten().float()
+        return scale, bool(torch.allclose(last(signs + 1), last(signs), rtol=1e-2, atol=1e-2))
 
 
 class Unembedding:
@@ -98,7 +101,8 @@ class Unembedding:
         elif not writes_to_stream(model, site, of):
             self.why_not = f"what {site} puts out is not added to the residual stream as it is"
         else:
-            self.weight, self.scale = weight, final_scale(model)
+            self.weight = weight
+            self.scale, self.centred = final_norm(model)
 
     def effects(self, direction: Array) -> Any:
         """Logits (vocabulary,) that a direction (d,) adds, up to the final norm's size, their mean taken off."""
@@ -107,5 +111,7 @@ class Unembedding:
         if self.why_not is not None:
             raise InputError(self.why_not)
         row = torch.from_numpy(np.ascontiguousarray(direction, np.float32)).to(self.weight.device)
+        if self.centred:
+            row = row - row.mean()
         logits = self.weight.float() @ (row * self.scale)
         return logits - logits.mean()
