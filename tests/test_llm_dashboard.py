@@ -227,6 +227,7 @@ def test_neighbours_are_those_of_all_cosines(count, monkeypatch):
     V, others = rng.standard_normal((7, 4)), rng.standard_normal((9, 4))
     V[2] = 0
     monkeypatch.setattr("refgba.llm.dashboard.neighbours.ENTRIES", 20)
+    monkeypatch.setattr("refgba.llm.dashboard.neighbours.GROUPS", 2)
     unit = [A / np.where((n := np.linalg.norm(A, axis=1, keepdims=True)) == 0, 1, n) for A in (V, others)]
     for to, cosines in ((None, unit[0] @ unit[0].T - 9 * np.eye(7)), (others, unit[0] @ unit[1].T)):
         number, cosine = nearest(V, to, count)
