@@ -9,7 +9,9 @@ from __future__ import annotations
 from refgba.runs import loading  # isort: split
 
 import json
+import webbrowser
 from dataclasses import asdict
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
@@ -20,14 +22,18 @@ from refgba import __version__, backends, experiments, formats, model, report, t
 from refgba.backends.comm import Ranks
 from refgba.config import LARGEST
 from refgba.data import files, inspection, pack, synthetic
+from refgba.data.centre import Centring
 from refgba.data.store import DTYPES, open_store
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
+from refgba.llm.commands import attach
 from refgba.oracle.commands import oracle_group
 from refgba.planning.commands import plan_command
+from refgba.report.demo import demo_page
 from refgba.report.gather import gather
-from refgba.runs import console, demo, folder, judging, launch
-from refgba.runs.options import drop_options, json_option, output_option, request_options
+from refgba.runs import console, demo, folder, judging, launch, plane
+from refgba.runs.held_out import Choice
+from refgba.runs.options import drop_options, held_out_options, json_option, output_option, request_options
 from refgba.runs.parallel import on_ranks
 from refgba.runs.sections import Sectioned
 from refgba.runs.settings import Request
@@ -52,19 +58,26 @@ def main() -> None:
 @output_option(files.refuse_folder, help="folder of the run  [default: runs/demo, or the first free runs/demo-N]")
 @click.option("--rows", default=50_000, help="rows of data to train on")
 @click.option("--weights", type=click.Choice(list(model.WEIGHTS)), default="constant", help="law of the entries of H")
+@click.option("--open", "open_page", is_flag=True, help="open the page of the demonstration in a browser")
 @request_options
 @json_option
-def demo_command(out: Path | None, rows: int, weights: str, as_json: bool, request: Request) -> None:
+def demo_command(
+    out: Path | None, rows: int, weights: str, open_page: bool, as_json: bool, request: Request
+) -> None:  # fmt: skip
     """Recover known features: the paper's imbalanced set, from data to features, in about a minute.
 
     n = 128 features in d = 42 dimensions; half of the rows hold 3 of them, half hold 20.  --seed sets data and weights.
+    It ends on a page, demo.html in the run's folder, that shows features being found.
     """
     out = out or launch.free_folder(Path("runs/demo"))
     run = demo.begin(out, rows, weights, request, console.remark, console.waiting)
     console.train(run.launch)
-    result = run.result()
+    evaluation, result = run.judged()
+    files.write_output(run.page, demo_page(run, evaluation, result, plane.turn()).encode(errors="backslashreplace"))
+    if open_page:
+        webbrowser.open(run.page.resolve().as_uri())
     if as_json:
-        return click.echo(json.dumps(result))
+        return click.echo(json.dumps(result | {"page": str(run.page)}))
     return console.show_demo(run, result)
 
 
@@ -73,19 +86,21 @@ def demo_command(out: Path | None, rows: int, weights: str, as_json: bool, reque
 @output_option(files.refuse_folder, help="folder of the run")
 @click.option("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; --steps extends it")
 @click.option("--dry-run", is_flag=True, help="only show settings, time and memory of the run; -o can be left out")
+@held_out_options
 @drop_options
+@click.option("--centre", type=click.Choice(get_args(Centring)), help="subtract what all rows share  [default: auto]")
 @request_options
 @json_option
 @on_ranks
 def train(
-    data: Path | None, out: Path | None, resume: Path | None, dry_run: bool, drop_zero_rows: bool, drop_below: float,
-    as_json: bool,
-    request: Request, ranks: Ranks,
+    data: Path | None, out: Path | None, resume: Path | None, dry_run: bool, held_out: Choice, drop_zero_rows: bool,
+    drop_below: float, centre: Centring | None, as_json: bool, request: Request, ranks: Ranks,
 ) -> None:  # fmt: skip
     """Train on DATA and write the run to the folder -o.
 
     DATA is a .npy, .safetensors, .npz or .pt file of activations (rows, d) or (batch, position, d), or a store, which
-    `refgba data pack` makes of most else.  Rows are scaled to unit norm.  Without flags the recipe chooses all from d.
+    `refgba data pack` makes of most else.  Rows are scaled to unit norm.  A tenth of them is held out, not trained on
+    but judged on.  Without flags the recipe chooses all from d.
 
     A run that was stopped or killed goes on with --resume, to the same result to the bit; DATA is then needed only if
     it has moved.
@@ -97,18 +112,21 @@ def train(
     refgba train --resume runs/mine --steps 8000
     """
     if resume is not None:
-        refused = {"-o": out, "--drop-zero-rows": drop_zero_rows, "--drop-below": drop_below, "--dry-run": dry_run}
+        refused = {"-o": out, "--drop-zero-rows": drop_zero_rows, "--drop-below": drop_below, "--centre": centre}
+        refused |= {"--dry-run": dry_run, "--held-out-share": held_out.share is not None}
         request.refuse_to_resume(**refused)
-        run = launch.go_on(resume, data, request, console.remark, console.waiting, ranks)
+        run = launch.go_on(resume, data, request, console.remark, console.waiting, held_out.data, ranks)
     elif data is not None and dry_run:
-        return console.show_rehearsal(launch.rehearse(out, data, request, console.remark, console.waiting), as_json)
+        run = launch.rehearse(out, data, request, console.remark, console.waiting, held_out)
+        return console.show_rehearsal(run, as_json)
     elif data is not None and out is not None:
-        drops = drop_zero_rows, drop_below
-        run = launch.begin(out, data, request, *drops, console.counting, console.remark, console.waiting, ranks)
+        choices = drop_zero_rows, drop_below, centre, console.counting, console.remark, console.waiting, held_out
+        run = launch.begin(out, data, request, *choices, ranks)
     else:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
     console.train(run)
-    result = ranks.first(lambda: judging.judge_trained(run.path, run.data, run.backend, console.counting))
+    judged = partial(judging.judge_trained, run.path, run.data, run.backend, run.held_out, console.counting)
+    result = ranks.first(judged)
     return console.show_trained(run, result, as_json)
 
 
@@ -139,7 +157,7 @@ def evaluate(
         console.remark(remark)
     if out is not None:
         about = {"network": str(network), "data": str(data)}
-        judging.save(judged.evaluation, out, about, judged.check.row)
+        judging.save(judged.evaluation, out, about, judged.row)
     if as_json:
         return click.echo(json.dumps(judged.result))
     console.show_result(judged.result)
@@ -219,7 +237,7 @@ def export(network: Path, out: Path, format: str) -> None:
     """
     formats.require(format)
     opened = folder.open_network(network)
-    rows = formats.export(opened.params, opened.config, opened.provenance(), out, format)
+    rows = formats.export(opened.params, opened.config, opened.provenance(), out, format, opened.centre)
     console.line(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
     console.remark(f"the network in {out} {rows}")
 
@@ -381,4 +399,5 @@ main.add_command(oracle_group)
 main.add_command(plan_command)
 
 
+attach(main)
 loading.done()

@@ -77,7 +77,8 @@ class Backend(Protocol):
         counts and peaks.
 
         Returns loss and L0 as scalars of the backend.  Never waits for the device, except once to find the neurons to
-        hold; `float()` of a result does.  A weight row that becomes zero need not be noticed here.
+        hold, and with AuxK for the counts of the step before; `float()` of a result does.  A weight row that becomes
+        zero need not be noticed here.
         """
 
     def adapt(self, state: Any) -> None:
@@ -159,7 +160,7 @@ class Twin(NamedTuple):
     >>> for twin in TWINS:
     ...     if twin.line == "1.4":
     ...         print(twin.reference, "|", *twin.numba, "|", *twin.cupy, "|", *twin.cuda)
-    sae.unit_rows | numba_kernels.sweep numba_kernels.unit | cupy.step | adamw_rows
+    sae.unit_rows | numba_kernels.sweep numba_kernels.unit | cupy.backward | adamw_rows
 
     And the other way round, what the CUDA kernel `gate` does:
 
@@ -190,7 +191,7 @@ TWINS: tuple[Twin, ...] = (
         "1.2", "f = Σ_m a_m v_m s_m + b_pre", "sae.decode",
         ("numba.forward", "numba.decode", "numba_kernels.decode_dense", "numba_kernels.decode_sparse",
          "numba_kernels.decode_codes"),
-        ("cupy.forward",), ("scale_rows", "residual"),
+        ("cupy.forward", "cupy_memory.allocated"), ("adamw_rows", "residual"),
     ),
     Twin("1.2", "1/2 ||f - x||², mean over the batch", "sae.loss", ("numba.step",), ("cupy.step",), ("residual",)),
     Twin(
@@ -201,19 +202,20 @@ TWINS: tuple[Twin, ...] = (
     Twin(
         "1.3", "dL/da_m = s_m (v_m · r)", "sae.gradients",
         ("numba_kernels.sweep", "numba_kernels.products", "numba_kernels.entries"),
-        ("cupy.backward",), ("gate_gradient",),
+        ("cupy.backward",), ("gate_gradient", "adamw_rows"),
     ),
     Twin(
         "1.3", "dL/db_pre = r - Σ_m a_m (v_m · r) on_m w_m", "sae.gradients",
-        ("numba_kernels.sweep", "numba.backward"), ("cupy.backward", "cupy.step"), ("gate_gradient", "residual"),
+        ("numba_kernels.sweep", "numba.backward"), ("cupy.backward",),
+        ("gate_gradient", "residual", "adamw_rows", "adamw_b_pre"),
     ),
     Twin(
         "1.3", "θ <- (1 - lr λ) θ - lr m̂ / (√v̂ + ε)", "adam.moved",
-        ("numba_kernels.adamw",), ("cupy.step",), ("adamw", "adamw_rows"),
+        ("numba_kernels.adamw",), ("cupy.backward",), ("adamw_b_pre", "adamw_rows"),
     ),
     Twin(
         "1.4", "w_m <- w_m / ||w_m||, v_m likewise", "sae.unit_rows",
-        ("numba_kernels.sweep", "numba_kernels.unit"), ("cupy.step",), ("adamw_rows",),
+        ("numba_kernels.sweep", "numba_kernels.unit"), ("cupy.backward",), ("adamw_rows",),
     ),
     Twin(
         "1.5", "counts += Σ_l 1{y_m > 0}, peaks = max(peaks, y_m)", "bias.Buffer.add",

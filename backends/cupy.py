@@ -6,13 +6,17 @@ test guards it:
 
 - Neurons are taken in chunks that use the same memory in turn (cupy_memory.py).  tests/test_conformance.py takes them
   in one chunk and in several.
-- Kernels fuse what lies between two products: gate, codes, counts and peaks; gate and gradient of the codes; AdamW,
-  renormalisation and the copy of W that products read.  tests/test_kernels.py holds each to its formula.
+- Kernels fuse what lies between two products: gate, codes, counts and peaks; gate and gradient of the codes; AdamW of a
+  row and of its a_m, renormalisation, and the copies of w_m and a_m v_m that the next step's products read.
+  tests/test_kernels.py holds each to its formula.
+- dL/da_m comes from the summed gradients of w_m and v_m, not from the codes, and where tied these two are one product.
+  The second term of dL/db_pre is a sum over parts, one per thread block, and is formed only where b_pre is trained.
+  tests/test_conformance.py bounds what their rounding can do.
 - `dtype` tf32 and bfloat16 round the factors of matrix products; sums, parameters and moments stay float32.
   tests/test_conformance.py bounds what that can do.
 - A step never waits for the device.  tests/test_cupy_host.py.
-- CuPy compiles with -ftz=true: except in float64, a GPU takes a pre-activation below 2^-126 in size for 0.  The tests
-  on the CPU cannot show it.
+- CuPy compiles with -ftz=true: except in float64, a pre-activation below 2^-126 in size is 0, and its gate is closed.
+  tests/test_kernels.py.
 
 No gain has been measured yet: benchmarks/step.py and `make gpu` do it on a machine with a GPU.  Elsewhere the tests run
 this file through tests/emulated_cupy.py.
@@ -22,7 +26,6 @@ The one place where devices with neurons of their own would have to agree is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -32,9 +35,9 @@ import numpy as np
 from refgba import gba, recipe
 from refgba.adam import AdamW
 from refgba.backends import cupy_memory as memory
-from refgba.backends.base import adamw_factors
-from refgba.backends.cupy_device import DTYPES, unusable
-from refgba.backends.cupy_memory import Chunk, Rows, State, Work, arrived, init, put
+from refgba.backends.base import AdamWFactors, adamw_factors
+from refgba.backends.cupy_device import DTYPES, aligned, unusable
+from refgba.backends.cupy_memory import Rows, State, Work, arrived, done_with, fetched, filled, init, put
 from refgba.bias import Buffer
 from refgba.bias import adapt as algorithm_2
 from refgba.errors import InputError
@@ -48,14 +51,17 @@ __all__ = [
 ]  # fmt: skip
 
 
+STILL = AdamWFactors(toward1=1.0, toward2=0.0, rate=0.0, root=0.0, eps=1.0, keep=1.0)  # m <- g, and nothing moves
+
+
 def params(state: State) -> Params:
     """A copy of the parameters, on the host."""
-    return Params(**{name: cp.asnumpy(array) for name, array in state.theta.items()})
+    return Params(**{name: fetched(name, array, state.d) for name, array in state.theta.items()})
 
 
 def export(state: State) -> gba.State:
     """All of a state, copied to the host as the reference's."""
-    moments = {name: [cp.asnumpy(array) for array in pair] for name, pair in state.moments.items()}
+    moments = {name: [fetched(name, array, state.d) for array in pair] for name, pair in state.moments.items()}
     return gba.State(
         config=state.config,
         params=params(state),
@@ -70,13 +76,17 @@ def export(state: State) -> gba.State:
 def restore(state: gba.State) -> State:
     """The state of a run that goes on, on the device; InputError as `init`."""
     run = init(state.params, state.config)
-    for name, adam in state.optimiser.items():
-        for array, host in zip(run.moments[name], (adam.m, adam.v), strict=True):
-            array.set(host)
-        run.updates[name] = adam.t
-    run.counts.set(state.buffer.counts)
-    run.peaks.set(state.buffer.peaks.astype(run.device.real))
-    run.held.set(state.held)
+    sources: list[tuple[Any, Any]] = [
+        (array, filled(name, host))
+        for name, adam in state.optimiser.items()
+        for array, host in zip(run.moments[name], (adam.m, adam.v), strict=True)
+    ]
+    sources += [(run.counts, state.buffer.counts), (run.peaks, state.buffer.peaks.astype(run.device.real))]
+    sources += [(run.held, state.held)]
+    for array, host in sources:
+        array.set(host)
+    run.feed.steps.synchronize()  # before any of the host's arrays goes: they are not pinned
+    run.updates.update({name: adam.t for name, adam in state.optimiser.items()})
     run.rows, run.last, run.t = state.buffer.rows, state.last, state.t
     return run
 
@@ -89,7 +99,7 @@ def get(array: Any) -> Array:
 
 def step(state: State, x: Rows) -> Metrics:
     """Lines 2 to 5 of Algorithm 1, as `refgba.gba.step`."""
-    config, device = state.config, state.device
+    config = state.config
     if x.array.shape[0] != state.work.L:
         raise InputError(f"a step takes the {state.work.L} rows of its batch setting, not {x.array.shape[0]}")
     state.t += 1
@@ -98,78 +108,89 @@ def step(state: State, x: Rows) -> Metrics:
         memory.untie(state)
     work = state.work
     lr = recipe.learning_rate(config, state.t)
-    trained = recipe.trained(config, state.t)
-    by = {name: factors(state, name, lr) for name in trained}
-    rows = arrived(state, x)
-    forward(state, work, rows)  # 2. forward, and 5. the buffers
-    d = rows.shape[1]
-    for chunk in backward(state, work):  # 3. backward; AdamW and 4. for W and W_dec
-        for name, (theta, m, v, low, g, held) in zip(("W", "W_dec"), chunk.weights, strict=False):
-            device.rows(
-                "adamw_rows", chunk.size, d, theta, m, v, g, chunk.a, device.real(1 / work.L), held, low, *by[name]
-            )
-    for name, g in (("a", work.da), ("b_pre", work.sums[0] / work.L - work.db[0])):  # 3. AdamW for the others
-        if name in trained:
-            n = g.size
-            m, v = state.moments[name]
-            device.launch("adamw", -(-n // 256), (256,), np.int32(n), state.theta[name], m, v, g, *by[name])
+    by = {name: factors(state, name, lr) for name in recipe.trained(config, state.t)}
+    forward(state, work, x)  # 2. forward, and 5. the buffers
+    backward(state, work, by)  # 3. backward and AdamW, and 4.
     state.rows += work.L
     return Metrics(work.sums[1].sum() * (0.5 / work.L), work.active.sum() / work.L)
 
 
-def factors(state: State, name: str, lr: float) -> tuple[Any, ...]:
-    """Count an update of a parameter; its `refgba.backends.base.AdamWFactors`, the last arguments of both kernels."""
+def factors(state: State, name: str, lr: float) -> AdamWFactors:
+    """Count an update of a parameter, and give the factors of it."""
     state.updates[name] += 1
-    return tuple(map(state.device.real, adamw_factors(state.updates[name], lr, state.config)))
+    return adamw_factors(state.updates[name], lr, state.config)
 
 
-def forward(state: State, work: Work, x: Any) -> None:
+def forward(state: State, work: Work, x: Rows) -> None:
     """Lines 2 and 5 on rows x (L, d): codes, counts and peaks chunk by chunk, and the residuals r = f - x."""
-    device, theta, (L, d) = state.device, state.theta, x.shape
+    device, theta, rows = state.device, state.theta, arrived(state, x)
+    L, d = rows.shape
     relu = np.int32(state.config.activation == "relu")
-    device.each("center", L * d, np.int32(d), x, theta["b_pre"], work.xc)
+    device.each("center", L * d, np.int32(d), rows, theta["b_pre"], work.xc)
     for i, c in enumerate(work.chunks):
         device.product(work.xc, c.W, c.z, tB=True)  # (L, chunk)   z_m = w_m · (x - b_pre)
-        device.columns("gate", L, c.size, relu, c.z, c.b, c.s, c.counts, c.peaks, c.active)
-        device.rows("scale_rows", c.size, d, c.a, c.weights[-1][0], c.aV)
+        columns = np.int32(c.ld), relu, c.z, c.b, None, c.s, c.counts, c.peaks, c.active
+        device.columns("gate", L, c.size, *columns)
         device.product(c.s, c.aV, work.f, add=i > 0)  # (L, d)   Σ_m a_m v_m s_m
-    # Devices with neurons of their own would add up work.f here; nothing else of a step is shared but work.db below.
-    device.columns("residual", L, d, x, theta["b_pre"], work.f, work.r, work.sums[0], work.sums[1])
+    # Devices with neurons of their own would add up work.f here; nothing else of a step is shared but work.shift below.
+    device.columns("residual", L, d, rows, theta["b_pre"], work.f, work.r, work.sums[0], work.sums[1])
+    done_with(state, x)
 
 
-def backward(state: State, work: Work) -> Iterator[Chunk]:
-    """Line 3's gradients at the residuals of `forward`: yields each chunk with its own, whose memory the next takes."""
-    device = state.device
+def backward(state: State, work: Work, by: dict[str, AdamWFactors]) -> None:
+    """Lines 3 and 4 at the residuals of `forward`: gradients, AdamW of the parameters in `by`, and unit norm."""
+    device, L, d, relu = state.device, work.L, work.d, state.config.activation == "relu"
+    shifted, scaled = "b_pre" in by, "a" in by
+    numbers = {name: tuple(map(device.real, factors)) for name, factors in by.items()}
+    scale = device.real(1 / L)
     for i, c in enumerate(work.chunks):
+        tied = len(c.weights) == 1
         device.product(work.r, c.V, c.z, tB=True)  # (L, chunk)   v_m · r
-        device.columns("gate_gradient", work.L, c.size, c.z, c.s, c.a, c.g, c.da, c.c)
-        device.product(c.c, c.W, work.db, add=i > 0)  # (1, d)   Σ_m a_m (v_m · r) on_m w_m, before W moves
-        device.product(c.g, work.xc, c.weights[0][4], tA=True)  # (chunk, d)   Σ_l (v_m · r) on_m (x - b_pre)
-        device.product(c.s, work.r, c.weights[-1][4], tA=True, add=len(c.weights) == 1)  # + Σ_l s_m r; tied: the sum
-        yield c
+        of_b = c.b if relu and tied and scaled else None
+        mean = c.mean if shifted or of_b is not None else None
+        device.columns("gate_gradient", L, c.size, np.int32(c.ld), c.z, c.s, c.g, mean)
+        if tied:  # Σ_l (v_m · r) on_m (x - b_pre) + Σ_l s_m r
+            device.product(c.gs, work.xr, c.weights[0][4], tA=True)  # (chunk, d)
+        else:
+            device.product(c.g, work.xc, c.weights[0][4], tA=True)  # (chunk, d)   Σ_l (v_m · r) on_m (x - b_pre)
+            device.product(c.s, work.r, c.weights[1][4], tA=True)  # (chunk, d)   Σ_l s_m r
+        for name, (theta, m, v, low, g) in zip(("W", "W_dec"), c.weights, strict=False):
+            decodes = tied or name == "W_dec"  # its rows are v_m, and a moves with the last of both
+            m_a, v_a = c.a[1:] if decodes and scaled else (None, None)
+            shift = work.shift if shifted and name == "W" else None
+            share = device.real(0.5 / L if tied else 1 / L)
+            _, _, rate_a, root_a, *_ = numbers["a"] if scaled else (device.real(0),) * 6
+            device.rows(
+                "adamw_rows", c.size, d, theta, m, v, low, g, c.held, c.a[0], m_a, v_a, of_b, mean,
+                c.aV if decodes else None, shift, np.int32(i > 0), scale, share, *numbers[name], rate_a, root_a,
+            )  # fmt: skip
+    if shifted:
+        b_pre = scale, work.sums[0], work.shift, *work.b_pre, *numbers["b_pre"]
+        device.columns("adamw_b_pre", len(work.shift), d, *b_pre)
 
 
 def hold(state: State) -> None:
     """`refgba.recipe.agreeing` into state.held, for as many rows of W at a time as there is memory for."""
     W, tau = state.theta["W"], state.config.hold
-    M, rows = len(W), state.work.room.size // len(W)
+    M, ld = len(W), aligned(len(W))
+    rows = state.work.room.size // ld
     if tau == 1:
         return
     for start in range(0, M, rows):
         block = W[start : start + rows]
-        cosine = state.work.room[: len(block) * M].reshape(len(block), M)
+        cosine = state.work.room[: len(block) * ld].reshape(len(block), ld)[:, :M]
         state.device.product(block, W, cosine, tB=True, exact=True)
         held = state.held[start : start + rows]
-        state.device.launch(
-            "agree", len(block), (256,), np.int32(M), np.int64(start), state.device.real(tau), cosine, held
-        )
+        numbers = np.int32(M), np.int32(ld), np.int64(start), state.device.real(tau)
+        state.device.launch("agree", len(block), (256,), *numbers, cosine, held)
 
 
 def adapt(state: State) -> None:
     """Line 6: Algorithm 2, the reference's own, on the host; the arrays (M,) that it needs are small."""
     c, b = state.config, state.theta["b"]
     state.last = buffer(state)
-    b.set(algorithm_2(cp.asnumpy(b), state.last, c.group(), c.target(), c.gamma_minus, c.gamma_plus, c.eps, c.floor))
+    after = algorithm_2(cp.asnumpy(b), state.last, c.group(), c.target(), c.gamma_minus, c.gamma_plus, c.eps, c.floor)
+    b[...] = cp.asarray(after)
     state.rows = 0
     state.counts.fill(0)
     state.peaks.fill(0)
@@ -189,30 +210,26 @@ def counters(state: State) -> Buffer:
 
 
 def gradients(state: State, x: Rows) -> Params:
-    """The gradients at rows x (L, d), on the host, by the kernels of `step`; nothing moves."""
-    rows = arrived(state, x)
-    work = memory.work_for(state, len(rows), cp.zeros_like(state.counts), cp.zeros_like(state.peaks))
-    forward(state, work, rows)
-    parts: list[list[Array]] = [[], []]
-    for chunk in backward(state, work):
-        scale = cp.asnumpy(chunk.a)[:, None] / work.L
-        for part, (*_, g, _held) in zip(parts, chunk.weights, strict=False):
-            part.append(scale * cp.asnumpy(g))
-    return Params(
-        W=np.concatenate(parts[0]),
-        a=cp.asnumpy(work.da),
-        b=np.zeros(len(state.counts), state.device.real),
-        b_pre=cp.asnumpy(work.sums[0] / work.L - work.db[0]),
-        W_dec=np.concatenate(parts[1]) if parts[1] else None,
-    )
+    """The gradients at rows x (L, d), on the host, by the kernels of `step`; nothing moves.
+
+    Moments of their own take the gradients up, and all neurons are held.
+    """
+    moments = {name: (cp.zeros_like(array), cp.zeros_like(array)) for name, array in state.theta.items() if name != "b"}
+    counts, peaks, held = cp.zeros_like(state.counts), cp.zeros_like(state.peaks), cp.ones_like(state.held)
+    work = memory.work_for(state, len(x.array), counts, peaks, held, moments)
+    forward(state, work, x)
+    backward(state, work, dict.fromkeys(moments, STILL))
+    found = {name: fetched(name, m, state.d) for name, (m, _) in moments.items()}
+    return Params(b=np.zeros(len(state.counts), state.device.real), **found)
 
 
 def encode(state: State, x: Rows) -> tuple[Any, Any]:
     """Pre-activations y and codes s of rows x (L, d), each (L, M)."""
     rows, device = arrived(state, x), state.device
     (L, d), M = rows.shape, len(state.counts)
-    xc, z = cp.empty((L, d), device.code), cp.empty((L, M), device.real)
+    xc, z = cp.empty((L, d), device.code), cp.empty((L, aligned(M)), device.real)[:, :M]
     device.each("center", L * d, np.int32(d), rows, state.theta["b_pre"], xc)
+    done_with(state, x)
     device.product(xc, state.low["W"], z, tB=True)
     y = z + state.theta["b"]
     return y, (y > 0) * (z if state.config.activation == "jumprelu" else y)
@@ -220,10 +237,10 @@ def encode(state: State, x: Rows) -> tuple[Any, Any]:
 
 def decode(state: State, s: Any) -> Any:
     """Reconstructions f (L, d) of codes s (L, M)."""
-    device, V = state.device, state.theta.get("W_dec", state.theta["W"])
-    (L, M), d = s.shape, V.shape[1]
-    codes, aV, f = cp.empty((L, M), device.code), cp.empty((M, d), device.code), cp.empty((L, d), device.real)
-    device.each("narrow", L * M, s, codes)
-    device.rows("scale_rows", M, d, state.theta["a"], V, aV)
-    device.product(codes, aV, f)
-    return f + state.theta["b_pre"]
+    device, (L, M) = state.device, s.shape
+    wide = cp.zeros((L, aligned(M)), device.real)
+    wide[:, :M] = s
+    codes, f = cp.empty(wide.shape, device.code), cp.empty((L, state.aV.shape[1]), device.real)
+    device.each("narrow", wide.size, wide, codes)
+    device.product(codes[:, :M], state.aV, f)
+    return f[:, : state.d] + state.theta["b_pre"][: state.d]

@@ -3,14 +3,16 @@
 // each.
 //
 // REAL is the dtype of parameters, moments and sums.  CODE is what matrix products read: REAL itself, or with -DBF16
-// bfloat16, kept as its 16 bits so that no header is needed.  L rows, d dimensions, M neurons of a chunk; all arrays
-// are C-contiguous.  r = f - x is the residual; the paper's peaks r_m are called peaks.  This text is ASCII, since CuPy
-// may write it to a file in the encoding of the locale.
+// bfloat16, kept as its 16 bits so that no header is needed.  L rows, d dimensions, M neurons of a chunk.  Rows of d
+// numbers are padded with zeros to a multiple of 8, and d counts the padding.  Rows of M numbers begin `ld` numbers
+// after one another, ld >= M a multiple of 8; what lies between is never read.  r = f - x is the residual; the paper's
+// peaks r_m are called peaks.  This text is ASCII, since CuPy may write it to a file in the encoding of the locale.
 //
 // How this departs from the reference: formulas that follow one another are fused, arrays are rounded to CODE where a
 // product reads them, and sums run in an order of their own.  That order is fixed: a thread block owns the columns or
-// the row that it sums, and there are no atomics.  tests/test_kernels.py runs this file on the CPU, with threads in
-// several orders; tests/test_kernels_compile.py compiles it for every architecture.
+// the rows that it sums, and there are no atomics.  tests/test_kernels.py runs this file on the CPU, with threads in
+// several orders; tests/test_kernels_compile.py compiles it for every architecture, and benchmarks/kernels.py --static
+// tells the registers that each kernel takes there.
 
 typedef long long i64;
 
@@ -53,15 +55,6 @@ extern "C" __global__ void center(i64 n, int d, const REAL* __restrict__ x, cons
         xc[i] = narrow_one(x[i] - b_pre[i % d]);
 }
 
-// Line 2.  aV <- a_m v_m (M, d), rounded to CODE; one thread block per row.
-extern "C" __global__ void __launch_bounds__(256)
-scale_rows(int d, const REAL* __restrict__ a, const REAL* __restrict__ V, CODE* __restrict__ aV) {
-    const i64 first = (i64)blockIdx.x * d;
-    const REAL by = a[blockIdx.x];
-#pragma unroll 4
-    for (int j = threadIdx.x; j < d; j += blockDim.x) aV[first + j] = narrow_one(by * V[first + j]);
-}
-
 // The column that a thread of a (32, 32) block works on; its rows are threadIdx.y, threadIdx.y + 32, ...
 __device__ __forceinline__ int own_column() { return blockIdx.x * 32 + threadIdx.x; }
 
@@ -91,20 +84,25 @@ __device__ __forceinline__ REAL column_max(REAL value) {
 // Lines 2 and 5, from z_m = w_m . (x - b_pre) (L, M) and b (M,).
 //     y_m = z_m + b_m,   s_m <- phi(y_m) (L, M): y_m 1{y_m > 0} with relu, otherwise z_m 1{y_m > 0}
 //     active <- sum_l 1{y_m > 0},   counts <- counts + active,   peaks <- max(peaks, max_l y_m), all (M,)
+// With theta (M,) >= 0, which only a baseline has, a gate opens at y_m > theta_m.
 extern "C" __global__ void __launch_bounds__(1024)
-gate(int L, int M, int relu, const REAL* __restrict__ z, const REAL* __restrict__ b, CODE* __restrict__ s,
-     i64* __restrict__ counts, REAL* __restrict__ peaks, int* __restrict__ active) {
+gate(int L, int M, int ld, int relu, const REAL* __restrict__ z, const REAL* __restrict__ b,
+     const REAL* __restrict__ theta, CODE* __restrict__ s, i64* __restrict__ counts, REAL* __restrict__ peaks,
+     int* __restrict__ active) {
     const int m = own_column();
     int n = 0;
     REAL top = 0;
     if (m < M) {
-        const REAL bias = b[m];
+        const REAL bias = b[m], edge = theta ? theta[m] : (REAL)0;
+        const i64 step = 32 * (i64)ld;
+        i64 i = (i64)threadIdx.y * ld + m;
 #pragma unroll 4
-        for (int l = threadIdx.y; l < L; l += 32) {
-            const REAL zl = z[(i64)l * M + m], y = zl + bias;
-            s[(i64)l * M + m] = y > 0 ? opened(relu ? y : zl) : (CODE)0;
-            n += y > 0;
-            top = y > top ? y : top;
+        for (int l = threadIdx.y; l < L; l += 32, i += step) {
+            const REAL zl = z[i], y = zl + bias;
+            const bool on = y > edge;
+            s[i] = on ? opened(relu ? y : zl) : (CODE)0;
+            n += on;
+            top = on && y > top ? y : top;
         }
     }
     n = column_sum(n);
@@ -144,32 +142,25 @@ residual(int L, int d, const REAL* __restrict__ x, const REAL* __restrict__ b_pr
 }
 
 // Line 3, from vr = v_m . r (L, M) and the codes s (L, M); on_m = 1{y_m > 0}.
-//     g <- (v_m . r) on_m (L, M)
-//     da <- dL/da_m = 1/L sum_l s_m (v_m . r),   c <- a_m / L sum_l (v_m . r) on_m, both (M,)
-// The products after it are sum_l g (x - b_pre) and sum_l s_m r, times a_m / L the gradients of w_m and v_m, and
-// sum_m c_m w_m.
+//     g <- (v_m . r) on_m (L, M),   and where it is wanted, mean <- 1/L sum_l (v_m . r) on_m (M,)
+// The products after it are sum_l g (x - b_pre) and sum_l s_m r: times a_m / L they are the gradients of w_m and v_m.
 extern "C" __global__ void __launch_bounds__(1024)
-gate_gradient(int L, int M, const REAL* __restrict__ vr, const CODE* __restrict__ s, const REAL* __restrict__ a,
-              CODE* __restrict__ g, REAL* __restrict__ da, CODE* __restrict__ c) {
+gate_gradient(int L, int M, int ld, const REAL* __restrict__ vr, const CODE* __restrict__ s, CODE* __restrict__ g,
+              REAL* __restrict__ mean) {
     const int m = own_column();
-    REAL along_s = 0, along_one = 0;
+    REAL sum = 0;
     if (m < M) {
 #pragma unroll 4
         for (int l = threadIdx.y; l < L; l += 32) {
-            const i64 i = (i64)l * M + m;
-            const CODE sl = s[i];
-            const REAL vrl = is_open(sl) ? vr[i] : (REAL)0;
+            const i64 i = (i64)l * ld + m;
+            const REAL vrl = is_open(s[i]) ? vr[i] : (REAL)0;
             g[i] = narrow_one(vrl);
-            along_s += wide(sl) * vrl;
-            along_one += vrl;
+            sum += vrl;
         }
     }
-    along_s = column_sum(along_s);
-    along_one = column_sum(along_one);
-    if (threadIdx.y == 0 && m < M) {
-        da[m] = along_s / L;
-        c[m] = narrow_one(a[m] * along_one / L);
-    }
+    if (!mean) return;  // all threads of all blocks, or none
+    sum = column_sum(sum);
+    if (threadIdx.y == 0 && m < M) mean[m] = sum / L;
 }
 
 // Line 3, AdamW of one entry theta along its gradient g, which moves m and v and returns the new theta.
@@ -179,69 +170,162 @@ gate_gradient(int L, int M, const REAL* __restrict__ vr, const CODE* __restrict_
 // keep = 1 - lr lambda.
 struct AdamW {
     REAL toward1, toward2, rate, root, eps, keep;
-    __device__ __forceinline__ REAL moved(REAL theta, REAL* m, REAL* v, REAL gi) const {
-        *m += toward1 * (gi - *m);
-        *v += toward2 * (gi * gi - *v);
-        return keep * theta - rate * *m / (sqrt(root * *v) + eps);
+    __device__ __forceinline__ REAL moved(REAL theta, REAL& m, REAL& v, REAL g) const {
+        m += toward1 * (g - m);
+        v += toward2 * (g * g - v);
+        return keep * theta - rate * m / (sqrt(root * v) + eps);
     }
 };
 
-// Line 3.  theta <- AdamW(theta) along g, n entries in place.
-extern "C" __global__ void adamw(int n, REAL* __restrict__ theta, REAL* __restrict__ m, REAL* __restrict__ v,
-                                 const REAL* __restrict__ g, REAL toward1, REAL toward2, REAL rate, REAL root, REAL eps,
-                                 REAL keep) {
+// Line 3.  b_pre <- AdamW(b_pre) along scale sums - sum_i shift_i, with sums (d,) and shift (n, d); scale = 1 / L.
+// One thread block per 32 columns.
+extern "C" __global__ void __launch_bounds__(1024)
+adamw_b_pre(int n, int d, REAL scale, const REAL* __restrict__ sums, const REAL* __restrict__ shift,
+            REAL* __restrict__ b_pre, REAL* __restrict__ m, REAL* __restrict__ v, REAL toward1, REAL toward2, REAL rate,
+            REAL root, REAL eps, REAL keep) {
     const AdamW adam = {toward1, toward2, rate, root, eps, keep};
-    const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) theta[i] = adam.moved(theta[i], m + i, v + i, g[i]);
-}
-
-// The sum of every thread's value, in all threads of a block of whole warps, at most 1024 threads.
-__device__ __forceinline__ REAL block_sum(REAL value) {
-    __shared__ REAL part[32];
-    for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
-    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = value;
-    __syncthreads();
+    const int j = own_column();
     REAL sum = 0;
-    for (int warp = 0; warp < blockDim.x / 32; warp++) sum += part[warp];
-    return sum;
+    if (j < d)
+        for (int i = threadIdx.y; i < n; i += 32) sum += shift[(i64)i * d + j];
+    sum = column_sum(sum);
+    if (threadIdx.y == 0 && j < d) {
+        REAL mj = m[j], vj = v[j];
+        b_pre[j] = adam.moved(b_pre[j], mj, vj, scale * sums[j] - sum);
+        m[j] = mj;
+        v[j] = vj;
+    }
 }
 
-// Lines 3 and 4, one thread block per row w_m of W (M, d), or v_m of W_dec.
-//     w_m <- AdamW(w_m) along scale a_m g_m,   w_m <- w_m / ||w_m||,   low <- w_m, rounded to CODE (only with BF16)
-// scale = 1 / L.  Where held_m (ours), m and v move and w_m does not.  g is overwritten.
-extern "C" __global__ void __launch_bounds__(256)
-adamw_rows(int d, REAL* __restrict__ W, REAL* __restrict__ m, REAL* __restrict__ v, REAL* __restrict__ g,
-           const REAL* __restrict__ a, REAL scale, const bool* __restrict__ held, CODE* __restrict__ low, REAL toward1,
-           REAL toward2, REAL rate, REAL root, REAL eps, REAL keep) {
-    const AdamW adam = {toward1, toward2, rate, root, eps, keep};
-    const int row = blockIdx.x;
-    const i64 first = (i64)row * d;
-    const REAL by = scale * a[row];
-    REAL squares = 0;
-    for (int j = threadIdx.x; j < d; j += blockDim.x) {
-        const i64 i = first + j;
-        const REAL moved = adam.moved(W[i], m + i, v + i, by * g[i]);
-        g[i] = moved;  // read back below by the thread that wrote it
-        squares += moved * moved;
+// The sums of every thread's N values, in all threads of a block of whole warps, at most 1024 threads.  Where a kernel
+// calls it in a loop, `turn` is 0 and 1 by turns: a thread that is ahead writes where no other still reads.
+template <int N>
+__device__ __forceinline__ void block_sums(REAL (&value)[N], int turn) {
+    __shared__ REAL part[2][N][32];
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        for (int lane = 16; lane > 0; lane /= 2) value[k] += __shfl_xor_sync(0xffffffffu, value[k], lane);
+        if (threadIdx.x % 32 == 0) part[turn][k][threadIdx.x / 32] = value[k];
     }
-    const REAL norm = sqrt(block_sum(squares));
-    if (held[row]) return;
-    for (int j = threadIdx.x; j < d; j += blockDim.x) {
-        const REAL unit = g[first + j] / norm;
-        W[first + j] = unit;
-#ifdef BF16
-        low[first + j] = narrow_one(unit);
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        value[k] = 0;
+        for (int warp = 0; warp < blockDim.x / 32; warp++) value[k] += part[turn][k][warp];
+    }
+}
+
+// 16 bytes of a row, which a thread loads and stores at once, and as many numbers rounded to CODE.  A thread has PER of
+// them: they stay in registers, so that a row is read once and written once.  cupy_device.py sets PER by d.
+#ifndef PER
+#define PER 1
 #endif
+constexpr int WIDE = 16 / sizeof(REAL);
+struct alignas(16) Reals { REAL x[WIDE]; };
+struct alignas(WIDE * sizeof(CODE)) Codes { CODE x[WIDE]; };
+__device__ __forceinline__ Reals load(const REAL* row, int i) { return reinterpret_cast<const Reals*>(row)[i]; }
+__device__ __forceinline__ void store(REAL* row, int i, const Reals& x) { reinterpret_cast<Reals*>(row)[i] = x; }
+__device__ __forceinline__ void store_codes(CODE* row, int i, const Reals& x) {
+    Codes c;
+#pragma unroll
+    for (int k = 0; k < WIDE; k++) c.x[k] = narrow_one(x.x[k]);
+    reinterpret_cast<Codes*>(row)[i] = c;
+}
+
+// What the rows w that a thread block has taken add up to, sum_m c_m w_m, in the place of the block in shift.
+__device__ __forceinline__ void store_shift(REAL* __restrict__ shift, int d, int more, Reals (&sum)[PER]) {
+    REAL* const own = shift + (i64)blockIdx.x * d;
+#pragma unroll
+    for (int p = 0; p < PER; p++) {
+        const int i = threadIdx.x + p * blockDim.x;
+        if (i >= d / WIDE) break;
+        if (more) {
+            const Reals before = load(own, i);
+            for (int k = 0; k < WIDE; k++) sum[p].x[k] += before.x[k];
+        }
+        store(own, i, sum[p]);
     }
+}
+
+// Lines 3 and 4 for the rows w_m of W (M, d), or v_m of W_dec, and for a; a thread block takes every gridDim.x-th row.
+// G (M, d) is the gradient of the row but for a_m / L, summed over the batch: of a tied network that of w_m and v_m.
+//     w_m <- AdamW(w_m) along scale a_m G_m,   w_m <- w_m / ||w_m||,   low <- w_m, rounded to CODE (only with BF16)
+//     a_m <- AdamW(a_m) along share w_m . G_m + 1/2 b_m mean_m,   both with w_m of before
+//     aV <- a_m w_m, both of after, rounded to CODE: what the next step decodes with
+//     shift_i <- sum_m a_m mean_m w_m over the rows of block i (`more`: that and what was there), both of before
+// scale = 1 / L.  w_m . G_m is the sum over the batch of s_m (v_m . r) for an untied v_m, where share = 1 / L, and twice
+// that where tied, share = 1 / 2L; but for tied ReLU it lacks b_m sum_l (v_m . r) on_m, so only there b is given.
+// mean (M,) is that of gate_gradient.  Without m_a, a stays; without aV or shift, they are not written.  Where held_m
+// (ours), the moments move and w_m does not.
+extern "C" __global__ void __launch_bounds__(512)
+adamw_rows(int M, int d, REAL* __restrict__ W, REAL* __restrict__ m, REAL* __restrict__ v, CODE* __restrict__ low,
+           const REAL* __restrict__ G, const bool* __restrict__ held, REAL* __restrict__ a, REAL* __restrict__ m_a,
+           REAL* __restrict__ v_a, const REAL* __restrict__ b, const REAL* __restrict__ mean, CODE* __restrict__ aV,
+           REAL* __restrict__ shift, int more, REAL scale, REAL share, REAL toward1, REAL toward2, REAL rate, REAL root,
+           REAL eps, REAL keep, REAL rate_a, REAL root_a) {
+    const AdamW adam = {toward1, toward2, rate, root, eps, keep};
+    Reals c_w[PER] = {};
+    int turn = 0;
+    for (int row = blockIdx.x; row < M; row += gridDim.x, turn ^= 1) {
+        const i64 first = (i64)row * d;
+        const bool still = held[row];
+        REAL own_a = a[row], m_row = 0, v_row = 0;
+        if (m_a) m_row = m_a[row], v_row = v_a[row];
+        const REAL by = scale * own_a, c = shift ? own_a * mean[row] : (REAL)0;
+        Reals next[PER];
+        REAL sums[2] = {0, 0};  // w_m . G_m, and the square of the norm of the row to be
+#pragma unroll
+        for (int p = 0; p < PER; p++) {
+            const int i = threadIdx.x + p * blockDim.x;
+            if (i >= d / WIDE) break;
+            const Reals w = load(W + first, i), g = load(G + first, i);
+            Reals mi = load(m + first, i), vi = load(v + first, i);
+#pragma unroll
+            for (int k = 0; k < WIDE; k++) {
+                const REAL moved = adam.moved(w.x[k], mi.x[k], vi.x[k], by * g.x[k]);
+                next[p].x[k] = still ? w.x[k] : moved;
+                sums[0] += w.x[k] * g.x[k];
+                sums[1] += moved * moved;
+                c_w[p].x[k] += c * w.x[k];
+            }
+            store(m + first, i, mi);
+            store(v + first, i, vi);
+        }
+        block_sums(sums, turn);
+        if (m_a) {
+            const AdamW adam_a = {toward1, toward2, rate_a, root_a, eps, keep};
+            own_a = adam_a.moved(own_a, m_row, v_row, share * sums[0] + (b ? (REAL)0.5 * b[row] * mean[row] : (REAL)0));
+            if (threadIdx.x == 0) a[row] = own_a, m_a[row] = m_row, v_a[row] = v_row;
+        }
+        const REAL norm = still ? (REAL)1 : sqrt(sums[1]);
+#pragma unroll
+        for (int p = 0; p < PER; p++) {
+            const int i = threadIdx.x + p * blockDim.x;
+            if (i >= d / WIDE) break;
+            Reals scaled;
+            for (int k = 0; k < WIDE; k++) {
+                next[p].x[k] /= norm;
+                scaled.x[k] = own_a * next[p].x[k];
+            }
+            if (!still) {
+                store(W + first, i, next[p]);
+#ifdef BF16
+                store_codes(low + first, i, next[p]);
+#endif
+            }
+            if (aV) store_codes(aV + first, i, scaled);
+        }
+    }
+    if (shift) store_shift(shift, d, more, c_w);
 }
 
 // Ours.  held_i <- 1{cosine_ik >= tau for some k other than first + i}; one thread block per row of cosine (rows, M),
 // which has w_(first + i) . w_k.
 extern "C" __global__ void __launch_bounds__(256)
-agree(int M, i64 first, REAL tau, const REAL* __restrict__ cosine, bool* __restrict__ held) {
+agree(int M, int ld, i64 first, REAL tau, const REAL* __restrict__ cosine, bool* __restrict__ held) {
     const i64 row = blockIdx.x;
-    REAL others = 0;
-    for (int k = threadIdx.x; k < M; k += blockDim.x) others += k != first + row && cosine[row * M + k] >= tau;
-    others = block_sum(others);
-    if (threadIdx.x == 0) held[row] = others > 0;
+    REAL others[1] = {0};
+    for (int k = threadIdx.x; k < M; k += blockDim.x) others[0] += k != first + row && cosine[row * ld + k] >= tau;
+    block_sums(others, 0);
+    if (threadIdx.x == 0) held[row] = others[0] > 0;
 }

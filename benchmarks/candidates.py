@@ -10,7 +10,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from setting import BATCHES, Data, Setting, device, host
+from setting import BATCHES, Data, Setting, clock, device, host
 
 STEPS = {"cpu": 2, "cuda": 10}  # steps per sample
 REST = 0.2  # seconds before each sample: for 0.1 s after a product OpenBLAS's threads spin on the cores of the others
@@ -45,6 +45,21 @@ class Candidate:
             start = time.perf_counter()
             self.adapt()
             self.adapt_times.append(1e3 * (time.perf_counter() - start))
+
+    def sustain(self, seconds: float) -> tuple[float, str]:
+        """Milliseconds per step when it runs so long without a rest, in the second half, and the GPU's clock then.
+
+        A burst after a rest can have a clock that a GPU which is hot, or at its limit of power, does not keep.
+        """
+        steps, times = STEPS[self.device], list[float]()
+        begin = now = time.perf_counter()
+        while now < begin + seconds or not times:
+            for i in range(len(times) * steps, (len(times) + 1) * steps):
+                self.last = self.step(i)
+            self.wait(self.last)
+            before, now = now, time.perf_counter()
+            times.append(1e3 * (now - before) / steps)
+        return statistics.median(times[len(times) // 2 :]), clock() if self.device == "cuda" else ""
 
     @property
     def ms(self) -> float:

@@ -49,55 +49,97 @@ def adam_stream() -> tuple[Callable[..., None], str]:
     return numba.njit(threads, parallel=True, fastmath=True), "numba, on all threads"
 
 
-def by_torch(torch: Any, kind: str, *shape: int) -> Any:
-    """A random array on the GPU."""
-    return torch.randn(shape, device="cuda").to(getattr(torch, kind))
-
-
-def by_cupy(kind: Any) -> tuple[Callable[..., Any], Callable[[str], None], Callable[[], None]]:
-    """Random arrays of a shape on the GPU, how float32 products are computed, and waiting for the GPU."""
-    cupy = import_module("cupy")
-    products = import_module("cupy._core")._routines_linalg  # CuPy has no public way to choose TF32
-    kind = import_module("ml_dtypes").bfloat16 if kind == "bfloat16" else kind
-
-    def random(*shape: int) -> Any:
-        return cupy.random.standard_normal(shape, dtype="f").astype(kind)
-
-    def precision(dtype: str) -> None:
-        fast = products.COMPUTE_TYPE_TF32 if dtype == "tf32" else products.COMPUTE_TYPE_DEFAULT
-        products.set_compute_type("f", fast)
-
-    return random, precision, cupy.cuda.Device().synchronize
-
-
 def gpu_floors(s: Setting, dtype: str) -> Iterator[Candidate]:
-    """The first of the five products of a dense step, all five, and a copy: by torch, or by CuPy where torch cannot."""
-    kind = "float32" if dtype == "tf32" else dtype
-    try:
-        torch = import_module("torch")
-        torch.zeros(1, device="cuda")
-    except (ImportError, AssertionError, RuntimeError):  # no torch, one without CUDA, no device that it can use
-        random, precision, wait = by_cupy(kind)
-    else:
-        random, wait = partial(by_torch, torch, kind), torch.cuda.synchronize
-        precision = import_module("peers").set_precision
-    x, W, c = random(s.batch, s.d), random(s.width, s.d), random(s.batch, s.width)
-    source, target = random(COPY), random(COPY)
+    """The first of the five products of a dense step, all five, and a copy: by CuPy, or by torch where CuPy cannot.
+
+    The products are those of a tied step: they read and write the dtypes that the backend's do, and the codes are 0
+    where a gate is closed, which takes less power, and so less time, than numbers that are not.
+    """
+    from refgba import backends
+
+    floors_of = by_cupy if backends.status()["cupy"] is None else by_torch
+    products, copy, wait = floors_of(s, dtype)
+    for name, times in {"gpu_encode_ms": 1, "five_gemm_ms": 5}.items():
+        yield Candidate("floor", name, "cuda", dtype, partial(products, times), lambda _: wait())
+    yield Candidate("floor", "copy", "cuda", dtype, copy, lambda _: wait())
+
+
+Floors = tuple[Callable[[int, int], object], Callable[[int], int], Callable[[], object]]
+
+
+def factors(s: Setting, neurons: int) -> tuple[Any, Any, Any]:
+    """Rows (2L, d), weights (neurons, d), and codes (2L, neurons) of the setting's density: random, on the host."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    rows, weights = (rng.standard_normal((n, s.d), "f") for n in (2 * s.batch, neurons))
+    codes = rng.standard_normal((2 * s.batch, neurons), "f")
+    codes *= rng.random(codes.shape, "f") < s.density
+    return rows, weights, codes
+
+
+def by_cupy(s: Setting, dtype: str) -> Floors:
+    """Five products by cuBLAS as the backend calls it, chunk by chunk; a copy; and waiting for the GPU.
+
+    Four calls: where tied, the last two products are one.
+    """
+    import numpy as np
+
+    backend = import_module("refgba.backends.cupy")
+    cp, memory, cupy_device = backend.cp, backend.memory, import_module("refgba.backends.cupy_device")
+    device = cupy_device.Device(dtype, cupy_device.aligned(s.d))
+    sizes = memory.chunk_sizes(s.width, s.batch, np.dtype(device.real).itemsize)
+
+    def on_device(host: Any) -> Any:
+        wide = np.zeros((len(host), cupy_device.aligned(host.shape[1])), device.real)
+        wide[:, : host.shape[1]] = host
+        code = cp.empty(wide.shape, device.code)
+        device.each("narrow", wide.size, cp.asarray(wide), code)
+        return code[:, : host.shape[1]]
+
+    rows, W, codes = map(on_device, factors(s, sizes[0]))
+    ld = cupy_device.aligned(sizes[0])
+    z = cp.empty((s.batch, ld), device.real)
+    f, g = (cp.empty((n, cupy_device.aligned(s.d)), device.real)[:, : s.d] for n in (s.batch, sizes[0]))
+    source, target = cp.zeros(COPY, device.real), cp.empty(COPY, device.real)
+
+    def products(times: int, _: int) -> None:
+        for i, size in enumerate(sizes):
+            device.product(rows[: s.batch], W[:size], z[:, :size], tB=True)
+            if times == 5:
+                device.product(codes[: s.batch, :size], W[:size], f, add=i > 0)
+                device.product(rows[s.batch :], W[:size], z[:, :size], tB=True)
+                device.product(codes[:, :size], rows, g[:size], tA=True)
+
+    def copy(_: int) -> int:
+        target[...] = source
+        return 2 * int(source.nbytes)
+
+    return products, copy, cp.cuda.Device().synchronize
+
+
+def by_torch(s: Setting, dtype: str) -> Floors:
+    """The same by torch, on all neurons at once."""
+    torch, precision = import_module("torch"), import_module("peers").set_precision
+    kind = getattr(torch, "float32" if dtype == "tf32" else dtype)
+    rows, W, codes = (torch.tensor(host, device="cuda").to(kind) for host in factors(s, s.width))
+    xc, r, on = rows[: s.batch], rows[s.batch :], codes[: s.batch]
+    source, target = torch.zeros(COPY, device="cuda", dtype=kind), torch.empty(COPY, device="cuda", dtype=kind)
+    # A step sums in float32 whatever it multiplies: products write 4 bytes.
+    mm = partial(torch.mm, out_dtype=torch.float32) if dtype == "bfloat16" else torch.mm
 
     def products(times: int, _: int) -> None:
         precision(dtype)
-        x @ W.T
+        mm(xc, W.T)
         if times == 5:
-            x @ W.T, c @ W, c.T @ x, c.T @ x
+            mm(on, W), mm(r, W.T), mm(codes.T, rows)
         precision("float32")  # what backends in CuPy rely on
 
     def copy(_: int) -> int:
         target[:] = source
         return 2 * int(source.nbytes)
 
-    for name, times in {"gpu_encode_ms": 1, "five_gemm_ms": 5}.items():
-        yield Candidate("floor", name, "cuda", dtype, partial(products, times), lambda _: wait())
-    yield Candidate("floor", "copy", "cuda", dtype, copy, lambda _: wait())
+    return products, copy, torch.cuda.synchronize
 
 
 def floors(s: Setting, measured: list[Candidate]) -> dict[str, float]:

@@ -1,11 +1,12 @@
 """Where a step of the GPU backend spends its time: every kernel and matrix product between two CUDA events.
 
     python benchmarks/kernels.py --d 1536 --width 65536 --batch 4096 --dtype bfloat16
+    python benchmarks/kernels.py --static     what the compiler makes of each kernel; needs no GPU (kernels_static.py)
 
 For each, by its name or its shape, this prints how often a step runs it, how long that takes, what share of the step
 that is, and how fast it is, in numbers that compare with the device's: TFLOP/s of a product, and for a kernel the bytes
-per second of its arguments, each counted once (AdamW reads and writes most of its own).  "the rest" is what lies
-between: sums of a few numbers, waiting for rows, and the host where it is slower than the device.
+per second that it moves to and from memory (TRAFFIC).  "the rest" is what lies between: sums of a few numbers, waiting
+for rows, and the host where it is slower than the device.
 """
 
 from __future__ import annotations
@@ -16,7 +17,23 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+import kernels_static
 from setting import BATCHES, DTYPES, Data, Setting, environment
+
+# What a kernel does to each of its arrays, in their order: r reads it, w writes it, u does both, g reads it where a
+# gate is open; - is an array that a step of GBA does not have.
+TRAFFIC = {
+    "narrow": "rw",
+    "center": "rrw",
+    "gate": "rr-wuuw",
+    "residual": "rrrwww",
+    "gate_gradient": "grww",
+    "adamw_b_pre": "rruuu",
+    "adamw_rows": "uuuwrruuurrww",
+    "agree": "rw",
+}
+TIMES = {"r": 1, "w": 1, "u": 2, "-": 0}
+SECTOR = 32  # bytes that a GPU reads at once, if it reads one of them
 
 WARM = 3  # steps that are not counted: kernels are loaded, cuBLAS chooses
 
@@ -24,13 +41,12 @@ WARM = 3  # steps that are not counted: kernels are loaded, cuBLAS chooses
 class Clock:
     """What a device runs from now on: spans, each a name, its work (bytes or FLOP) and the two events around it."""
 
-    def __init__(self, cupy: Any, device: Any) -> None:
+    def __init__(self, cupy: Any, device: Any, density: float) -> None:
         self.cupy, self.spans = cupy, list[tuple[str, float, Any, Any]]()
         launch, product = device.launch, device.product
 
         def launched(name: str, blocks: int, block: tuple[int, ...], *arguments: Any) -> None:
-            moved = sum(int(a.nbytes) for a in arguments if getattr(a, "ndim", 0))
-            self.between(name, moved, lambda: launch(name, blocks, block, *arguments))
+            self.between(name, traffic(name, arguments, density), lambda: launch(name, blocks, block, *arguments))
 
         def multiplied(A: Any, B: Any, C: Any, **how: Any) -> None:
             (m, n), k = C.shape, A.shape[0 if how.get("tA") else 1]
@@ -57,13 +73,29 @@ class Clock:
         return float(self.cupy.cuda.get_elapsed_time(start, end))
 
 
+def traffic(name: str, arguments: tuple[Any, ...], density: float) -> float:
+    """Bytes that a launch moves to and from memory, where that share of the gates is open.
+
+    An array of parameters is one only where it is passed, and a copy only where it is not the array itself.
+    """
+    arrays = [a for a in arguments if a is None or getattr(a, "ndim", 0)]
+    moved, seen = 0.0, set[int]()
+    for how, array in zip(TRAFFIC[name], arrays, strict=True):
+        if array is None or array.data.ptr in seen:
+            continue
+        seen.add(array.data.ptr)
+        sectors = 1 - (1 - density) ** (SECTOR // array.itemsize)
+        moved += int(array.nbytes) * (sectors if how == "g" else TIMES[how])
+    return moved
+
+
 def measured(backend: Any, s: Setting) -> dict[str, Any]:
     """Milliseconds per step as `ms`, and its `parts`: times per step, ms, and tflop_s or gb_s."""
     data = Data(s)
     config = s.config(s.dtype)
     state = backend.init(data.params.astype(config.master), config)
     batches = [backend.put(state, x.astype(config.master)) for x in data.x]
-    clock = Clock(backend.cp, state.device)
+    clock = Clock(backend.cp, state.device, data.active)
     for i in range(WARM):
         backend.step(state, batches[i % BATCHES])
     clock.spans.clear()
@@ -91,10 +123,18 @@ def measured(backend: Any, s: Setting) -> dict[str, Any]:
 @click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16")
 @click.option("--rounds", type=click.IntRange(1), default=20, help="steps that are counted")
 @click.option("--untied", is_flag=True)
+@click.option("--static", is_flag=True, help="registers, spills and instructions instead of times; needs no GPU")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
-def main(as_json: bool, **options: Any) -> None:
+def main(static: bool, as_json: bool, **options: Any) -> None:
     from refgba import backends
     from refgba.errors import InputError
+
+    if static:
+        made = kernels_static.report()
+        click.echo(kernels_static.page(made["rows"]) + f"NVRTC {made['nvrtc']}")
+        if as_json:
+            click.echo(json.dumps(made))
+        return
 
     s = Setting(threads=1, steps=4000, only=("cupy",), peers=False, adaptation=False, **options)
     try:

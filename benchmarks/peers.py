@@ -43,7 +43,8 @@ def available(threads: int) -> tuple[dict[str, Peer], dict[str, str]]:
     peers, unavailable = {}, {}
     for device, dtypes in DTYPES.items():
         if device == "cuda" and not torch.cuda.is_available():
-            unavailable["torch cuda"] = f"torch {torch.__version__} finds no CUDA device"
+            missing = f"torch {torch.__version__} finds no CUDA device"
+            unavailable |= {"torch cuda": missing, f"{LIBRARY} cuda": missing}
             continue
         peers[f"torch {device}"] = Peer(device, dtypes, partial(GBA, device, False))
         if device == "cuda":

@@ -17,6 +17,7 @@ from typing import Any, cast
 DTYPES = ("float64", "float32", "tf32", "bfloat16")
 LIBRARIES = ("numpy", "scipy", "numba", "cupy-cuda12x", "cupy-cuda13x", "torch", "dictionary-learning")
 BATCHES = 4  # batches that steps take in turn
+SOME = 4096  # neurons by which the share of active ones is told
 LR = 1e-9  # so low that nothing moves, and as many neurons stay active
 
 Result = dict[str, Any]  # what a program prints as JSON
@@ -38,6 +39,7 @@ class Setting:
     only: tuple[str, ...]
     peers: bool
     adaptation: bool
+    sustained: float = 0.0  # seconds without a rest, besides the samples
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -78,7 +80,8 @@ class Data:
         self.params.b[:] = 1 - 2 * betaincinv(half, half, 1 - s.density)
         rng = np.random.default_rng(0)
         self.x = [unit_rows(rng.standard_normal((s.batch, s.d))) for _ in range(BATCHES)]
-        self.active = float(np.mean(self.x[0] @ self.params.W.T + self.params.b > 0))
+        some = slice(SOME)  # of a million neurons all pre-activations would be 34 GB
+        self.active = float(np.mean(self.x[0] @ self.params.W[some].T + self.params.b[some] > 0))
 
 
 def device(backend: str) -> str:
@@ -91,6 +94,14 @@ def host(dtype: str) -> str:
     from refgba.config import GBAConfig
 
     return GBAConfig(dtype=cast(Any, dtype)).master
+
+
+def clock() -> str:
+    """The clock and the power of the GPU at this moment, as nvidia-smi has them."""
+    if not shutil.which("nvidia-smi"):
+        return "unknown"
+    query = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw,temperature.gpu", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip().replace("\n", "; ")
 
 
 def environment() -> dict[str, Any]:

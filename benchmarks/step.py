@@ -7,7 +7,8 @@
 One process measures every candidate in turn: first a round to warm up, then in every round one sample of each.  A
 sample is a rest, a step that is not timed, since in a run each step follows another, then several steps with one wait
 at the end (candidates.py).  Reported are medians.  Rows and weights are random directions, and one bias for all neurons
-sets how many of them are active (setting.py); nothing learns, so that this stays.
+sets how many of them are active (setting.py); nothing learns, so that this stays.  Samples are bursts.  With
+--sustained each candidate afterwards runs for so many seconds without a rest, and is reported beside them.
 
 The floors (floors.py), of which `ratio` is a multiple, are `encode_ms`, one (L, d) @ (d, M) product, plus `adam_ms`,
 reading W, m, v and g and writing W, m and v once; for what runs on a GPU both as measured there.
@@ -56,23 +57,37 @@ def timed(s: Setting) -> Result:
                     raise
                 unavailable[s.label(c.name, c.dtype)] = first_line(error)
                 candidates.remove(c)
+    lasting = {id(c): c.sustain(s.sustained) for c in candidates} if s.sustained else {}
     result: Result = {"backends": {}, "peers": {}, "floor": {}}
     for dtype in s.dtypes:
-        floor = floors(s, [c for c in candidates if c.kind == "floor" and c.dtype == dtype])
+        measured = [c for c in candidates if c.kind == "floor" and c.dtype == dtype]
+        floor = floors(s, measured)
+        for c in measured:
+            if c.name in floor and id(c) in lasting:  # a floor's own name, not that of the copy
+                floor[f"sustained_{c.name}"] = lasting[id(c)][0]
         result["floor"] |= {s.label(name, dtype): value for name, value in floor.items()}
         if dtype == "float32":
             result["floor"] |= floor  # under its bare names beside others
         for c in candidates:
             if c.kind != "floor" and c.dtype == dtype:
-                result[c.kind][s.label(c.name, dtype)] = figures(s, c, candidates, floor)
+                own = figures(s, c, candidates, floor)
+                if id(c) in lasting:
+                    own["sustained_ms"], own["clock"] = lasting[id(c)]
+                    if c.device == "cuda":
+                        own["sustained_five_gemm_ratio"] = own["sustained_ms"] / floor["sustained_five_gemm_ms"]
+                result[c.kind][s.label(c.name, dtype)] = own
     if result["floor"]:
         result["floor"]["adam_by"] = adam_stream()[1]
     asked = [wanted.split()[0] for wanted in s.only]
-    result["unavailable"] = {name: why for name, why in unavailable.items() if s.wants(name) or name in asked}
+    result["unavailable"] = {
+        name: why
+        for name, why in unavailable.items()
+        if s.wants(name) or name in asked or any(wanted.startswith(f"{name} ") for wanted in s.only)
+    }
     return result | {"setting": asdict(s) | {"active": data.active}}
 
 
-def figures(s: Setting, c: Candidate, candidates: list[Candidate], floor: dict[str, float]) -> dict[str, float]:
+def figures(s: Setting, c: Candidate, candidates: list[Candidate], floor: dict[str, float]) -> dict[str, Any]:
     """The figures of a backend or a peer, by their keys in COLUMNS."""
     if c.adapt:
         every, ms = s.config(c.dtype).adapt_every, statistics.median(c.adapt_times[1:])
@@ -96,6 +111,9 @@ COLUMNS = {  # key of a figure: its heading and format
     "ms": ("ms", ".3f"),
     "ratio": ("x floor", ".2f"),
     "five_gemm_ratio": ("x 5 GEMMs", ".2f"),
+    "sustained_ms": ("ms sustained", ".3f"),
+    "sustained_five_gemm_ratio": ("x 5 GEMMs sustained", ".2f"),
+    "clock": ("clock, power, heat", ""),
     "speedup": ("x faster than fastest peer", ".2f"),
     "ms_per_1000": ("ms per 1000 neurons", ".3f"),
     "active": ("active", ".2%"),
@@ -140,6 +158,7 @@ def show(s: Setting, result: Result) -> None:
 @click.option(
     "--no-peers", "peers", flag_value=False, default=True, show_default=False, help="backends and floors only"
 )
+@click.option("--sustained", type=click.FloatRange(0), default=0.0, help="seconds that each runs without a rest, too")
 @click.option("--adaptation", is_flag=True, help="the share of the time to train that adapting takes")
 @click.option("--memory", is_flag=True, help="peak memory instead of times")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")

@@ -15,6 +15,7 @@ STREAMS = (
     "order",  # gba: the minibatches, one stream per epoch; data.feed: one per window
     "sample",  # data: rows of the training data to judge a run on
     "blocks",  # data.feed: the order of the blocks of the data, one stream per epoch
+    "held out",  # data.held_out: which rows of the data a run is not trained on
 )
 
 

@@ -11,7 +11,7 @@ import weakref
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
-from emulated_device import Device, catch_up, enqueue, get_current_stream, pinned
+from emulated_device import Device, catch_up, enqueue, get_current_stream, log, pinned
 
 GUARD = 1024  # bytes on either side: a row that runs over
 ALIGNMENT = 512  # as cudaMalloc
@@ -155,6 +155,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         if not self.flags.forc:
             raise RuntimeError("Cannot set to non-contiguous array")
         source = arr if any(np.may_share_memory(arr, p) for p in list(pinned.values())) else arr.copy()
+        log("set", [self], stream)
         enqueue(stream or get_current_stream(), lambda: np.copyto(self._host, source))
 
 

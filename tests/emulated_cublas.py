@@ -9,7 +9,7 @@ import ctypes
 
 import numpy as np
 from emulated_arrays import check_guards, inside
-from emulated_device import Device, catch_up
+from emulated_device import catch_up, emulation, get_cublas_handle, get_current_stream, log
 
 
 def _rounded(x, bits):
@@ -47,13 +47,18 @@ def _matrix(name, pointer, kind, rows, columns, ld):
 
 def gemm_ex(handle, transa, transb, m, n, k, alpha, A, Atype, lda, B, Btype, ldb, beta, C, Ctype, ldc, compute, algo):
     """C = alpha op(A) op(B) + beta C, column-major, by address; alpha and beta on the host."""
-    assert handle == Device.cublas_handle, "gemmEx: not the handle"
+    assert handle == get_cublas_handle(), "gemmEx: the handle is another thread's or device's"
+    assert get_current_stream().reachable(), "gemmEx: the stream is another device's"
     assert {transa, transb} <= {0, 1}, "gemmEx: operations are 0 (N) and 1 (T)"
     assert algo in (-1, 99), "gemmEx: algo is CUBLAS_GEMM_DEFAULT"
     assert Btype == Atype, "gemmEx: A and B differ in type"
     assert (Atype, Ctype) in _SUPPORTED[compute], "gemmEx: types that cuBLAS does not support"
     assert not any(inside(p, 1) for p in (alpha, beta)), "gemmEx: alpha and beta are on the host"
     catch_up()
+    dtypes = (Atype, Btype, Ctype)
+    at = zip((A, B, C), (lda, ldb, ldc), dtypes, strict=True)
+    emulation.unaligned += any(p % 16 or ld * _DTYPES[t].itemsize % 16 for p, ld, t in at)
+    log("gemmEx", [])
     a = _matrix("a", A, Atype, *((k, m) if transa else (m, k)), lda)
     b = _matrix("b", B, Btype, *((n, k) if transb else (k, n)), ldb)
     c = _matrix("c", C, Ctype, m, n, ldc)

@@ -15,6 +15,10 @@
 #include <utility>
 #include <vector>
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #undef INFINITY
 #undef NAN
 
@@ -161,7 +165,27 @@ static const char* run_block(int threads) {
   }
 }
 
-static const char* launch(void (*run)(void**), void** args, const unsigned* g, const unsigned* b, int how, Bits seed) {
+// As long as it lives, what is smaller than the smallest normal number is read and written as 0 of its sign: -ftz=true.
+struct Flush {
+  unsigned long long before;
+#if defined(__SSE2__)
+  static unsigned long long get() { return _mm_getcsr(); }
+  static void set(unsigned long long bits) { _mm_setcsr((unsigned)bits); }
+  static const unsigned long long ON = 0x8040;  // flush to zero, denormals are zero
+#elif defined(__aarch64__)
+  static unsigned long long get() { unsigned long long bits; asm volatile("mrs %0, fpcr" : "=r"(bits)); return bits; }
+  static void set(unsigned long long bits) { asm volatile("msr fpcr, %0" : : "r"(bits)); }
+  static const unsigned long long ON = 1ull << 24;
+#else
+#error "how this processor flushes subnormal numbers to zero is not known here"
+#endif
+  explicit Flush(bool on) : before(get()) { if (on) set(before | ON); }
+  ~Flush() { set(before); }
+};
+
+static const char* launch(
+    void (*run)(void**), void** args, const unsigned* g, const unsigned* b, int how, Bits seed, int flushes) {
+  Flush flush(flushes);
   kernel = run, arguments = args, order = (Order)how, state = seed;
   gridDim = {g[0], g[1], g[2]}, blockDim = {b[0], b[1], b[2]};
   for (unsigned i : sequence(g[0] * g[1] * g[2])) {
@@ -222,8 +246,8 @@ template <class To, class From> To bit_cast(From from) {
 // What emulated_kernels.py calls for a kernel: launch, types of the parameters, and the most threads of a block.
 #define EMULATED_ENTRY extern "C" __attribute__((visibility("default"))) auto
 #define EMULATED_KERNEL(name, ...)                                                                         \
-  EMULATED_ENTRY launch_##name(void** a, const unsigned* g, const unsigned* b, int o, unsigned long long s) {      \
-    return emulation::launch(emulation::Kernel<name>::run, a, g, b, o, s);                                 \
+  EMULATED_ENTRY launch_##name(void** a, const unsigned* g, const unsigned* b, int o, unsigned long long s, int f) { \
+    return emulation::launch(emulation::Kernel<name>::run, a, g, b, o, s, f);                              \
   }                                                                                                        \
   EMULATED_ENTRY signature_##name() { return emulation::Kernel<name>::signature(); }                               \
   EMULATED_ENTRY bounds_##name() { return emulation::bounds(__VA_ARGS__); }

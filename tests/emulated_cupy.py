@@ -5,11 +5,13 @@
 - fresh memory is NaN, and between guards that every launch and product checks (emulated_arrays.py);
 - a kernel's arguments have the types of its parameters, which CuPy never checks (emulated_kernels.py);
 - device and host arrays never mix (emulated_arrays.py);
+- to a kernel in float what is below the smallest normal number is 0, as CuPy compiles it (emulated_cuda.h);
+- the current device, and cuBLAS's handles, belong to a thread; streams of another device are refused;
 - a copy to or from the device on a non-blocking stream happens as late as the waits of the host code allow
   (emulated_device.py).
 
-`emulation` says in which order threads take turns and counts launches and waits; `cuda.Device.mem_info` is the memory
-there is.  `module()` resets both.
+`emulation` says in which order threads take turns, counts launches, waits and products of unaligned matrices, and can
+log the work of all streams; `cuda.Device.mem_info` is the memory there is.  `module()` resets both.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from emulated_device import (
     Stream,
     alloc_pinned_memory,
     emulation,
+    get_cublas_handle,
     get_current_stream,
     get_elapsed_time,
 )
@@ -66,15 +69,15 @@ cuda = SimpleNamespace(
     alloc_pinned_memory=alloc_pinned_memory,
     compiler=SimpleNamespace(CompileException=CompileException),
     cublas=SimpleNamespace(gemmEx=gemm_ex),
-    device=SimpleNamespace(get_cublas_handle=lambda: Device.cublas_handle),
-    get_cublas_handle=lambda: Device.cublas_handle,
+    device=SimpleNamespace(get_cublas_handle=get_cublas_handle),
+    get_cublas_handle=get_cublas_handle,
     get_current_stream=get_current_stream,
     get_elapsed_time=get_elapsed_time,
     is_available=lambda: True,
     memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     runtime=SimpleNamespace(
         CUDARuntimeError=type("CUDARuntimeError", (RuntimeError,), {}),
-        getDeviceCount=lambda: 1,
+        getDeviceCount=lambda: 2,
         getDeviceProperties=lambda _: {"name": b"emulated"},
     ),
 )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from emulated_arrays import check_guards, ndarray
-from emulated_device import ORDERS, catch_up, emulation
+from emulated_device import ORDERS, catch_up, emulation, get_current_stream, log
 
 
 def compiler():
@@ -83,12 +83,13 @@ class RawModule:
     def get_function(self, name):
         library, names = _library(*self._source)
         assert name in names, f"no kernel {name}; there are {', '.join(names)}"
-        return _Kernel(library, name)
+        # CuPy compiles with -ftz=true, which is about float alone; a CPU flushes both widths or neither.
+        return _Kernel(library, name, flushes=("REAL", "double") not in self._source[1])
 
 
 class _Kernel:
-    def __init__(self, library, name):
-        self.name = name
+    def __init__(self, library, name, flushes):
+        self.name, self._flushes = name, int(flushes)
         self._launch, signature, bounds = (getattr(library, f"{f}_{name}") for f in ("launch", "signature", "bounds"))
         self._launch.restype = signature.restype = ctypes.c_char_p
         self._parameters, self._most_threads = signature().decode().split(), bounds()
@@ -100,12 +101,14 @@ class _Kernel:
         assert max(grid[1:]) < 1 << 16, f"{self.name}: grid {grid}"
         assert len(args) == len(self._parameters), f"{self.name}: {len(args)} arguments for {self._parameters}"
         values = [self._value(i, a) for i, a in enumerate(args)]
+        assert (stream or get_current_stream()).reachable(), f"{self.name}: the stream is another device's"
         catch_up(stream)
         pointers = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
         dims = ((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block))
         emulation.launches[self.name] += 1
+        log(self.name, [a for a in args if isinstance(a, ndarray)], stream)
         turns = ORDERS.index(emulation.order), ctypes.c_ulonglong(emulation.seed + emulation.launches.total())
-        stuck = self._launch(pointers, *dims, *turns)
+        stuck = self._launch(pointers, *dims, *turns, self._flushes)
         assert not stuck, f"{self.name}: {stuck.decode()}"
         check_guards(self.name)
 
@@ -113,13 +116,15 @@ class _Kernel:
         """The bytes that a parameter gets, if they are of its type; signs may differ."""
         if isinstance(arg, ndarray):
             got, value = f"*{_type(arg)}", np.asarray(arg.data.ptr)
+        elif arg is None:
+            got, value = "*null", np.zeros((), np.uintp)
         elif isinstance(arg, bool | int | float | np.generic):
             value = np.asarray(arg, {bool: np.bool_, int: np.int64, float: np.float64}.get(type(arg)))
             got = _type(value)
         else:
             raise TypeError(f"Unsupported type {type(arg)}")
         wanted = self._parameters[i]
-        assert got == wanted or (wanted == "*void" and got[0] == "*"), (
+        assert got == wanted or (wanted[0] == got[0] == "*" and "*void" in (wanted, got.replace("null", "void"))), (
             f"{self.name}: argument {i} is {got}, not {wanted}"
         )
         return value

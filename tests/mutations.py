@@ -306,7 +306,8 @@ MUTANTS = [
     ),
     Mutant(
         "stale bias in the forward pass",
-        {"    kept, dump = cast(trace.before(1)), {}\n": "    kept, dump, old = cast(trace.before(1)), {}, 0\n",
+        {"    kept, dump = cast(trace.before(trace.first)), {}\n":
+         "    kept, dump, old = cast(trace.before(trace.first)), {}, 0\n",
          "        got = step(": '        kept["stale"] = old if t > 1 else kept["b"]\n        got = step(',
          "        kept = {name: got[name]": '        old = kept["b"]\n        kept = {name: got[name]',
          "y = z + b\n": 'y = z + was["stale"]\n'},

@@ -19,8 +19,8 @@ def port(trace, starts="trace", dtype=np.float64):
     def cast(values):
         return {n: v.astype(dtype) if v.dtype.kind == "f" and "peaks" not in n else v for n, v in values.items()}
 
-    kept, dump = cast(trace.before(1)), {}
-    for t in range(1, trace.steps + 1):
+    kept, dump = cast(trace.before(trace.first)), {}
+    for t in trace.numbers:
         kept = cast(trace.before(t)) if starts == "trace" else kept
         got = step(trace.config, t, trace.at(t)["rows"].astype(dtype), kept)
         dump |= {f"{t}/{name}": np.asarray(value) for name, value in got.items()}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import emulated_cupy
 import numpy as np
 import pytest
-from engines import engine
+from engines import CUDA_KERNELS, engine
 
 from refgba import backends
 
@@ -65,21 +67,125 @@ def test_step_measures_memory_at_several_widths():
     assert all(row["backends"]["numpy"]["promised_bytes"] > 0 for row in result["rows"])
 
 
-def test_kernels_tells_the_parts_of_a_step(monkeypatch):
+def program(monkeypatch, name):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    kernels, setting = importlib.import_module("kernels"), importlib.import_module("setting")
-    s = setting.Setting(32, 64, 16, 0.1, "bfloat16", 1, 2, 4000, True, ("cupy",), False, False)
+    return importlib.import_module(name)
+
+
+def on_a_gpu(monkeypatch, dtype="bfloat16", untied=True, **others):
+    """A small setting in which a backend on a GPU is measured."""
+    values = {
+        "d": 32,
+        "width": 64,
+        "batch": 16,
+        "density": 0.1,
+        "dtype": dtype,
+        "threads": 1,
+        "rounds": 2,
+        "steps": 4000,
+    }
+    rest = {"untied": untied, "only": ("cupy",), "peers": False, "adaptation": False}
+    return program(monkeypatch, "setting").Setting(**values | rest | others)
+
+
+def test_kernels_tells_the_parts_of_a_step(monkeypatch):
+    kernels, s = program(monkeypatch, "kernels"), on_a_gpu(monkeypatch)
     with engine("cupy emulated") as backend:
         result = kernels.measured(backend, s)
     parts = result["parts"]
-    own = {"center", "gate", "scale_rows", "residual", "gate_gradient", "adamw_rows"}  # "adamw" is of what it trains
-    products = {"product (16, 32) (32, 64)", "product (16, 64) (64, 32)", "product (1, 64) (64, 32)"}
+    own = {"center", "gate", "residual", "gate_gradient", "adamw_rows", "adamw_b_pre"}
+    products = {"product (16, 32) (32, 64)", "product (16, 64) (64, 32)"}
     assert own | products <= set(parts)
     assert parts["product (16, 32) (32, 64)"]["times"] == 2  # x W^T and r V^T
     assert parts["product (64, 16) (16, 32)"]["times"] == 2  # the gradients of W and of W_dec
     assert parts["adamw_rows"]["times"] == 2  # W and W_dec
     assert sum(part["ms"] for part in parts.values()) == pytest.approx(result["ms"])
     assert all(part["tflop_s"] > 0 for name, part in parts.items() if name.startswith("product"))
+
+
+@pytest.mark.parametrize(("dtype", "per_entry"), [("bfloat16", 8 + 8 + 8 + 2 + 4 + 2), ("float32", 8 + 8 + 8 + 4 + 4)])
+def test_kernels_counts_all_bytes_that_a_kernel_moves(monkeypatch, dtype, per_entry):
+    kernels, moved = program(monkeypatch, "kernels"), {}
+    monkeypatch.setattr(
+        kernels.Clock, "between", lambda _, name, work, run: (moved.setdefault(name, work), run(), None)[2]
+    )
+    s, L, M, d = on_a_gpu(monkeypatch, dtype, untied=False), 16, 64, 32
+    with engine("cupy emulated") as backend:
+        config = s.config(dtype)
+        state = backend.init(program(monkeypatch, "setting").Data(s).params.astype(config.master), config)
+        kernels.Clock(backend.cp, state.device, 0.1)
+        backend.step(state, backend.put(state, np.ones((L, d), np.float32)))
+    code = 2 if dtype == "bfloat16" else 4
+    shift = M * d * 4  # here every row has a part of its own
+    assert moved["adamw_rows"] == per_entry * M * d + shift + M * (1 + 3 * 8 + 4)
+    assert moved["gate"] == L * M * (4 + code) + M * (4 + 16 + 8 + 4)
+    assert moved["gate_gradient"] == pytest.approx(L * M * (4 * (1 - 0.9**8) + 2 * code) + M * 4)
+    assert moved["residual"] == L * d * (4 + 4 + code) + d * 4 * 3
+    assert moved["adamw_b_pre"] == d * 4 * (1 + M + 6)
+
+
+def test_kernels_knows_what_every_kernel_does_to_its_arrays(monkeypatch):
+    assert list(program(monkeypatch, "kernels").TRAFFIC) == CUDA_KERNELS
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "tf32", "bfloat16"])
+def test_the_floor_on_a_gpu_multiplies_what_a_step_does(monkeypatch, dtype):
+    floors, s = program(monkeypatch, "floors"), on_a_gpu(monkeypatch, dtype, width=70, d=12)
+    with engine("cupy emulated") as backend:
+        monkeypatch.setattr(backend, "unusable", lambda: None)
+        monkeypatch.setattr(backend.memory, "chunk_size", lambda *_: 40)
+        five = {c.name: c for c in floors.gpu_floors(s, dtype)}
+        emulated_cupy.emulation.log = log = []
+        five["five_gemm_ms"].step(0)
+        products = [work.name for work in log].count("gemmEx")
+        five["copy"].step(0)
+    assert set(five) == {"gpu_encode_ms", "five_gemm_ms", "copy"}
+    assert products == 2 * 4  # chunks; the last two of the five are one
+    assert emulated_cupy.emulation.unaligned == 0
+
+
+def test_the_codes_of_the_floor_are_as_dense_as_asked(monkeypatch):
+    floors, s = program(monkeypatch, "floors"), on_a_gpu(monkeypatch, batch=500, density=0.02)
+    rows, weights, codes = floors.factors(s, 64)
+    assert (rows.shape, weights.shape, codes.shape) == ((1000, 32), (64, 32), (1000, 64))
+    assert np.mean(codes != 0) == pytest.approx(0.02, rel=0.1)
+
+
+def test_the_share_of_active_neurons_is_told_by_some_of_them(monkeypatch):
+    setting = program(monkeypatch, "setting")
+    data = setting.Data(on_a_gpu(monkeypatch, width=3 * setting.SOME, batch=64, density=0.02))
+    all_of_them = np.mean(data.x[0] @ data.params.W.T + data.params.b > 0)
+    assert data.active == pytest.approx(all_of_them, rel=0.1)
+
+
+def test_step_runs_on_without_a_rest_beside_the_samples():
+    result = json.loads(benchmark("step.py", *SMALL, "--only", "numpy", "--sustained", "0.05").splitlines()[-1])
+    assert result["backends"]["numpy"]["sustained_ms"] > 0
+    assert {"sustained_encode_ms", "sustained_adam_ms"} <= set(result["floor"])
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("failing", ["tests", "measurements", "nothing"])
+def test_make_gpu_ends_where_tests_fail_and_nowhere_else(tmp_path, failing):
+    calls = tmp_path / "calls"
+    for name in ("python", "compute-sanitizer"):
+        fails = {"tests": '*"-m pytest"*', "measurements": "*benchmarks/*|*sanitizer*", "nothing": "none"}[failing]
+        script = f'#!/bin/sh\necho "{name} $*" >> "{calls}"\ncase "{name} $*" in {fails}) exit 1;; esac\n'
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["make", "-C", str(ROOT), "gpu", "PYTHON=python"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = calls.read_text().splitlines()
+    assert (done.returncode != 0) == (failing == "tests")
+    assert lines[1].startswith("python -m pytest -m gpu")
+    if failing != "tests":
+        for name in ("step", "kernels", "train", "feed"):
+            assert any(f"benchmarks/{name}.py" in line for line in lines)
+        assert sum("--width 65536 --batch" in line and "torch cuda" in line for line in lines) == 4
+        last = [line.partition("--tool ")[2] for line in lines[-2:]]
+        assert [line.split()[0] for line in last] == ["memcheck", "racecheck"]
+        assert all("--report-api-errors no" in line for line in last)
 
 
 def test_kernels_needs_a_gpu_and_says_so():

@@ -210,7 +210,6 @@ def test_every_method_trains_is_judged_and_resumes(cli, data, method):
         (["--k", 3], "--k is no setting of method gba"),
         (["--method", "ba", "--groups", 3], "method ba has one group, not 3"),
         (["--method", "topk", "--k", 0], "k must be at least 1, not 0"),
-        (["--method", "l1", "--backend", "cupy"], "backend 'cupy' trains with method gba only"),
     ],
 )
 def test_settings_that_a_method_lacks_are_named(cli, data, flags, complaint):

@@ -72,14 +72,24 @@ class Bounded:
         error = self.error.mean(axis=0) + self.eps * abs(self.value).mean(axis=0)
         return replace(self, value=self.value.mean(axis=0), error=error)
 
+    def sum(self) -> Bounded:
+        """The sum of the rows."""
+        error = self.error.sum(axis=0) + self.eps * abs(self.value).sum(axis=0)
+        return replace(self, value=self.value.sum(axis=0), error=error)
+
     @property
     def T(self) -> Bounded:
         """Transposed."""
         return replace(self, value=self.value.T, error=self.error.T)
 
 
-def expected(params: Params, x: np.ndarray, on: np.ndarray | None, activation: str, dtype: str) -> dict[str, Bounded]:
-    """Forward and gradients of section 2 with the gates `on` (None: the reference's own), and their bounds."""
+def expected(
+    params: Params, x: np.ndarray, on: np.ndarray | None, activation: str, dtype: str, name: str
+) -> dict[str, Bounded]:
+    """Forward and gradients of section 2 with the gates `on` (None: the reference's own), and their bounds.
+
+    backends/cupy.py, by its name, takes dL/da from the gradients of the weights: the same value, with another bound.
+    """
 
     def exact(value):
         return Bounded(np.asarray(value, np.float64), np.zeros(np.shape(value)), EPS[dtype], U[dtype])
@@ -96,11 +106,20 @@ def expected(params: Params, x: np.ndarray, on: np.ndarray | None, activation: s
     r = fc.plus(xc, -1)
     vr = gate.times(r.at(V.T))
     by = exact(params.a[:, None] / L)
-    dW, dV = by.times(vr.T.at(xc)), by.times(s.T.at(r))
+    of_w, of_v = vr.T.at(xc), s.T.at(r)  # (M, d)   dL/dw and dL/dv but for a / L
+    dW, dV = by.times(of_w), by.times(of_v)
+    da = s.rounded().times(vr).mean()
+    if name.startswith("cupy"):
+        if params.W_dec is None:
+            da = p["W"].times(of_w.plus(of_v)).T.sum().times(exact(np.full(len(params.a), 0.5 / L)))
+            if activation == "relu":
+                da = da.plus(exact(0.5 * params.b).times(vr.mean()))
+        else:
+            da = V.times(of_v).T.sum().times(exact(np.full(len(params.a), 1 / L)))
     c = p["a"].times(vr.mean())
     gradients = {
         "dW": dW.plus(dV) if params.W_dec is None else dW,
-        "da": s.rounded().times(vr).mean(),
+        "da": da,
         "db_pre": r.mean().plus(replace(c, value=c.value[None], error=c.error[None]).at(p["W"]), -1).T,
         "dW_dec": dV,
     }
@@ -176,7 +195,7 @@ def test_forward_loss_and_every_gradient(name, dtype, case, pieces):
     with started(name, dtype, case, pieces) as (backend, config, params, x, state, rows):
         y, s = backend.encode(state, rows)
         on = backend.get(y) > 0
-        want = expected(params, x, on, config.activation, dtype)
+        want = expected(params, x, on, config.activation, dtype, name)
         check_gates(name, dtype, on, want["y"])
         for what, got in (("y", y), ("s", s), ("f", backend.decode(state, s))):
             assert backend.get(got).dtype == config.master
@@ -197,7 +216,7 @@ def test_forward_loss_and_every_gradient(name, dtype, case, pieces):
 def test_one_step_and_one_adaptation(name, dtype, case, pieces):
     with started(name, dtype, case, pieces) as (backend, config, params, x, state, rows):
         on = backend.get(backend.encode(state, rows)[0]) > 0
-        want = expected(params, x, on, config.activation, dtype)
+        want = expected(params, x, on, config.activation, dtype, name)
         backend.step(state, rows)
         moved = backend.params(state)
         # Adam's first step goes by lr g / (|g| + adam_eps), which an error e of g moves by at most lr e / adam_eps.
@@ -249,9 +268,11 @@ def test_fifty_steps_with_five_adaptations(name, dtype, activation, untied):
         rows = (backend.put(state, x) for x in gba.minibatches(X, config))
         theirs = gba.train(twin, gba.minibatches(X, twin.config))
         near = {"float64": 1e-10, "float32": 50 * 1e-5}.get(dtype, 16 * U[dtype])
+        # What cuBLAS sums in which order is its own and the device's: on a GPU two gates of a batch may flip.
+        flips = 2 / config.batch if (name, dtype) == ("cupy", "float32") else 0.0
         for want, got in zip(theirs, gba.train(state, rows, backend.step, backend.adapt), strict=True):
             assert float(got.loss) == pytest.approx(want.loss, rel=near)
-            assert float(got.l0) == pytest.approx(want.l0, rel=near)
+            assert float(got.l0) == pytest.approx(want.l0, rel=near, abs=flips)
         assert state.t == 50
         counters = backend.counters(state)
         assert counters.rows == twin.last.rows
@@ -324,7 +345,10 @@ def outcome():
     return run
 
 
-@pytest.mark.parametrize(("name", "dtype"), [e for e in ENGINES if e.values[0] in ("numba", "cupy")])
+ROUNDED = [pytest.param("cupy emulated", dtype, marks=pytest.mark.slow) for dtype in ("tf32", "bfloat16")]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [e for e in ENGINES if e.values[0] in ("numba", "cupy")] + ROUNDED)
 def test_long_runs_agree_in_outcome(name, dtype, outcome):
     with engine(name) as backend:
         recovered, fvu = outcome(backend, name, dtype)

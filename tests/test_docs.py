@@ -13,6 +13,7 @@ import sys
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from xml.etree import ElementTree
 
 import click
 import pytest
@@ -281,10 +282,10 @@ def test_a_row_of_results_has_one_number_per_cell():
 
 def test_the_picture_of_readme_can_be_drawn(tmp_path):
     picture = program("picture")
-    looked, cosines, forming = picture.follow(steps=10, width=32, backend="numpy")
-    assert (looked[0], looked[-1], forming) == (0, 10, 4)
-    assert cosines.shape == (len(looked), 128)
-    picture.draw(looked, cosines, forming).savefig(tmp_path / "picture.png")
+    drawn, last = picture.draw(steps=10, width=32, backend="numpy")
+    assert last.step == 10
+    (tmp_path / "features.svg").write_text(drawn, encoding="utf-8")
+    assert ElementTree.parse(tmp_path / "features.svg").getroot().tag.endswith("svg")
 
 
 def test_the_navigation_of_the_site_names_pages_that_exist():

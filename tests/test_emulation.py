@@ -71,6 +71,9 @@ extern "C" __global__ void widen(const bf16* __restrict__ x, float* out, bool ne
   float v = __uint_as_float((unsigned)x[threadIdx.x] << 16);
   out[threadIdx.x] = (negate ? -v : v) * scale;
 }
+extern "C" __global__ void is_null(const float* x, int* out) { *out = x == nullptr; }
+extern "C" __global__ void halve(const REAL* x, REAL* out) { out[threadIdx.x] = x[threadIdx.x] / 2; }
+extern "C" __global__ void is_positive(const REAL* x, int* out) { out[threadIdx.x] = x[threadIdx.x] > 0; }
 extern "C" __global__ void where(int* out) {
   if (threadIdx.x == 0) out[blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z)] += 1;
 }
@@ -226,6 +229,26 @@ def test_scalars_of_every_size_reach_the_kernel(cp):
     assert out.tolist() == [-4.5, 6.0]
 
 
+def test_none_is_a_null_pointer_as_in_cupy(cp):
+    out = cp.empty((), cp.int32)
+    kernel(cp, "is_null")((1,), (1,), (None, out))
+    assert int(out) == 1
+
+
+def test_what_is_too_small_for_a_normal_number_is_zero_in_float_and_not_in_double(cp):
+    smallest = {"float": 2.0**-126, "double": 2.0**-1022}
+    for real, tiny in smallest.items():
+        x = np.array([tiny, -tiny, tiny / 2, -tiny / 2, 2 * tiny], np.float32 if real == "float" else np.float64)
+        out, positive = cp.empty(5, x.dtype), cp.empty(5, cp.int32)
+        kernel(cp, "halve", real)((1,), (5,), (cp.asarray(x), out))
+        kernel(cp, "is_positive", real)((1,), (5,), (cp.asarray(x), positive))
+        flushed = real == "float"
+        expected = np.where(flushed & (abs(x) < 2 * tiny), np.copysign(0, x), x / 2)
+        assert out.get().tobytes() == expected.astype(x.dtype).tobytes()
+        assert positive.tolist() == [1, 0, not flushed, 0, 1]
+    assert float(np.float32(2.0**-127) / 1) == 2.0**-127  # and afterwards the host is as before
+
+
 def test_launches_and_waits_are_counted(cp):
     out = launched_everywhere(cp, (3,))
     assert (dict(cp.emulation.launches), cp.emulation.waits) == ({"where": 1}, 0)
@@ -302,9 +325,11 @@ def test_arguments_of_the_wrong_type_are_refused(cp):
     for args in [(f64, np.int32(0)), (i32, np.int32(0)), (f32, 0), (f32, np.int64(0)), (f32, np.float32(0)), (f32,)]:
         with pytest.raises(AssertionError, match="store: "):
             store((1,), (1,), args)
-    for args in [(f32.get(), np.int32(0)), (None, np.int32(0)), (f32, "0")]:
+    for args in [(f32.get(), np.int32(0)), (f32, "0")]:
         with pytest.raises(TypeError, match="Unsupported type"):
             store((1,), (1,), args)
+    with pytest.raises(AssertionError, match=r"argument 1 is \*null, not i4"):
+        store((1,), (1,), (f32, None))
     with pytest.raises(AssertionError, match=r"argument 0 is \*f4, not \*i2"):
         kernel(cp, "widen")((1,), (1,), (f32, f32, np.True_, 1.0, f32))
     with pytest.raises(AssertionError, match="argument 3 is f4, not f8"):

@@ -16,7 +16,7 @@ SMALL = {"width": 16, "groups": 2, "steps": 12, "batch": 8}
 # Checks that fail, and why that is right.
 FAILING = {
     "check_estimators_dtypes": "its integers have a row of zeros, which has no direction and is refused",
-    "check_fit2d_1feature": "rows of one positive number are all alike at unit norm; they are refused by that name",
+    "check_fit2d_1feature": "rows of one positive number all point the same way; they are refused by that name",
 }
 
 

@@ -122,9 +122,12 @@ def test_judging_without_them_is_judging_the_others(cli, mixed, network, dtype):
 def test_a_report_leaves_them_out_and_says_so(cli, mixed):
     assert cli("train", mixed, "-o", "run", "--drop-below", "1e-3", *QUICK).exit_code == 0
     assert cli("report", "run", "--drop-below", "1e-3", "-o", "less.html").exit_code == 0
-    assert "250 rows, on which it was trained, 250 left out" in Path("less.html").read_text()
+    less, trained_on = Path("less.html").read_text(), "these are rows that the run was trained on"
+    assert f"{mixed}, 250 left out: 250 rows." in less
+    assert trained_on in less
     assert cli("report", "run", "-o", "all.html").exit_code == 0
-    assert "500 rows, on which it was trained, 250 near zero" in Path("all.html").read_text()
+    assert f"{mixed}, 250 near zero: 500 rows." in Path("all.html").read_text()
+    assert trained_on in Path("all.html").read_text()
 
 
 @pytest.mark.parametrize("share", ["-0.1", "1", "nan", "inf"])

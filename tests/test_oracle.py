@@ -106,7 +106,7 @@ def test_the_trace_of_ties_meets_every_limit_exactly_and_has_neurons_at_work_in_
     assert recipe.fit_begins(c, begin)
     W = trace.at(begin - 1)["W"]
     cosine = W @ W.T - 2 * np.eye(c.width)
-    assert (cosine.max(axis=1)[8:10] == c.hold).all()
+    assert (cosine.max(axis=1)[11:13] == c.hold).all()
     for t in range(1, trace.steps + 1):
         at_work, held = abs(trace.at(t)["dW"]).max(axis=1) > 1e-4, trace.at(t)["held"]
         assert (at_work & ~held).sum() >= 3, t

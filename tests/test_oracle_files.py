@@ -82,7 +82,7 @@ def test_what_should_not_be_there_at_a_step_deviates():
     assert (found.step, found.name, found.expected) == (2, "p", None)
     assert "adapt_every = 3" in found.causes[0]
     found = compare(recorded(), {"2/W_dec": recorded().at(2)["W"]}).deviation
-    assert (found.name, found.causes) == ("W_dec", ["there is no decoder of its own at this step"])
+    assert (found.name, found.causes) == ("W_dec", ["the decoder of its own begins before forming is over"])
     assert "there should be no W_dec" in str(found)
 
 

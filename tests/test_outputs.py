@@ -31,6 +31,12 @@ COMMANDS = {
     "synth": ["synth", "--kind", "hierarchy", "--n", 127],
     "oracle record": ["oracle", "record", "--config", "absent.json"],
     "oracle dump": ["oracle", "dump", "absent", "--backend", "absent"],
+    "harvest": ["harvest", "absent", "--site", "mlp", "--text", "absent.txt"],
+    "llm evaluate": ["llm", "evaluate", "absent", "absent", "--text", "absent.txt"],
+    "llm effects": ["llm", "effects", "absent", "absent", "--text", "absent.txt"],
+    "llm steer": ["llm", "steer", "absent", "absent", "--neuron", 0, "--prompt", "absent"],
+    "llm dashboard": ["llm", "dashboard", "absent", "absent"],
+    "llm features": ["llm", "features", "absent", "absent"],
 }
 
 
@@ -137,8 +143,8 @@ def test_a_disk_that_fills_up_at_the_end_is_told_by_the_path_that_was_given(cli,
     assert not np.any([path.is_file() for path in Path("a").iterdir()])
 
 
-def test_a_missing_matplotlib_is_told_before_anything_is_judged(cli, data, monkeypatch):
-    assert cli("train", data, "-o", "run", *QUICK).exit_code == 0
+def test_neither_the_demo_nor_a_report_needs_matplotlib(cli, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("refgba.report.gather.judge", lambda *_: pytest.fail("judged first"))
-    assert_one_line(cli("report", "run"), "matplotlib")
+    assert cli("demo", "--rows", 500, *QUICK).exit_code == 0
+    result = cli("report", "runs/demo")
+    assert (result.exit_code, result.stdout) == (0, "Wrote report.html\n")

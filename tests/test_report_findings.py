@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from reports import CONFIG, log, params
 
 from refgba.report import RunData, Truth, report
 from refgba.report.findings import findings
 from refgba.runs.judging import summarise
-
-pytest.importorskip("matplotlib", reason="reports are drawn with matplotlib")
 
 
 def said(run):

@@ -18,8 +18,6 @@ from refgba.report import load_run, report
 from refgba.runs.judging import evaluate, load, result, save
 from refgba.runs.trainer import train_run
 
-pytest.importorskip("matplotlib", reason="reports are drawn with matplotlib")
-
 NUMPY = backends.load("numpy")
 
 

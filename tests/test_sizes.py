@@ -72,7 +72,7 @@ def test_a_run_that_needs_more_memory_than_there_is_says_what_would_fit(
     assert_one_line(result, f"of memory with backend {backend}, this machine has 0.000931 GiB; at most ")
     assert sorted(tmp_path.rglob("*")) == before
     method = "topk" if "--method" in flags else "gba"
-    config = METHODS[method].configure(42, "default", width=4096)
+    config = METHODS[method].configure(42, "default", width=4096, dtype="float32")
     for name, value, other in re.findall(r"(?:most|or) (width|batch) (\d+) at \w+ (\d+)", result.stderr):
         sizes = [int(value), int(other)] if name == "width" else [int(other), int(value)]
         assert capacity.least_bytes(backend, config, 42, *sizes) <= 10**6

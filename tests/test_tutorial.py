@@ -7,6 +7,7 @@ So are the settings and numbers on the page for porters (refgba/oracle/format.md
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -44,15 +45,38 @@ every_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter:
 # ---- the tutorial ----------------------------------------------------------------------------------------------------
 
 
+def ignored(paths):
+    """Which of these paths in a checkout git ignores."""
+    asked = subprocess.run(
+        ["git", "check-ignore", "--stdin", "--no-index"],
+        cwd=ROOT, input="\n".join(paths), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if asked.returncode > 1:
+        pytest.skip("not a git checkout")
+    return set(asked.stdout.splitlines())
+
+
 @every_chapter
-def test_a_chapter_gives_what_it_shows(chapter):
-    assert list(changes(TEXT, chapter, run(TEXT, chapter))) == []
+def test_a_chapter_gives_what_it_shows_and_pasting_it_changes_no_file_of_a_checkout(chapter):
+    result = run(TEXT, chapter)
+    assert list(changes(TEXT, chapter, result)) == []
+    assert ignored(result.written) == set(result.written)
 
 
-def test_the_page_for_notebooks_gives_what_it_shows():
+def test_the_page_for_notebooks_gives_what_it_shows_and_changes_no_file_of_a_checkout():
     page = NOTEBOOK.read_text(encoding="utf-8").split("\n")
     for chapter in chapters(page):
-        assert list(changes(page, chapter, run(page, chapter), NOTEBOOK.parent)) == []
+        result = run(page, chapter)
+        assert list(changes(page, chapter, result, NOTEBOOK.parent)) == []
+        assert ignored(result.written) == set(result.written)
+
+
+def test_the_commands_of_readme_write_where_git_looks_away():
+    lines = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if "-o " in line]
+    targets = [found for line in lines for found in re.findall(r"-o ([\w./-]+)", line)]
+    assert len(targets) >= 4
+    assert ignored(targets) == set(targets)
+    assert ignored(["tutorial.md", "docs/notebook.png", "benchmarks/tutorial/real.png", "refgba/runs/demo.py"]) == set()
 
 
 def test_a_dozen_lines_and_no_import_but_refgba_and_numpy_are_enough_for_a_notebook():
@@ -303,7 +327,7 @@ figure, axes = plt.subplots(figsize=(8, 3))
 axes.plot(x, 0.5 * np.sin({frequency} * x), label={label!r})
 axes.set(ylim=(-1, 1))
 axes.legend()
-figure.savefig("benchmarks/tutorial/{name}.png")"""
+figure.savefig("{name}.png")"""
 SHOW = "![a sine](benchmarks/tutorial/sine.png)"
 
 
@@ -335,7 +359,7 @@ def test_a_figure_that_is_missing_or_not_shown_is_found(drawn):
     assert found(drawing(), drawn / "nowhere") == ["benchmarks/tutorial/sine.png: not there yet"]
     assert found(drawing(name="other"), drawn) == [
         "benchmarks/tutorial/sine.png: shown, but not saved",
-        "benchmarks/tutorial/other.png: saved, but not shown",
+        "other.png: saved, but not shown",
     ]
 
 

@@ -5,8 +5,9 @@
     <!-- solution           runs as a ```python block does, but is not shown to readers: an exercise and its value
     ```python refgba/x.py   does not run: a quotation, consecutive lines of that file
 
-Figures are those that a chapter saves and shows, `![...](benchmarks/tutorial/NAME.png)`.  Code runs in an empty folder,
-so nothing is written into the repository before it is compared.
+Figures are those that a chapter saves, as `NAME.png`, and shows, as `![...](benchmarks/tutorial/NAME.png)`.  Code runs
+in an empty folder, so nothing is written into the repository before it is compared.  Pasted into a checkout it changes
+no file of it, since git ignores what a chapter writes.
 
 Results differ between machines in their last digits, and training amplifies that.  So an output agrees when all words
 and whole numbers are equal, and every number with a decimal point is within RELATIVE of what is expected, plus one unit
@@ -108,10 +109,11 @@ def quotations(text: list[str]) -> Iterator[tuple[str, list[str]]]:
 
 @dataclass(frozen=True)
 class Result:
-    """What running a chapter gave: the output of each block, and the PNG files saved, by path."""
+    """What running a chapter gave: the output of each block, the PNG files saved, by path, and all files written."""
 
     outputs: tuple[list[str], ...]
     figures: dict[str, bytes]
+    written: tuple[str, ...] = ()
 
 
 def run(text: list[str], chapter: Chapter) -> Result:
@@ -124,12 +126,11 @@ def run(text: list[str], chapter: Chapter) -> Result:
     mpl.use("Agg")
     with TemporaryDirectory() as folder, chdir(folder), mpl.rc_context(), threadpool_limits(1, "blas"):
         mpl.rcdefaults()
-        for figure in chapter.figures:
-            Path(figure).parent.mkdir(parents=True, exist_ok=True)
         outputs = tuple(_output(text, block, namespace) for block in chapter.blocks)
         plt.close("all")
-        figures = {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*.png")}
-    return Result(outputs, figures)
+        written = {str(path.relative_to(folder)): path for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+        figures = {name: path.read_bytes() for name, path in written.items() if path.suffix == ".png"}
+    return Result(outputs, figures, tuple(written))
 
 
 def _output(text: list[str], block: Block, namespace: dict[str, object]) -> list[str]:
@@ -192,11 +193,13 @@ def changes(text: list[str], chapter: Chapter, result: Result, root: Path = ROOT
         expected = [text[i] for i in block.output]
         if not agrees(expected, got):
             yield f"line {block.output.start + 1}: expected {expected}, got {got}"
-    for figure in sorted({*chapter.figures} - {*result.figures}):
-        yield f"{figure}: shown, but not saved"
-    for figure, png in result.figures.items():
-        if figure not in chapter.figures:
-            yield f"{figure}: saved, but not shown"
+    shown = {Path(figure).name: figure for figure in chapter.figures}
+    for name in sorted({*shown} - {*result.figures}):
+        yield f"{shown[name]}: shown, but not saved"
+    for name, png in result.figures.items():
+        figure = shown.get(name, name)
+        if name not in shown:
+            yield f"{name}: saved, but not shown"
         elif not (root / figure).exists():
             yield f"{figure}: not there yet"
         elif (apart := differs((root / figure).read_bytes(), png)) > FIGURE:
@@ -212,9 +215,9 @@ def rewrite(text: list[str], chapter: Chapter, result: Result, root: Path = ROOT
         if not agrees([text[i] for i in block.output], got):
             shown = text[block.output.start - 1] == "```text"
             text[block.output.start : block.output.stop] = got if shown else ["", "```text", *got, "```"]
-    for figure, png in result.figures.items():
-        path = root / figure
-        if figure in chapter.figures and not (path.exists() and differs(path.read_bytes(), png) <= FIGURE):
+    for figure in chapter.figures:
+        path, png = root / figure, result.figures.get(Path(figure).name)
+        if png is not None and not (path.exists() and differs(path.read_bytes(), png) <= FIGURE):
             path.write_bytes(png)
 
 

@@ -24,7 +24,7 @@ from refgba.data.prefetch import in_order
 from refgba.data.store import Raw, Store, open_store, stored, values
 from refgba.errors import InputError
 from refgba.streams import stream
-from refgba.types import Array, Int64
+from refgba.types import Array, Float64, Int64
 
 BLOCK = 2**20  # about how many bytes of rows are in a block
 WINDOW = 2**28  # about how many bytes of rows `feed` shuffles among themselves
@@ -36,7 +36,8 @@ class Activations:
 
     block: the most rows in a block.  windows: parts of an epoch, each shuffled as one (`feed`).  dropped: the sorted
     numbers of those rows of the store that are left out.  crc: (blocks,) CRC-32 of the stored rows of each block, None
-    before a survey.
+    before a survey.  held_out: the sorted numbers of those among `dropped` that are kept to judge a run on.  centre:
+    (d,) what is subtracted from each row before it is scaled to unit norm, if anything is.
     """
 
     store: Store
@@ -44,6 +45,8 @@ class Activations:
     windows: int
     dropped: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     crc: npt.NDArray[np.uint32] | None = None
+    held_out: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    centre: Float64 | None = None
 
     @property
     def d(self) -> int:
@@ -112,6 +115,13 @@ class Activations:
             x = values(self.read(np.array([k])))
             yield from (x[l : l + size] for l in range(0, len(x), size))
 
+    def held(self, size: int) -> Iterator[Array]:
+        """The rows that are held out, in order, at most `size` at a time; InputError as `stored`."""
+        block = np.searchsorted(self.begins, self.held_out, side="right") - 1
+        for k in np.unique(block).tolist():
+            x = values(self.stored(k))[self.held_out[block == k] - self.begins[k]]
+            yield from (x[l : l + size] for l in range(0, len(x), size))
+
     @cached_property
     def fingerprint(self) -> str:
         """What tells these rows, after a survey, from any others: 64 hexadecimal digits."""
@@ -119,6 +129,8 @@ class Activations:
         digest = hashlib.sha256(f"{self.store.dtype} {self.d} {self.block} {self.windows}".encode())
         for array in (self.begins, self.dropped, self.crc):
             digest.update(array.astype("<i8").tobytes())
+        if self.centre is not None:
+            digest.update(self.centre.astype("<f8").tobytes())
         return digest.hexdigest()
 
     def record(self) -> dict[str, Any]:
@@ -170,12 +182,18 @@ def block_rows(d: int, dtype: str) -> int:
 
 
 def reopen(
-    record: dict[str, Any], dropped: Int64, crc: npt.NDArray[np.uint32], path: Path | None = None
+    record: dict[str, Any],
+    dropped: Int64,
+    crc: npt.NDArray[np.uint32],
+    path: Path | None = None,
+    held_out: Int64 | None = None,
+    centre: Float64 | None = None,
 ) -> Activations:
     """The rows that `record`, by `Activations.record`, describes, from where they were or from `path`.
 
-    Shards that have come since are left out.  InputError names what is not as it was: here that is checked for headers
-    and for the first and the last block, and for any other block when it is read.
+    held_out: the numbers of those among `dropped` that are held out.  Shards that have come since are left out.
+    InputError names what is not as it was: here that is checked for headers and for the first and the last block, and
+    for any other block when it is read.
     """
     store = open_store(Path(record["path"]) if path is None else path)
     for name in ("d", "dtype"):
@@ -187,8 +205,10 @@ def reopen(
     for shard, (name, rows) in zip(store.shards, record["shards"], strict=True):
         if shard.rows != rows:
             raise InputError(f"{shard.path}: has {shard.rows} rows, the run began with {rows} ({name})")
-    data = Activations(store, record["block"], record["windows"], dropped, crc)
-    if len(crc) != len(data.counts) or data.fingerprint != record["fingerprint"]:
+    held_out = np.empty(0, np.int64) if held_out is None else held_out
+    data = Activations(store, record["block"], record["windows"], dropped, crc, held_out, centre)
+    left_out = np.isin(held_out, dropped, assume_unique=True).all()
+    if len(crc) != len(data.counts) or not left_out or data.fingerprint != record["fingerprint"]:
         raise InputError(f"{store.path}: the run's record of its data does not fit: it is damaged")
     data.stored(0)
     data.stored(len(crc) - 1)

@@ -70,7 +70,7 @@ def minibatches(data: Activations, config: Settings, start: int = 0) -> Iterator
             at = 0
             while at < len(order) and left:
                 here = order[at : at + L - filled]
-                parts = [(rows, here[l : l + share], x[filled + l :]) for l in range(0, len(here), share)]
+                parts = [(rows, here[l : l + share], x[filled + l :], data.centre) for l in range(0, len(here), share)]
                 deque(pool.map(write_unit_rows, *zip(*parts, strict=True)), 0)
                 at, filled = at + len(here), filled + len(here)
                 if filled == L:

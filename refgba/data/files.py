@@ -165,11 +165,23 @@ def write_new_folder(path: Path, files: Mapping[str, bytes]) -> None:
 
     InputError as `refuse_full_folder`, and when it cannot be written.
     """
+    with output_folder(path) as partial:
+        for name, data in files.items():
+            (partial / name).write_bytes(data)
+
+
+@contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """Make the folder `path`, and those it is in: the body fills it, and it appears only when all is there.
+
+    InputError as `refuse_full_folder`, and when it cannot be written.
+    """
     refuse_full_folder(path)
     try:
         folder = Path(os.path.realpath(path))  # so that "." has a name and a folder it is in
         folder.parent.mkdir(parents=True, exist_ok=True)
-        write_folder(folder, files)
+        with new_folder(folder) as partial:
+            yield partial
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
@@ -185,8 +197,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for file in partial.iterdir():
-            file.chmod(partial.stat().st_mode & 0o666)  # some libraries make their files private
+        for file in partial.rglob("*"):
+            if not file.is_dir():
+                file.chmod(partial.stat().st_mode & 0o666)  # some libraries make their files private
             flush(file)
         if mode is not None:
             partial.chmod(stat.S_IMODE(mode))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from refgba.data.activations import Activations
+from refgba.data.centre import OFFSET, Location
 from refgba.data.prefetch import in_order
 from refgba.data.store import Shard, Store, values
 from refgba.data.unit_rows import norms
@@ -36,6 +37,8 @@ class Survey:
     median_norm: of the rows as they come, without those of zeros, to within 1%.  faint: how many rows, of those that
     count, have a norm under FAINT of it: at unit norm they weigh as much as any, and may be nothing but noise.
     faint_dropped: how many rows are left out for their norm, which is under the share drop_below of the median.
+    offset, gamma: as in `refgba.data.centre.Location`, where that was asked.  centred: whether the centre is subtracted
+    first; variance is then that of the unit rows of the rest.
     """
 
     rows: int
@@ -45,6 +48,9 @@ class Survey:
     faint: int
     faint_dropped: int
     drop_below: float = 0.0
+    offset: float | None = None
+    gamma: float | None = None
+    centred: bool = False
 
     def record(self) -> dict[str, Any]:
         """All but the number of rows, for JSON."""
@@ -56,8 +62,9 @@ class Survey:
 
 
 def remarks(
-    *, dropped: int, faint: int, faint_dropped: int, median_norm: float | None, drop_below: float, **_others: Any
-) -> Iterator[str]:
+    *, dropped: int, faint: int, faint_dropped: int, median_norm: float | None, drop_below: float,
+    offset: float | None = None, centred: bool = False, **_others: Any,
+) -> Iterator[str]:  # fmt: skip
     """What a user should know of rows that are left out, and of rows near zero that are not; numbers as in `Survey`."""
     if dropped > faint_dropped:
         yield f"{dropped - faint_dropped} rows of zeros are left out"
@@ -68,6 +75,10 @@ def remarks(
             f"{faint} rows have a norm under a thousandth of the median, {median_norm:.3g}, and count in full once "
             f"they are scaled; --drop-below {FAINT:g} skips them"
         )
+    if offset is not None and (centred or offset >= OFFSET):
+        shared = f"all rows share an offset of {offset:.2g} times their typical distance from it, which is no feature"
+        done = "is subtracted" if centred else "hides features; --centre on subtracts it"
+        yield f"{shared} and {done}"
 
 
 class _Norms:
@@ -168,8 +179,11 @@ class Check:
         return index + np.searchsorted(self.dropped - np.arange(len(self.dropped)), index, side="right")
 
 
-def _sum(x: Array, norm: Float64) -> Float64:
-    """The sum of the rows x (L, d), each over its norm: (d,)."""
+def _sum(x: Array, norm: Float64, centre: Float64 | None) -> Float64:
+    """The sum of the rows x (L, d), each over its norm, or less the centre and over the norm of the rest: (d,)."""
+    if centre is not None:
+        x = x - centre
+        norm = norms(x)
     with np.errstate(divide="ignore", invalid="ignore"):  # where a row does not count, `Check` says so
         total: Float64 = np.einsum("l,ld->d", 1 / norm, x)  # not BLAS, whose threads would compete with `in_order`'s
     return total
@@ -187,6 +201,7 @@ def survey(
     drop_zero_rows: bool = False,
     tick: Callable[[int], object] = id,
     drop_below: float = 0.0,
+    location: Location | None = None,
 ) -> tuple[Activations, Survey]:
     """Read every row once: the rows to train on in the arithmetic `dtype`, and what they are like.
 
@@ -195,7 +210,7 @@ def survey(
     shard whose checksum is not that of `meta.json`.  It also refuses rows that all point the same way.
 
     drop_below: rows are left out, too, if their norm is less than this share of the median norm.  At 0 none is; above,
-    blocks that hold such rows are read twice.
+    blocks that hold such rows are read twice.  location: what `refgba.data.centre.locate` said of them, for the record.
     """
     refuse_share(drop_below)
     check = Check(data.store, dtype, drop_zero_rows)
@@ -210,7 +225,7 @@ def survey(
         with np.errstate(invalid="ignore"):  # a signalling NaN is cast; what a caller ignores, this thread does not
             x = values(raw).astype(np.float64)
         norm = norms(x)
-        return zlib.crc32(raw.data), norm, _sum(x, norm)
+        return zlib.crc32(raw.data), norm, _sum(x, norm, data.centre)
 
     with (
         closing(in_order(Shard.verify, data.store.shards, ahead=2)) as verified,
@@ -225,7 +240,7 @@ def survey(
                 sizes.add(norm)
             else:
                 x = check(values(data.stored(k)).astype(np.float64))
-                total, count = total + _sum(x, norms(x)), count + len(x)
+                total, count = total + _sum(x, norms(x), data.centre), count + len(x)
             smallest[k] = norm.min()
             tick(len(norm))
     if count == 0:
@@ -237,10 +252,12 @@ def survey(
         x = values(data.stored(k)).astype(np.float64)
         norm = norms(x)
         small = np.flatnonzero((norm < drop_below * median) & (norm > 0))
-        total, count = total - _sum(x[small], norm[small]), count - len(small)
+        total, count = total - _sum(x[small], norm[small], data.centre), count - len(small)
         sizes.add(norm[small], -1)
         faint.append(data.begins[k] + small)
     dropped = np.sort(np.concatenate([check.dropped, *faint]))
+    if not np.isfinite(total).all():
+        raise InputError(f"{data.store.path}: a row equals the centre of all and has no direction; try --centre off")
     variance = 1 - float(np.sum((total / count) ** 2))  # the mean of ||x||^2 is 1
     if variance < 1e-12:
         raise InputError(f"{data.store.path}: all {count} rows point the same way; there is nothing to learn from them")
@@ -252,4 +269,7 @@ def survey(
         sizes.under(FAINT * median),
         len(dropped) - len(check.dropped),
         drop_below,
+        None if location is None else location.offset,
+        None if location is None else location.gamma,
+        data.centre is not None,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from refgba.data.store import Raw, values
+from refgba.sae import unit_rows
 from refgba.types import Array, Float64, Int64
 
 PIECE = 2**21  # bytes of rows scaled at a time: more would leave the cache, fewer would pass Python's lock to and fro
@@ -20,13 +21,26 @@ def norms(x: Array) -> Float64:
     return lengths
 
 
-def write_unit_rows(rows: Raw, picked: Int64, into: Array) -> None:
+def prepared(x: Array, dtype: str, centre: Float64 | None = None) -> Array:
+    """Rows of activations x (L, d) as a network takes them: less their centre (d,), if any, and at unit norm.
+
+    Computed in `dtype`.  InputError for a row that is all zeros then.
+    """
+    x = x.astype(dtype)
+    if centre is not None:
+        x -= centre
+    return unit_rows(x)
+
+
+def write_unit_rows(rows: Raw, picked: Int64, into: Array, centre: Float64 | None = None) -> None:
     """Write the picked rows, of stored rows (any, d), at unit norm into the first of `into` (at least len(picked), d).
 
-    Computed in the dtype of `into`, to the bit as `refgba.sae.unit_rows`.  No picked row may be all zeros.
+    Computed in the dtype of `into`, to the bit as `prepared`.  No picked row may be all zeros, less its centre (d,).
     """
     size = max(1, PIECE // (into.shape[1] * into.itemsize))
     for l in range(0, len(picked), size):
         x = into[l : min(l + size, len(picked))]
         x[:] = values(rows[picked[l : l + size]])
+        if centre is not None:
+            x -= centre
         x /= np.linalg.norm(x, axis=1, keepdims=True)

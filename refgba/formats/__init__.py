@@ -5,8 +5,11 @@
     saelens.py               SAELens 6, as `saelens` or `saelens-folded`
     dictionary_learning.py   dictionary_learning 0.1, by torch
     npz.py                   our own, exact: NumPy arrays and JSON
+    sparsify.py              sparsify's TopK, to read only
+    gemma_scope.py           Gemma Scope's JumpReLU, a file or a folder, to read only
     parameters.py            the bare arrays W, a, b, b_pre and W_dec of a port, to read only
     fields.py                the fields of their JSON files
+    tensors.py               the tensors of their .safetensors files
 
 A format is a module with the names of `Format`, and FORMATS finds it by the name that `--format` has for it.  `read`
 takes a folder of any of them from anyone and believes nothing in it: nothing is unpickled, and no array is made before
@@ -21,11 +24,11 @@ from typing import Any, Protocol
 
 from refgba.backends.base import AnyConfig, AnyParams
 from refgba.errors import InputError
-from refgba.formats import dictionary_learning, npz, parameters, saelens
+from refgba.formats import dictionary_learning, gemma_scope, npz, parameters, saelens, sparsify
 from refgba.formats.dictionary import Dictionary
 from refgba.formats.fields import rows_taken
 from refgba.formats.trained import from_params
-from refgba.types import Activation
+from refgba.types import Activation, Float64
 
 # What a dictionary's `input` means for rows of activations.
 INPUTS = {
@@ -36,8 +39,18 @@ INPUTS = {
 }
 
 
-class Format(Protocol):
-    """What every format's module provides."""
+class Reader(Protocol):
+    """What the module of a format provides that is read only."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether the folder `path`, or the file, looks like one of this format; never raises."""
+
+    def read(self, path: Path) -> Dictionary:
+        """Read the folder `path`, or the file; InputError, one line with file and field, where that cannot be right."""
+
+
+class Format(Reader, Protocol):
+    """What the module of a format provides that is written too."""
 
     INDEX: str  # the JSON file in its folders
     WEIGHTS: str  # the file of arrays in its folders
@@ -49,16 +62,10 @@ class Format(Protocol):
     def require(self) -> None:
         """InputError when something that writes and reads this format is not installed."""
 
-    def recognises(self, path: Path) -> bool:
-        """Whether the folder `path` looks like one of this format; never raises."""
-
-    def read(self, path: Path) -> Dictionary:
-        """Read the folder `path`; InputError, one line with file and field, for anything that cannot be right."""
-
     def write(self, dictionary: Dictionary, provenance: dict[str, Any], out: Path) -> None:
         """Write a dictionary to the new folder `out`, whole or not at all; InputError if it cannot be.
 
-        provenance, anything JSON can hold, goes along.
+        provenance, anything JSON can hold, goes along.  centre: as in `Dictionary`.
         """
 
 
@@ -68,10 +75,14 @@ FORMATS: dict[str, Format] = {
     "dictionary-learning": dictionary_learning,
     "npz": npz,
 }
-READERS: tuple[Format, ...] = (npz, saelens, dictionary_learning)  # the first that recognises a folder reads it
+READERS: tuple[Format, ...] = (npz, saelens, dictionary_learning)
+ALL: tuple[Reader, ...] = (sparsify, gemma_scope, *READERS)  # the first that recognises a folder reads it
 
 
-def export(params: AnyParams, config: AnyConfig, provenance: dict[str, Any], out: Path, format: str) -> str:
+def export(
+    params: AnyParams, config: AnyConfig, provenance: dict[str, Any], out: Path, format: str,
+    centre: Float64 | None = None,
+) -> str:  # fmt: skip
     """Write a trained network to the folder `out` in one of FORMATS, whole or not at all; says which rows it takes.
 
     provenance, anything JSON can hold, goes along.  InputError when `out` exists and is not an empty folder or cannot
@@ -80,7 +91,7 @@ def export(params: AnyParams, config: AnyConfig, provenance: dict[str, Any], out
     """
     require(format)
     library = FORMATS[format]
-    dictionary = library.NAMES[format](from_params(params, config))
+    dictionary = library.NAMES[format](from_params(params, config, centre))
     library.write(dictionary, provenance, out)
     return rows_taken(dictionary)
 
@@ -93,8 +104,8 @@ def require(format: str) -> None:
 
 
 def is_dictionary(path: Path) -> bool:
-    """Whether `path` looks like a folder that `read` takes, rather than a run."""
-    return any(library.recognises(path) for library in READERS)
+    """Whether `path` looks like a folder or a file that `read` takes, rather than a run."""
+    return any(library.recognises(path) for library in ALL)
 
 
 def bring(source: Path, activation: Activation | None = None) -> Dictionary:
@@ -103,7 +114,7 @@ def bring(source: Path, activation: Activation | None = None) -> Dictionary:
     activation: of a file's network, jumprelu if it is not named.  InputError as `read` and `parameters.read`, and for a
     folder with an activation, since a folder says itself what its activation is.
     """
-    if not source.is_dir():
+    if not source.is_dir() and not is_dictionary(source):
         return parameters.read(source, activation or "jumprelu")
     if activation is not None:
         raise InputError(f"{source}: a folder says itself what its activation is: leave --activation out")
@@ -114,13 +125,13 @@ def read(path: Path) -> Dictionary:
     """Read a folder of any format.
 
     Of SAELens standard, jumprelu and topk are read, of version 6 or before; of dictionary_learning JumpReluAutoEncoder
-    and AutoEncoderTopK.  InputError, one line with file and field, for anything missing, damaged, inconsistent or not
-    supported.
+    and AutoEncoderTopK; of sparsify TopK autoencoders; of Gemma Scope the folder or the .npz file.  InputError, one
+    line with file and field, for anything missing, damaged, inconsistent or not supported.
     """
-    for library in READERS:
+    for library in ALL:
         if library.recognises(path):
             return library.read(path)
     raise InputError(
         f"{path}: not a dictionary, it has neither {npz.INDEX} nor SAELens' {saelens.INDEX}, "
-        f"nor {dictionary_learning.WEIGHTS}"
+        f"nor {dictionary_learning.WEIGHTS}, {sparsify.WEIGHTS} or {gemma_scope.WEIGHTS}"
     )

@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 
 from refgba import baselines
+from refgba.data.unit_rows import prepared
 from refgba.errors import InputError
 from refgba.sae import unit_rows
-from refgba.types import Array
+from refgba.types import Array, Float64
 
 Input = Literal["raw", "unit", "sqrt_d", "layer_norm"]
 
@@ -38,6 +39,8 @@ class Dictionary:
     input: what `prepare` makes of a row of activations.  "raw": nothing.  "unit": scaled to unit norm, as our training
     does.  "sqrt_d": scaled to norm √d, SAELens' constant_norm_rescale.  "layer_norm": SAELens' of that name, less the
     row's mean and over its standard deviation.  Reconstructions are of the prepared rows.
+
+    centre: (d,) float64, what "unit" rows lose before they are scaled, None if nothing (`refgba.data.centre`).
     """
 
     W_enc: Array
@@ -48,6 +51,7 @@ class Dictionary:
     subtract_b_dec: bool
     input: Input
     k: int | None = None
+    centre: Float64 | None = None
 
     def __post_init__(self) -> None:
         if self.W_enc.ndim != 2 or self.W_enc.size == 0:
@@ -71,6 +75,13 @@ class Dictionary:
             raise InputError(f"k is {self.k}, it should be from 1 to {len(self.W_enc)}, the number of neurons")
         if self.k is not None and self.threshold.any():
             raise InputError(f"with thresholds there cannot be a k ({self.k}) too")
+        if self.centre is not None:
+            if self.input != "unit":
+                raise InputError(f"a centre goes with unit rows only, not with {self.input} ones")
+            if self.centre.shape != (self.W_enc.shape[1],) or self.centre.dtype != np.float64:
+                raise InputError(f"the centre should be ({self.W_enc.shape[1]},) float64 numbers")
+            if not np.isfinite(self.centre).all():
+                raise InputError("the centre holds a NaN or an infinity")
         if self.input == "layer_norm" and self.W_enc.shape[1] < 2:
             raise InputError("layer_norm needs at least 2 dimensions")
 
@@ -88,6 +99,8 @@ class Dictionary:
 
         InputError for a row of zeros that should get a norm.
         """
+        if self.input == "unit":
+            return prepared(x, str(self.W_enc.dtype), self.centre)
         x = x.astype(self.W_enc.dtype, copy=False)
         if self.input == "raw":
             return x
@@ -96,8 +109,8 @@ class Dictionary:
             # n - 1, and 1e-5 beside the deviation rather than the variance, as SAELens does with torch's `std`.
             scaled: Array = x / (x.std(axis=1, ddof=1, keepdims=True) + 1e-5)
             return scaled
-        unit = unit_rows(x)
-        return unit * math.sqrt(x.shape[1]) if self.input == "sqrt_d" else unit
+        at_norm: Array = unit_rows(x) * math.sqrt(x.shape[1])
+        return at_norm
 
     def encode(self, x: Array) -> tuple[Array, Array]:
         """Margins, above 0 exactly where a neuron is active, and codes s of prepared rows x (L, d), each (L, M).
@@ -129,6 +142,11 @@ class Dictionary:
     def at_norm_sqrt_d(self) -> Dictionary:
         """The same network of unit rows for rows of norm √d: its codes are √d times as large."""
         assert self.input == "unit"
+        if self.centre is not None:
+            raise InputError(
+                "rows were centred before they were scaled, which SAELens cannot do to raw activations: saelens-folded "
+                "takes the rows that `refgba_centre` and the norm make, and npz holds all of it"
+            )
         scale = math.sqrt(self.W_enc.shape[1])
         scaled = {name: getattr(self, name) * scale for name in ("b_enc", "threshold", "b_dec")}
         return replace(self, **scaled, input="sqrt_d")

@@ -17,7 +17,7 @@ import numpy as np
 from refgba.data.files import read_json, regular_size, write_new_folder
 from refgba.errors import InputError, brief
 from refgba.formats.dictionary import ARRAYS, Dictionary, Input
-from refgba.formats.fields import choice, count, json_bytes, k_field, note
+from refgba.formats.fields import centre_field, choice, count, json_bytes, k_field, note
 from refgba.types import Array
 
 INDEX, WEIGHTS = "config.json", "ae.pt"
@@ -96,7 +96,8 @@ def read(path: Path) -> Dictionary:
         raise InputError(f"{weights}: damaged, or not the weights of {kind} ({brief(error)})") from None
     input: Input = "unit" if fields.get("refgba_input") == "unit" else "raw"
     try:
-        return Dictionary(**arrays, subtract_b_dec=k is not None, input=input, k=k)
+        centre = centre_field(index, fields, input)
+        return Dictionary(**arrays, subtract_b_dec=k is not None, input=input, k=k, centre=centre)
     except InputError as error:
         raise InputError(f"{weights}: {error}") from None
 

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from refgba.errors import InputError, brief
 from refgba.formats.dictionary import Dictionary
+from refgba.types import Float64
 
 T = TypeVar("T")
 
@@ -44,6 +47,8 @@ def shown(value: Any) -> str:
 def rows_taken(dictionary: Dictionary) -> str:
     """Which rows to give to a library that has opened the dictionary, for a person."""
     rows = "rows scaled to unit norm, which it reconstructs" if dictionary.input == "unit" else "raw activations"
+    if dictionary.centre is not None:
+        rows = "rows less refgba_centre, then scaled to unit norm, which it reconstructs"
     if dictionary.input == "sqrt_d":
         rows += "; leave out rows of zeros, which have no norm to be scaled to and become NaN"
     return f"takes {rows}"
@@ -52,7 +57,22 @@ def rows_taken(dictionary: Dictionary) -> str:
 def note(dictionary: Dictionary, provenance: dict[str, Any]) -> dict[str, Any]:
     """What files for other libraries say beside the numbers: which rows to give to the library, and the provenance."""
     unit = dictionary.input == "unit"
-    return {"refgba_input": "unit" if unit else "raw", "refgba_note": rows_taken(dictionary), "refgba": provenance}
+    centre = {} if dictionary.centre is None else {"refgba_centre": dictionary.centre.tolist()}
+    rows = {"refgba_input": "unit" if unit else "raw", "refgba_note": rows_taken(dictionary)}
+    return rows | centre | {"refgba": provenance}
+
+
+def centre_field(path: Path, fields: Mapping[str, Any], input: str) -> Float64 | None:
+    """The centre that `note` wrote; InputError for anything else in its place."""
+    listed = fields.get("refgba_centre")
+    if listed is None or input != "unit":
+        return None
+    if not isinstance(listed, list) or not all(type(value) in (int, float) for value in listed):
+        raise InputError(f"{path}: refgba_centre should be a list of numbers, not {shown(listed)}")
+    try:
+        return np.array(listed, np.float64)
+    except OverflowError:
+        raise InputError(f"{path}: refgba_centre holds a number that is too large") from None
 
 
 def k_field(dictionary: Dictionary) -> dict[str, int]:

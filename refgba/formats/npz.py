@@ -60,9 +60,10 @@ def read(path: Path) -> Dictionary:
     subtract_b_dec = boolean(index, "subtract_b_dec", fields.get("subtract_b_dec"))
     input = choice(index, "input", fields.get("input"), {name: name for name in get_args(Input)})
     k = count(index, "k", fields["k"]) if "k" in fields else None
-    arrays = read_arrays(weights, ARRAYS)
+    arrays = read_arrays(weights, ARRAYS, optional=("centre",))
     try:
-        return Dictionary(**arrays, subtract_b_dec=subtract_b_dec, input=input, k=k)
+        centre: Any = arrays.pop("centre", None)
+        return Dictionary(**arrays, subtract_b_dec=subtract_b_dec, input=input, k=k, centre=centre)
     except InputError as error:
         raise InputError(f"{weights}: {error}") from None
 
@@ -74,6 +75,8 @@ def write(dictionary: Dictionary, provenance: dict[str, Any], out: Path) -> None
     """
     weights = io.BytesIO()
     arrays: dict[str, Any] = {**dictionary.arrays()}
+    if dictionary.centre is not None:
+        arrays["centre"] = dictionary.centre
     np.savez(weights, **arrays)
     fields = {
         "activation": dictionary.activation,

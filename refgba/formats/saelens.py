@@ -14,7 +14,6 @@ would mean something else is refused.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from refgba.data.files import read_json, regular_size, write_new_folder
-from refgba.data.store import values
 from refgba.errors import InputError, brief
 from refgba.formats.dictionary import Dictionary, Input, shapes
-from refgba.formats.fields import boolean, choice, count, json_bytes, k_field, note, shown
+from refgba.formats.fields import boolean, centre_field, choice, count, json_bytes, k_field, note, shown
+from refgba.formats.tensors import tensor
 from refgba.sae import unit_rows
 from refgba.types import Array
 
 INDEX, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.54.12"  # of the format that is written; a folder without a version is taken for one before 6 by SAELens
 NORMALISATIONS: dict[str, Input] = {"none": "raw", "constant_norm_rescale": "sqrt_d", "layer_norm": "layer_norm"}
-FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' codes of what weights may be
 # SAELens' name of the dtype it computes in: the dtype that computes here.
 DTYPES = {"float64": "float64", "float32": "float32", "bfloat16": "float32", "float16": "float32"}
 DTYPES |= {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
@@ -105,7 +103,9 @@ def read(path: Path) -> Dictionary:
             norm = np.linalg.norm(arrays["W_dec"], axis=1)  # (M,)
             arrays["W_dec"] = unit_rows(arrays["W_dec"])
             arrays |= {"W_enc": arrays["W_enc"] * norm[:, None], "b_enc": arrays["b_enc"] * norm}
-        return Dictionary(**arrays, subtract_b_dec=subtract_b_dec, input=input, k=k)
+        metadata = cfg.get("metadata")
+        centre = centre_field(file, metadata if isinstance(metadata, dict) else {}, input)
+        return Dictionary(**arrays, subtract_b_dec=subtract_b_dec, input=input, k=k, centre=centre)
     except InputError as error:
         raise InputError(f"{weights}: {error}") from None
 
@@ -140,9 +140,9 @@ def _weights(path: Path, M: int, d: int, jump: bool, dtype: str) -> dict[str, Ar
             missing = [name for name in expected if name not in names]
             if missing:
                 raise InputError(f"{missing[0]} is missing")
-            arrays = {name: _tensor(path, file, name, shape).astype(dtype) for name, shape in expected.items()}
+            arrays = {name: tensor(path, file, name, shape, INDEX).astype(dtype) for name, shape in expected.items()}
             more = names - set(expected)
-            if "scaling_factor" in more and (_tensor(path, file, "scaling_factor", (M,)) == 1).all():
+            if "scaling_factor" in more and (tensor(path, file, "scaling_factor", (M,), INDEX) == 1).all():
                 more.remove("scaling_factor")  # older versions wrote one that does nothing
             if more:
                 raise InputError(f"holds {shown(min(more))}, which changes what the others mean and is not supported")
@@ -153,24 +153,3 @@ def _weights(path: Path, M: int, d: int, jump: bool, dtype: str) -> dict[str, Ar
     except (SafetensorError, OSError, MemoryError, ValueError) as error:
         raise InputError(f"damaged or cannot be read ({brief(error)})") from None
     return {"threshold": np.zeros(M, dtype)} | arrays | {"W_enc": arrays["W_enc"].T}
-
-
-def _tensor(path: Path, file: Any, name: str, shape: tuple[int, ...]) -> Array:
-    """A tensor that is there; InputError when it has another shape, or holds no floating-point numbers."""
-    tensor = file.get_slice(name)
-    actual = tuple(tensor.get_shape())
-    if actual != shape:
-        raise InputError(f"{name} has shape {str(actual)[:60]}, by {INDEX} it should be {shape}")
-    if tensor.get_dtype() not in FLOATS:
-        raise InputError(f"{name} holds {tensor.get_dtype()}; it should hold one of {', '.join(FLOATS)}")
-    array: Array = _bfloat16(path, name).reshape(shape) if tensor.get_dtype() == "BF16" else file.get_tensor(name)
-    return array
-
-
-def _bfloat16(path: Path, name: str) -> Array:
-    """The values of a bfloat16 tensor, for which safetensors has no NumPy dtype, in a file that it has accepted."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        start, stop = json.loads(file.read(size))[name]["data_offsets"]
-        file.seek(8 + size + start)
-        return values(np.frombuffer(file.read(stop - start), np.uint16))

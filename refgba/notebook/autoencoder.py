@@ -97,8 +97,11 @@ class Autoencoder(ABC):
 
     def _at_scale(self, f: Array, prepared: Array, x: Array) -> Array:
         """Reconstructions f (L, d) of prepared rows, at the scale that the rows x (L, d) had before."""
-        scale: Array = np.linalg.norm(x, axis=1) / np.linalg.norm(prepared, axis=1)  # (L,)
-        return f * scale[:, None].astype(f.dtype)
+        centre = self._coder().centre
+        left = x if centre is None else x - centre
+        scale: Array = np.linalg.norm(left, axis=1) / np.linalg.norm(prepared, axis=1)  # (L,)
+        scaled: Array = f * scale[:, None].astype(f.dtype)
+        return scaled if centre is None else scaled + centre.astype(f.dtype)
 
     # ---- how good it is ----------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import numpy as np
 from refgba import __version__
 from refgba.baselines import CHOICES, METHODS
 from refgba.data.activations import Activations
+from refgba.data.centre import Centring
 from refgba.errors import InputError
 from refgba.formats.dictionary import Dictionary
 from refgba.formats.trained import from_params
@@ -27,8 +28,8 @@ from refgba.runs.memory import MemoryRun, Record
 from refgba.runs.settings import Request, flags
 from refgba.types import Activation, Array, Dtype, Float64
 
-WRITTEN = ("config", "sha256", "refgba")  # fields of state.json that `folder.write_network` fills in
-OF_TRAINING = ("method", "recipe", "backend", "drop_zero_rows", "verbose")  # parameters that are no settings
+WRITTEN = ("config", "sha256", "refgba", "centred")  # fields of state.json that `folder.write_network` fills in
+OF_TRAINING = ("method", "recipe", "backend", "drop_zero_rows", "centre", "verbose")  # no settings of a network
 
 
 class NotFitted(InputError, AttributeError):
@@ -48,6 +49,7 @@ class GBA(Autoencoder):
 
     method: gba, ba (one group), l1, topk, batchtopk or jumprelu.  recipe: default or paper.  backend: what computes,
     one of `refgba.backends.NAMES`.  drop_zero_rows: whether `fit` leaves out rows of zeros, which it refuses otherwise.
+    centre: whether a constant that all rows share is subtracted first: "auto", where it hides features, "on" or "off".
     verbose: whether `fit` shows a bar where someone watches.
 
     The others are the settings of `refgba train`, under the names of its flags.  Those that are None are chosen as it
@@ -59,7 +61,8 @@ class GBA(Autoencoder):
 
     def __init__(
         self, method: str = "gba", *, recipe: str = "default", backend: str | None = None,
-        drop_zero_rows: bool = False, verbose: bool = True, width: int | None = None, groups: int | None = None,
+        drop_zero_rows: bool = False, centre: Centring = "auto", verbose: bool = True,
+        width: int | None = None, groups: int | None = None,
         htf: float | None = None, ltf: float | None = None, gamma_minus: float | None = None,
         gamma_plus: float | None = None, adapt_every: int | None = None, eps: float | None = None,
         steps: int | None = None, batch: int | None = None, lr: float | None = None, beta1: float | None = None,
@@ -126,19 +129,21 @@ class GBA(Autoencoder):
         return self.fit(X).transform(X)
 
     def _train_in_memory(self, data: Activations, choices: launch.Choices, drop: bool) -> None:
-        run, backend, config = MemoryRun(data, choices, drop), choices.backend, choices.config
+        run = MemoryRun(data, choices, drop, centring=self.get_params()["centre"])
+        backend, config = choices.backend, choices.config
         history = self._follow(run.steps(), config.steps)
         params, counters, record = backend.params(run.state), backend.counters(run.state), run.record()
         state = {"step": config.steps, "refgba": __version__} | record.origin
-        coder = Network(choices.names["backend"], config, params, run.state)
-        self._adopt(folder.Network(Path(), config, params, state), coder, history)
+        coder = Network(choices.names["backend"], config, params, run.state, record.data.centre)
+        self._adopt(folder.Network(Path(), config, params, state, record.data.centre), coder, history)
         self._record, self._fired = record, counters.counts / counters.rows
 
     def _train_in_folder(self, data: Activations, plan: launch.Plan, drop: bool) -> None:
-        ready = plan.launch(data, drop)
+        ready = plan.launch(data, drop, centring=self.get_params()["centre"])
         history = self._follow(ready.steps(int), plan.config.steps)
         network = folder.open_network(plan.path)
-        self._adopt(network, Network(plan.names["backend"], network.config, network.params), history)
+        coder = Network(plan.names["backend"], network.config, network.params, centre=network.centre)
+        self._adopt(network, coder, history)
 
     def _follow(self, progress: Iterator[Progress], steps: int) -> list[dict[str, Any]]:
         """The log of a training that is followed to its end."""
@@ -157,7 +162,8 @@ class GBA(Autoencoder):
         """The fitted estimator of a network that was read; `refgba.load` calls it."""
         given = asdict(network.config) | {"method": network.config.method, "backend": backend}
         model = cls(**given)
-        model._adopt(network, Network(backend or "numpy", network.config, network.params), history)
+        coder = Network(backend or "numpy", network.config, network.params, centre=network.centre)
+        model._adopt(network, coder, history)
         return model
 
     # ---- what `Autoencoder` asks for ---------------------------------------------------------------------------------
@@ -173,11 +179,13 @@ class GBA(Autoencoder):
 
     def _dictionary(self) -> tuple[Dictionary, dict[str, Any]]:
         network = self._fitted()
-        return from_params(network.params, network.config), network.provenance()
+        return from_params(network.params, network.config, network.centre), network.provenance()
 
     def _evaluation(self, chunks: Iterator[Array], top: int) -> Evaluation:
         network = self._fitted()
-        return judging.evaluate(network.params, network.config, self._codes.backend, chunks, top=top)
+        return judging.evaluate(
+            network.params, network.config, self._codes.backend, chunks, top=top, centre=network.centre
+        )
 
     def _result(self, evaluation: Evaluation) -> dict[str, Any]:
         return judging.result(evaluation, self._fitted().config)
@@ -219,7 +227,7 @@ class GBA(Autoencoder):
             raise InputError(f"{out}: is not empty; choose another folder or remove it")
         kept = {name: value for name, value in network.state.items() if name not in WRITTEN}
         try:
-            folder.write_network(out, network.params, network.config, kept)
+            folder.write_network(out, network.params, network.config, kept, centre=network.centre)
         except OSError as error:
             raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
         return out

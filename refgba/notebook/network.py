@@ -7,8 +7,8 @@ from typing import Any
 from refgba import backends
 from refgba.backends.base import AnyConfig, AnyParams, Backend, HostState
 from refgba.baselines import METHODS
-from refgba.sae import unit_rows
-from refgba.types import Array
+from refgba.data.unit_rows import prepared
+from refgba.types import Array, Float64
 
 
 class Network:
@@ -18,10 +18,15 @@ class Network:
     it has that.
     """
 
-    def __init__(self, name: str, config: AnyConfig, params: AnyParams, state: Any = None) -> None:
-        """name: of the backend.  params: on the host.  state: the backend's after training, None if it is not known."""
+    def __init__(
+        self, name: str, config: AnyConfig, params: AnyParams, state: Any = None, centre: Float64 | None = None
+    ) -> None:
+        """name: of the backend.  params: on the host.  state: the backend's after training, None if it is not known.
+
+        centre: (d,) of the rows, None if nothing is subtracted from them.
+        """
         self.name, self.config, self.params = name, config, params
-        self.trained = state is not None
+        self.trained, self.centre = state is not None, centre
         self._state = state
         self._host: HostState | None = None
 
@@ -55,8 +60,8 @@ class Network:
         return self.params.W
 
     def prepare(self, x: Array, /) -> Array:
-        """Rows (L, d) as the network sees them: at unit norm, in its dtype."""
-        return unit_rows(x.astype(self.config.master))
+        """Rows (L, d) as the network sees them: less their centre, if any, at unit norm, in its dtype."""
+        return prepared(x, self.config.master, self.centre)
 
     def encode(self, x: Array, /) -> tuple[Array, Array]:
         """Pre-activations and codes of prepared rows x (L, d), each (L, M)."""

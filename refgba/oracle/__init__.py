@@ -22,6 +22,9 @@ The files, in the order in which to read them:
     report        `Report` and `Deviation`, for a person or for JSON
     validation    which arrays may be a trace, or compared with one
     traces        traces and candidates as files, and our backends as candidates
+    window        a window of a run of `refgba train` as a trace
+    derived       the settings that follow from the data, for those who derive them again
+    commands      `refgba oracle`
 """
 
 from __future__ import annotations

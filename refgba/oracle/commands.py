@@ -1,4 +1,4 @@
-"""The command line of the oracle: `refgba oracle record | check | dump | format`."""
+"""The commands of `refgba oracle`: they parse, call and print."""
 
 from __future__ import annotations
 
@@ -8,23 +8,40 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import click
+from click.core import ParameterSource
 
 from refgba import backends
 from refgba.config import GBAConfig
 from refgba.data import files
 from refgba.errors import InputError
-from refgba.oracle import traces
+from refgba.oracle import derived, traces
 from refgba.oracle.place import Starts
+from refgba.oracle.window import opened
 from refgba.recipe import RECIPES
 from refgba.runs import console
 from refgba.runs.options import json_option, output_option
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
 
+PAGE = Path(__file__).with_name("format.md")
+
 
 @click.group("oracle")
 def oracle_group() -> None:
     """Check another implementation of GBA: what every step must give, and which quantity is the first to differ."""
+
+
+class Steps(click.ParamType[tuple[int, int]]):
+    """Two numbers of steps, START:STOP, both of which are meant."""
+
+    name = "START:STOP"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """The first and the last step."""
+        parts = str(value).split(":")
+        if len(parts) != 2 or not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
+            self.fail(f"{value!r} should be two numbers of steps, like 1599:1602", param, ctx)
+        return int(parts[0]), int(parts[1])
 
 
 @oracle_group.command("record")
@@ -40,20 +57,79 @@ def oracle_group() -> None:
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="what passes an open gate")
 @click.option("--untied/--tied", default=None, help="a decoder of its own")
 @click.option("--ties", is_flag=True, help="decisions exactly at their limits, with settings of its own")
+@click.option("--run", type=Path, help="record steps of the run in this folder, on its data, whatever its dtype")
+@click.option("--window", type=Steps(), help="which steps of --run  [default: two on each side of the change of phase]")
+@click.option("--data", type=Path, help="where the data of --run are, if they have moved")
+@click.pass_context
 def oracle_record(
-    out: Path, recipe: str, config_file: Path | None, d: int, first: int | None, ties: bool, **flags: Any
+    ctx: click.Context, /, out: Path, recipe: str, config_file: Path | None, d: int, first: int | None, ties: bool,
+    run: Path | None, window: tuple[int, int] | None, data: Path | None, **flags: Any,
 ) -> None:  # fmt: skip
-    """Record a trace of the reference in float64, on synthetic rows: every quantity of every step."""
-    if ties:
-        if config_file is not None or first is not None or any(value is not None for value in flags.values()):
-            raise InputError("--ties has settings of its own; no other can be given")
+    """Record a trace of the reference in float64: every quantity of every step, on synthetic rows or those of a run."""
+    given = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE} - {"out"}
+    if run is None and given & {"window", "data"}:
+        raise InputError("--window and --data are of a run; name it with --run")
+    if run is not None and given - {"run", "window", "data"}:
+        raise InputError("--run has settings of its own; only --window and --data can be given")
+    if ties and given - {"ties"}:
+        raise InputError("--ties has settings of its own; no other can be given")
+    origin: dict[str, Any] = {}
+    if run is not None:
+        part = opened(run, window, data)
+        with console.counting("repeating", part.repeated) as tick:
+            trace, origin = part.trace(tick), part.origin
+    elif ties:
         trace = traces.ties()
     else:
         config = cast(GBAConfig, Request(flags, "gba", recipe, config_file).config(d, **traces.SMALL))
         trace = traces.example(replace(config, dtype="float64"), d, first)
-    traces.write_trace(trace, out)
+    traces.write_trace(trace, out, origin)
+    steps = f"steps {trace.first} to {trace.numbers[-1]}" if origin else f"{trace.steps} steps"
+    came = f", from a state in {origin['dtype']}" if origin else ""
     neurons = f"{trace.config.width} neurons, d = {trace.d}"
-    console.line(f"Wrote {out}: {trace.steps} steps of {neurons}, {len(trace.arrays)} arrays")
+    console.line(f"Wrote {out}: {steps} of {neurons}, {len(trace.arrays)} arrays{came}")
+
+
+@oracle_group.command("settings")
+@click.argument("given", type=Path, required=False)
+@click.option("--d", type=click.IntRange(1), required=True, help="dimensions of the rows")
+@click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest")
+@click.option("--config", "config_file", type=Path, help="JSON file of settings that are chosen; flags win over it")
+@click.option("--width", type=int, help="M  [default: from the recipe]")
+@click.option("--steps", type=int, help="T  [default: from the recipe]")
+@click.option("--batch", type=int, help="L  [default: from the recipe]")
+@json_option
+@click.pass_context
+def oracle_settings(
+    ctx: click.Context,
+    /,
+    given: Path | None,
+    d: int,
+    recipe: str,
+    config_file: Path | None,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Print what `train` derives on rows of --d dimensions: settings, F, and the groups' sizes and targets.
+
+    With GIVEN, a JSON object of such settings that a port derived, say which of them differ; exit status 1 when any
+    does.
+    """
+    config = cast(GBAConfig, Request(flags, "gba", recipe, config_file).config(d))
+    right = derived.derived(config)
+    if given is None:
+        lines = (f"{name:13} {value}" for name, value in right.items())
+        console.lines(json.dumps(right) if as_json else "\n".join(lines))
+        return
+    try:
+        wrong = derived.differences(right, files.read_json(given))
+    except InputError as error:
+        raise InputError(str(error) if str(given) in str(error) else f"{given}: {error}") from None
+    if as_json:
+        console.lines(json.dumps({"agrees": not wrong, "differences": wrong, "settings": right}))
+    else:
+        console.lines("\n".join(wrong) if wrong else "all settings given are as `train` derives them")
+    ctx.exit(1 if wrong else 0)
 
 
 @oracle_group.command("check")
@@ -93,4 +169,4 @@ def oracle_dump(trace: Path, out: Path, backend: str, dtype: Dtype, starts: Star
 @oracle_group.command("format")
 def oracle_format() -> None:
     """Print the page that describes traces and dumps."""
-    console.lines(Path(__file__).with_name("format.md").read_text(encoding="utf-8").removesuffix("\n"))
+    console.lines(PAGE.read_text(encoding="utf-8").removesuffix("\n"))

@@ -54,8 +54,10 @@ def compare(
 
     def report(deviation: Deviation | None) -> Report:
         lacks = missing(trace, steps)
-        recomputed = [name for name in lacks if name.split(" ")[0] in STATE and starts == "own" and max(steps) > 1]
-        return Report(agree, sorted(steps), tolerance, flips, nearest, trace.steps, lacks, recomputed, deviation)
+        ran_on = starts == "own" and max(steps) > trace.first
+        recomputed = [name for name in lacks if name.split(" ")[0] in STATE and ran_on]
+        computed = sorted(steps.keys() - {trace.first - 1})
+        return Report(agree, computed, tolerance, flips, nearest, trace.steps, lacks, recomputed, deviation)
 
     with np.errstate(all="ignore"):  # mistakes divide by zero
         for place in _in_order(trace, steps, starts, tolerance):
@@ -70,7 +72,7 @@ def compare(
 
 
 def _in_order(trace: Trace, candidate: Steps, starts: Starts, tolerance: float) -> Iterator[Beginning | Place]:
-    if 0 in candidate:
+    if trace.first - 1 in candidate:
         yield Beginning(trace, candidate, tolerance)
     yield from places(trace, candidate, starts, tolerance)
 
@@ -79,7 +81,7 @@ def _deviation(place: Place | Beginning, name: str, trace: Trace, candidate: Ste
     """What to say of a quantity that deviates."""
     got = place.values[name].astype(np.float64)
     if isinstance(place, Beginning):
-        return _at_worst(name, 0, place.expected[name], got, place.allowed(name), [BEGINNING], [], [])
+        return _at_worst(name, place.t, place.expected[name], got, place.allowed(name), [BEGINNING], [], [])
     if name not in place.there:
         why, first = why_nothing(name, place.t, trace.config), float(got.flat[0])
         return Deviation(name, place.t, [0] * got.ndim, None, first, 0.0, got.size, got.size, [why], [], [])

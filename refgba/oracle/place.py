@@ -26,9 +26,9 @@ class Beginning:
     """What a candidate holds of the state before the first step, and what was expected."""
 
     def __init__(self, trace: Trace, candidate: Steps, tolerance: float) -> None:
-        """From a candidate that has a step 0; tolerance is relative to each value."""
-        self.t = 0
-        self.values, self.expected, self.tolerance = candidate[0], trace.at(0), tolerance
+        """From a candidate that holds some of it; tolerance is relative to each value."""
+        self.t = trace.first - 1
+        self.values, self.expected, self.tolerance = candidate[self.t], trace.at(self.t), tolerance
         self.ordered = [name for name in STATE if name in self.values]
         self.flipped: list[tuple[int, int, int]] = []
 
@@ -42,7 +42,7 @@ class Beginning:
 
 
 class Place:
-    """What a candidate holds of one step t = 1.., and what was expected.
+    """What a candidate holds of one recorded step t, and what was expected.
 
     ordered: the names of its quantities in the order of the algorithm.  there: the names that the step has.  flipped:
     (step, row, neuron) of the gates that rounding may have flipped.  unsure: by how much the state before the step may
@@ -53,7 +53,7 @@ class Place:
     def __init__(
         self, trace: Trace, candidate: Steps, t: int, starts: Starts, tolerance: float, last: Place | None = None
     ) -> None:
-        """Step t, which the candidate may lack; last: the step before it, None for t = 1.
+        """Step t, which the candidate may lack; last: the step before it, None for the trace's first.
 
         tolerance: relative to the size of each quantity (`rounding`).
         """
@@ -155,7 +155,7 @@ def places(
     trace: Trace, candidate: Steps, starts: Starts, tolerance: float, last: Place | None = None
 ) -> Iterator[Place]:
     """The steps of a candidate that come after the step `last`, in order; all of them if it is None."""
-    for t in range(last.t + 1 if last else 1, max(candidate) + 1):
+    for t in range(last.t + 1 if last else trace.first, max(candidate) + 1):
         if starts == "own" or t in candidate:
             last = Place(trace, candidate, t, starts, tolerance, last)
             yield last

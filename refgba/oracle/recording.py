@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,18 +23,25 @@ LARGEST = 2**32  # bytes of a trace
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What the reference did: the settings, and the quantities of every step by name.
+    """What the reference did: the settings, and the quantities of consecutive steps by name.
 
-    Step 0 has the state before the first (`stepwise.STATE`), steps 1.. all that `stepwise.names` lists.
+    quantities: first the state before the first recorded step (`stepwise.STATE`), then of each step all that
+    `stepwise.names` lists.  first: the number of the first recorded step, 1 unless a window of a run was recorded.
     """
 
     config: GBAConfig
     quantities: list[dict[str, Value]]
+    first: int = 1
 
     @property
     def steps(self) -> int:
         """Number of recorded steps."""
         return len(self.quantities) - 1
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the recorded steps."""
+        return range(self.first, self.first + self.steps)
 
     @property
     def d(self) -> int:
@@ -44,21 +51,25 @@ class Trace:
     @property
     def arrays(self) -> dict[str, Value]:
         """All arrays by step and name, "3/dW"."""
-        return {f"{t}/{name}": value for t, step in enumerate(self.quantities) for name, value in step.items()}
+        numbered = enumerate(self.quantities, start=self.first - 1)
+        return {f"{t}/{name}": value for t, step in numbered for name, value in step.items()}
 
     def at(self, t: int) -> dict[str, Value]:
-        """The quantities of step t by name."""
-        return self.quantities[t]
+        """The quantities of step t by name; of the step before the first, the state after it."""
+        if t < self.first - 1:
+            raise IndexError(f"step {t} is before the recorded ones")
+        return self.quantities[t - self.first + 1]
 
     def before(self, t: int) -> dict[str, Value]:
-        """What a port takes over before step t = 1..: the state after step t - 1, by the names in `stepwise.STATE`."""
+        """What a port takes over before a recorded step t: what step t - 1 left, by the names in `stepwise.STATE`."""
         return state_of(self.at(t - 1))
 
     def step(self, t: int, state: Mapping[str, Value] | None = None, **more: Mapping[str, Any]) -> Step:
         """Step t from the trace's state or another; `more` goes to `stepwise.Step`."""
         every = self.config.adapt_every
         adapted = (t - 1) // every * every  # the last step before t that line 6 followed
-        last = self.at(adapted) | {"b before": self.at(adapted - 1)["b"]} if adapted else None
+        known = adapted >= self.first
+        last = self.at(adapted) | {"b before": self.at(adapted - 1)["b"]} if known else None
         return Step(self.config, t, self.at(t)["rows"], state or self.before(t), last=last, **more)
 
 
@@ -69,16 +80,28 @@ def record(config: GBAConfig, X: Array, start: Params | None = None) -> Trace:
     draws.  Raises InputError unless X is a whole number of batches, at most as many as the run has; for another dtype
     than float64 in the settings, for a row of zeros, and for a trace of more than LARGEST bytes.
     """
-    L, (N, d), M = config.batch, X.shape, config.width
+    L, (N, d) = config.batch, X.shape
     if N % L or not 0 < N // L <= config.steps:
         raise InputError(f"{N} rows should be from 1 to {config.steps} batches of {L} rows")
     if config.dtype != "float64":
         raise InputError(f"a trace is recorded in float64, not in {config.dtype}")
-    if (size := 8 * (N // L) * (L * (3 * d + 2 * M) + 10 * M * d)) > LARGEST:
-        raise InputError(f"the trace would take {size / 1e9:.1f} GB; record fewer steps or a smaller network")
+    refuse_large(config, d, N // L)
     state = gba.init(start or gba.random_params(config, d), config)
-    trace = Trace(config, [state_arrays(state)])
-    for t, rows in enumerate(np.split(X.astype(np.float64), N // L), start=1):
+    return continued(state, np.split(X.astype(np.float64), N // L))
+
+
+def refuse_large(config: GBAConfig, d: int, steps: int) -> None:
+    """InputError where a trace of so many steps would have more than LARGEST bytes."""
+    L, M = config.batch, config.width
+    if (size := 8 * steps * (L * (3 * d + 2 * M) + 10 * M * d)) > LARGEST:
+        raise InputError(f"the trace would take {size / 1e9:.1f} GB; record fewer steps or a smaller network")
+
+
+def continued(state: gba.State, batches: Iterable[Array]) -> Trace:
+    """The next steps of a run, from its state, which goes on; all of it is in float64, and so are the batches."""
+    config = state.config
+    trace = Trace(config, [state_arrays(state)], state.t + 1)
+    for t, rows in enumerate(batches, start=trace.first):
         trace.quantities.append({"rows": rows})
         step = trace.step(t)  # what the reference computes on its way
         gba.step(state, unit_rows(rows))

@@ -66,11 +66,12 @@ class Deviation:
 class Report:
     """What a comparison found.
 
-    compared: how many quantities agree.  steps: those that the candidate holds.  recorded: how many the trace has.
-    flips: (step, row, neuron) of gates that differ where y is within its tolerance of 0, which is no deviation.
-    nearest: of the quantities that agree, the one nearest to its bound: the share of the bound that it is off by, its
-    step and name.  missing: the quantities that the candidate lacks at its steps, "dW at step 6" where it has them at
-    others.  recomputed: of these, the port's own state that its next step was expected from; bounds are wider for it.
+    compared: how many quantities agree.  steps: those of which the candidate holds something.  recorded: how many steps
+    the trace has.  flips: (step, row, neuron) of gates that differ where y is within its tolerance of 0, which is no
+    deviation.  nearest: of the quantities that agree, the one nearest to its bound: the share of the bound that it is
+    off by, its step and name.  missing: the quantities that the candidate lacks at its steps, "dW at step 6" where it
+    has them at others.  recomputed: of these, the port's own state that its next step was expected from; bounds are
+    wider for it.
     """
 
     compared: int
@@ -92,7 +93,7 @@ class Report:
         """In a few lines, for a person."""
         share, t, name = self.nearest
         lines = [str(self.deviation)] if self.deviation else []
-        steps = len([t for t in self.steps if t])
+        steps = len(self.steps)
         part = f"{steps} of " if steps < self.recorded else ""
         of = "before it" if self.deviation else f"of {part}{_counted(self.recorded, 'step')}"
         agrees = "agrees" if self.compared == 1 else "agree"

@@ -251,11 +251,19 @@ def of_decoder(name: str) -> bool:
 
 
 def names(config: GBAConfig, t: int) -> list[str]:
-    """The quantities of step t = 1..T in order; t = 0 has the state before the first."""
-    forming = recipe.forming_steps(config)
-    untied = config.untied and (t > forming or forming == 0)
-    there = [name for name in (QUANTITIES if t else STATE) if untied or not of_decoder(name)]
+    """The quantities of step t = 1..T in order."""
+    there = [name for name in QUANTITIES if _has_decoder(config, t) or not of_decoder(name)]
     return [name for name in there if t % config.adapt_every == 0 or name not in ADAPTATION]
+
+
+def state_names(config: GBAConfig, t: int) -> list[str]:
+    """The quantities of the state after step t, or before the first where t = 0."""
+    return [name for name in STATE if _has_decoder(config, t) or not of_decoder(name)]
+
+
+def _has_decoder(config: GBAConfig, t: int) -> bool:
+    forming = recipe.forming_steps(config)
+    return config.untied and (t > forming or forming == 0)
 
 
 def needs(name: str, step: Step) -> list[str]:

@@ -21,6 +21,7 @@ from refgba import __version__, gba, model, recipe
 from refgba.adam import AdamW
 from refgba.backends.base import Backend
 from refgba.bias import Buffer
+from refgba.config import LARGEST as LARGEST_COUNT
 from refgba.config import GBAConfig
 from refgba.data import files, store
 from refgba.errors import InputError, brief
@@ -35,6 +36,10 @@ from refgba.types import Array, Dtype
 
 INDEX, ARRAYS = "index.json", "arrays.safetensors"
 FORMAT, VERSION = "refgba-trace", 1
+FOLDER = (
+    f"a trace, or a candidate, is a folder of {ARRAYS}, whose arrays are named like 3/dW, and {INDEX} with at least "
+    f'{{"format": "{FORMAT}", "version": {VERSION}, "starts": "trace"}}; see `refgba oracle format`'
+)
 STARTS: tuple[Starts, ...] = ("trace", "own")
 
 # The settings of a trace unless others are chosen: small, and with adaptations so large that a dozen steps show biases
@@ -53,33 +58,38 @@ def example(config: GBAConfig, d: int, steps: int | None = None) -> Trace:
 
 
 # Settings in whose trace decisions meet their limits exactly: frequencies are counts of 32 rows, and targets and floors
-# powers of 2, so that p = p_k and p = floor p_k occur and are exact in every dtype.
+# powers of 2, so that p = p_k and p = floor p_k occur and are exact in every dtype.  form T is 8.5: F is 8.
 TIES: dict[str, Any] = {
-    "width": 12, "groups": 3, "htf": 0.5, "ltf": 0.125, "floor": 0.25, "steps": 16, "batch": 8, "adapt_every": 4,
-    "form": 0.5, "lr": 0.02, "hold": 0.5, "a_init": 0.3, "b_init": -0.2, "gamma_minus": 0.4, "gamma_plus": 0.6,
-    "seed": 375,
+    "width": 14, "groups": 4, "htf": 0.5, "ltf": 0.0625, "floor": 0.25, "steps": 16, "batch": 8, "adapt_every": 4,
+    "form": 0.53125, "lr": 0.02, "hold": 0.5, "a_init": 0.3, "b_init": -0.2, "gamma_minus": 0.4, "gamma_plus": 0.6,
+    "seed": 2011,
 }  # fmt: skip
 
 
 def ties() -> Trace:
     """A trace of ties, in 5 dimensions.
 
-    The last group, of four neurons, never fires: their biases begin at -1, and without a positive peak T_k = 0 leaves
+    The last group, of three neurons, never fires: their biases begin at -1, and without a positive peak T_k = 0 leaves
     them there.  So their rows stay as they are, and the cosine of two of them, (1, 0, 0, 0, 0) and (1, 1, 1, 1, 0) / 2,
-    is `hold` = 1/2 exactly.  Of the others some are held and some go on to learn when fitting begins.
+    is `hold` = 1/2 exactly.  K does not divide M: groups have 4, 3, 4 and 3 neurons.
+    Of the others some are held and some go on to learn when fitting begins.
     """
     config = recipe.default(5, **TIES)
     start = gba.random_params(config, 5)
-    start.b[8:] = -1
-    start.W[8:] = np.array([[1, 0, 0, 0, 0], [0.5, 0.5, 0.5, 0.5, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, -1]])
+    start.b[11:] = -1
+    start.W[11:] = np.array([[1, 0, 0, 0, 0], [0.5, 0.5, 0.5, 0.5, 0], [0, 0, 0, 0, 1]])
     rows = model.SyntheticModel(model.Uniform(10, (2, 3)), 5, seed=config.seed).draw(0, config.steps * config.batch)
     return record(config, rows.X, start)
 
 
-def write_trace(trace: Trace, out: Path) -> None:
-    """Write a trace to the new folder `out`, whole or not at all; InputError when it exists or cannot be written."""
+def write_trace(trace: Trace, out: Path, origin: Mapping[str, Any] | None = None) -> None:
+    """Write a trace to the new folder `out`, whole or not at all; InputError when it exists or cannot be written.
+
+    origin: of a window of a run, what computed the state before it (`window.Window.origin`).
+    """
     quantities = {name: {"shape": list(q.shape), "line": q.line} for name, q in QUANTITIES.items()}
-    _write(trace.arrays, "own", out, {"steps": trace.steps, **_settings(trace), "quantities": quantities})
+    of_run = {"first": trace.first, "run": dict(origin)} if origin else {}
+    _write(trace.arrays, "own", out, {"steps": trace.steps, **of_run, **_settings(trace), "quantities": quantities})
 
 
 def write_candidate(arrays: Mapping[str, Value], starts: Starts, out: Path, trace: Trace | None = None) -> None:
@@ -113,10 +123,11 @@ def read_trace(path: Path) -> Trace:
         if not isinstance(index.get("config"), dict):
             raise InputError("it has no config: a dump to compare, not a trace?")
         config = GBAConfig.from_json(json.dumps(index["config"]))
+        first = _first(index)
     except InputError as error:
         raise InputError(f"{path / INDEX}: {error}") from None
     try:
-        return checked_trace(config, _arrays(path / ARRAYS)[0])
+        return checked_trace(config, _arrays(path / ARRAYS)[0], first)
     except InputError as error:
         raise _named(path / ARRAYS, error) from None
 
@@ -146,6 +157,10 @@ def check(trace: Path, candidate: Path, tolerance: float | None = None) -> Repor
 
 
 def _index(path: Path) -> dict[str, Any]:
+    if path.is_file():
+        raise InputError(f"{path}: is a file; {FOLDER}")
+    if path.is_dir() and not (path / INDEX).exists():
+        raise InputError(f"{path / INDEX}: no such file; {FOLDER}")
     index = files.read_json(path / INDEX)
     if index.get("format") != FORMAT or index.get("version") != VERSION:
         raise InputError(f'{path / INDEX}: should say "format": "{FORMAT}", "version": {VERSION}')
@@ -155,6 +170,14 @@ def _index(path: Path) -> dict[str, Any]:
             f"{brief(index.get('starts'))!r}"
         )
     return index
+
+
+def _first(index: Mapping[str, Any]) -> int:
+    """The number of the first recorded step."""
+    first = index.get("first", 1)
+    if type(first) is not int or not 0 < first <= LARGEST_COUNT:
+        raise InputError(f'"first" should be the number of the first recorded step, not {brief(first)!r}')
+    return first
 
 
 def _refuse_other_settings(index: Mapping[str, Any], trace: Trace, path: Path) -> None:
@@ -213,8 +236,8 @@ def dump(trace: Trace, backend: Backend, dtype: Dtype, starts: Starts = "trace")
     """
     config = replace(trace.config, dtype=dtype)
     arrays: dict[str, Value] = {}
-    state = backend.restore(_host(config, trace, 1))
-    for t in range(1, trace.steps + 1):
+    state = backend.restore(_host(config, trace, trace.first))
+    for t in trace.numbers:
         if starts == "trace":
             state = backend.restore(_host(config, trace, t))
         for name, value in _step(backend, state, trace.at(t)["rows"]).items():

@@ -11,26 +11,28 @@ import numpy as np
 from refgba.config import GBAConfig
 from refgba.errors import InputError, brief
 from refgba.oracle.recording import Trace
-from refgba.oracle.stepwise import QUANTITIES, Value, names
+from refgba.oracle.stepwise import QUANTITIES, Value, names, state_names
 
 FLOATS = ("float32", "float64")  # of a candidate
 KINDS = {"f": "bfloat16, float32 or float64", "i": "whole numbers", "b": "bool"}  # of a candidate
 DTYPES = {"f": "float64", "i": "int64", "b": "bool"}  # of a trace
 
 
-def checked_trace(config: GBAConfig, arrays: Mapping[str, Value]) -> Trace:
-    """A trace of arrays that may be anything; InputError, naming the array, unless it is whole and sound."""
+def checked_trace(config: GBAConfig, arrays: Mapping[str, Value], first: int = 1) -> Trace:
+    """A trace, from step `first` on, of arrays that may be anything; InputError names the array that is not sound."""
     steps = sum(name.endswith("/rows") for name in arrays)
-    wanted = [f"{t}/{name}" for t in range(steps + 1) for name in names(config, t)]
-    for name in wanted if steps else ["1/rows"]:
+    before = max(first - 1, 0)
+    wanted = [f"{before}/{name}" for name in state_names(config, before)]
+    wanted += [f"{t}/{name}" for t in range(first, first + steps) for name in names(config, t)]
+    for name in wanted if steps else [f"{first}/rows"]:
         if name not in arrays:
             raise InputError(f"no trace: {name} is missing")
     for name in sorted(arrays.keys() - set(wanted)):
         raise InputError(f"no trace: {brief(name)} does not belong to one of {steps} steps")
-    if arrays["0/b_pre"].ndim != 1:
-        raise InputError(f"0/b_pre has shape {arrays['0/b_pre'].shape}, it should have one dimension")
+    if (b_pre := arrays[f"{before}/b_pre"]).ndim != 1:
+        raise InputError(f"{before}/b_pre has shape {b_pre.shape}, it should have one dimension")
     steps_of = by_step(arrays)
-    trace = Trace(config, [steps_of[t] for t in range(steps + 1)])
+    trace = Trace(config, [steps_of[t] for t in range(before, first + steps)], first)
     for name, value in checked_candidate(trace, arrays).items():
         kind = DTYPES[QUANTITIES[name.split("/")[1]].kind]
         if value.dtype != kind:
@@ -49,7 +51,7 @@ def checked_candidate(trace: Trace, candidate: Mapping[str, Value]) -> dict[str,
         shape = tuple(sizes[letter] for letter in QUANTITIES[quantity].shape)
         arrays[name] = value.reshape(shape) if value.shape == (1,) and not shape else value
         _check(name, arrays[name], shape, QUANTITIES[quantity].kind)
-    if all(name.endswith("/rows") or name.startswith("0/") for name in arrays):
+    if all(name.endswith("/rows") or name.startswith(f"{trace.first - 1}/") for name in arrays):
         raise InputError("nothing to compare: the dump holds only what the trace gives a port, not what it computes")
     return arrays
 
@@ -70,7 +72,7 @@ def missing(trace: Trace, steps: Mapping[int, Mapping[str, Value]]) -> list[str]
     """
     lacks: dict[str, list[int]] = defaultdict(list)
     has: set[str] = set()
-    for t in sorted(steps.keys() - {0}):
+    for t in sorted(steps.keys() - {trace.first - 1}):
         has |= steps[t].keys()
         for name in names(trace.config, t):
             if name not in steps[t] and name != "rows":
@@ -91,9 +93,12 @@ def _at_steps(steps: list[int]) -> str:
 def _quantity(name: str, trace: Trace) -> str:
     """The quantity in an array's name "3/dW"; InputError unless the trace knows such a step and quantity."""
     t, _, quantity = name.partition("/")
-    if not (t.isascii() and t.isdecimal() and len(t) < 10 and str(int(t)) == t and int(t) <= trace.steps):
-        raise InputError(f"{brief(name)}: names are STEP/QUANTITY, like 1/dW, with steps 0 to {trace.steps}")
-    known = names(trace.config, 0) if t == "0" else list(QUANTITIES)
+    before, last = trace.first - 1, trace.numbers[-1]
+    if not (t.isascii() and t.isdecimal() and len(t) < 10 and str(int(t)) == t and before <= int(t) <= last):
+        raise InputError(
+            f"{brief(name)}: names are STEP/QUANTITY, like {trace.first}/dW, with steps {before} to {last}"
+        )
+    known = state_names(trace.config, before) if int(t) == before else list(QUANTITIES)
     if quantity not in known:
         near = get_close_matches(quantity, known, 1)
         hint = f"; is it {near[0]}?" if near else f"; known are {', '.join(known)}"

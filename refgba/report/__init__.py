@@ -13,8 +13,9 @@ Only `gather` evaluates networks; a report otherwise shows what `refgba evaluate
     sections    the parts under headings
     neurons     the table of neurons, and their labels
     charts      the figures
+    plot        axes and marks as SVG
     words       how numbers are written
-    page        the file: markup, blocks, figures as SVG; page.css and report.js go into it
+    page        the file: markup, blocks, figures as SVG; page.css, shared.js and report.js go into it
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refgba.errors import InputError
-from refgba.report.lead import facts, look, overview, tiles
+from refgba.report.lead import facts, judged, look, overview, tiles
 from refgba.report.neurons import read_labels
-from refgba.report.page import drawing, join, resource
+from refgba.report.page import join, resource
 from refgba.report.page import page as html_page
 from refgba.report.run import RunData, Truth, load_run
 from refgba.report.sections import SECTIONS
@@ -38,10 +39,9 @@ def report(runs: Sequence[RunData]) -> str:
         raise InputError("a report needs at least one run")
     for run in runs:
         run.check()
-    with drawing():  # says at once, before any work, where matplotlib is missing
-        sections = [section for make in SECTIONS if (section := make(runs)) is not None]
+    sections = [section for make in SECTIONS if (section := make(runs)) is not None]
     anchors = {section.title: section.anchor for section in sections}
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
     lead = join(facts(runs), tiles(runs[0])) if len(runs) == 1 else overview(runs)
-    script = resource("report.js") if "Table of neurons" in anchors else ""
-    return html_page(title, join(lead, look(runs, anchors)), sections, script)
+    script = resource("shared.js") + resource("report.js") if "Table of neurons" in anchors else ""
+    return html_page(title, join(judged(runs), lead, look(runs, anchors)), sections, script)

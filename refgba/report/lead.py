@@ -8,9 +8,38 @@ from typing import Any
 
 from refgba.report.findings import findings
 from refgba.report.page import Html, bars, element, join, table
-from refgba.report.run import RunData
+from refgba.report.run import RunData, Seen
 from refgba.report.words import count, dash, duration, percent, rounded, shown
 from refgba.runs.judging import THRESHOLDS
+
+NOT_SEEN = "The run was not trained on these rows."
+WARNINGS = {
+    Seen.ALL: (
+        "these are rows that the run was trained on. On other rows it does worse, with real activations often much "
+        "worse: FVU, L0 and dead neurons here are not what to expect of new data. `refgba report --data ROWS` judges "
+        "on other rows, and `refgba train` holds some out by default."
+    ),
+    Seen.SOME: (
+        "most of these rows are rows that the run was trained on; without --data only those held out are judged."
+    ),
+}
+
+
+def judged(runs: Sequence[RunData]) -> Html:
+    """Which rows the numbers of the page come from, and a warning where the runs were trained on them."""
+    parts: list[Html] = []
+    seen = [run for run in runs if run.rows and run.seen in WARNINGS]
+    for run in runs:
+        if run.rows and (run.data or run.seen in WARNINGS):
+            name = f"{run.name}: judged on " if len(runs) > 1 else "Judged on "
+            said = " " + NOT_SEEN if run.seen is Seen.NO else ""
+            rows = f"{run.data + ': ' if run.data else ''}{run.rows:,} rows."
+            parts.append(element("p", element("strong", name, rows), said))
+    for kind in dict.fromkeys(run.seen for run in seen):
+        who = [run.name for run in seen if run.seen is kind]
+        which = "" if len(who) == len(runs) else f"{', '.join(who)}: "
+        parts.append(element("p", element("strong", which, "Warning: "), WARNINGS[kind], class_="warning"))
+    return element("div", *parts, class_="judged") if parts else Html("")
 
 
 def facts(runs: Sequence[RunData]) -> Html:
@@ -23,12 +52,10 @@ def facts(runs: Sequence[RunData]) -> Html:
 
 def _facts_of(run: RunData) -> dict[str, str]:
     config, data = run.config, run.about.get("data", {})
-    facts = dict.fromkeys(("Trained on", "Judged on", "Network", "Method", "Training"), "")
+    facts = dict.fromkeys(("Trained on", "Network", "Method", "Training"), "")
     if data:
         shape = f"{count(data.get('rows'))} rows of d = {data.get('d')}, {data.get('dtype')}"
         facts["Trained on"] = f"{data.get('path')}: {shape}"
-    if run.rows:
-        facts["Judged on"] = f"{run.data + ': ' if run.data else ''}{run.rows:,} rows"
     facts["Network"] = f"M = {run.neurons:,} neurons{_shape(run)}" if run.neurons else ""
     if config is None:
         return facts
@@ -155,10 +182,12 @@ def overview(runs: Sequence[RunData]) -> Html:
     }
     cells = {name: [show(run) for run in runs] for name, show in measures.items()}
     used = [name for name, column in cells.items() if any(cell is not None for cell in column)]
-    lines = [[element("bdi", run.name), *(dash(cells[name][i]) for name in used)] for i, run in enumerate(runs)]
-    judged = {run.data for run in runs if run.rows}
-    same = "" if len(judged) <= 1 else "The runs were judged on different data."
-    return join(facts(runs), table(["run", *used], lines, "The runs side by side"), element("p", same) if same else "")
+    lines = [[name, *(dash(cell) for cell in cells[name])] for name in used]
+    names = [element("bdi", run.name) for run in runs]
+    data = {run.data for run in runs if run.rows}
+    same = "" if len(data) <= 1 else "The runs were judged on different data."
+    side_by_side = table(["", *names], lines, "The runs side by side")
+    return join(facts(runs), side_by_side, element("p", same) if same else "")
 
 
 def _within(groups: list[dict[str, Any]]) -> float:

@@ -5,9 +5,8 @@
 Text becomes markup in one place, `markup`, which escapes every `str` but `Html`.  The page's own policy forbids it to
 load anything, and to run any script but the one it was made with.
 
-matplotlib draws the figures, and is imported when one is drawn.  They become inline SVG in the page's colours: black
-becomes that of the text, white that of the background, and the colours of `SERIES` and of matplotlib's own cycle become
-the page's.
+Figures are inline SVG: those of `refgba.report.plot`, or matplotlib's (`figure`), which is then in the page's colours:
+black becomes that of the text, white that of the background, and matplotlib's own cycle becomes the page's.
 """
 
 from __future__ import annotations
@@ -17,11 +16,10 @@ import hashlib
 import html
 import io
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from refgba.errors import InputError
@@ -29,16 +27,15 @@ from refgba.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MISSING = "reports are drawn with matplotlib, which is not installed: pip install matplotlib"
+MISSING = "these figures are drawn with matplotlib, which is not installed: pip install matplotlib"
 SERIES = ("#1f5fbf", "#c2410c", "#0f7b4f", "#8b3fb5", "#8a6100", "#b3205f")  # --s1 to --s6 of the light scheme
-GUIDE = "#808080"  # --muted, for lines that help to read a figure
 DASHES = ("", "6 3", "2 2", "8 2 2 2")  # No line differs from another by its colour alone.
-SIZE = (4.2, 2.7)  # Inches of a figure, whose text is then as large as the page's at the width of a telephone.
+NARROW = 4.2  # Inches of a figure whose text is as large as the page's at the width of a telephone.
 
 _VOID = {"br", "hr", "img", "input", "link", "meta"}
 _TAB10 = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#bcbd22", "#d62728")
 _COLOURS = (
-    {"#000000": "currentColor", "#ffffff": "var(--ground)", GUIDE: "var(--muted)", "#b0b0b0": "var(--line)"}
+    {"#000000": "currentColor", "#ffffff": "var(--ground)", "#808080": "var(--muted)", "#b0b0b0": "var(--line)"}
     | {colour: f"var(--s{i})" for i, colour in enumerate(SERIES, 1)}
     | {colour: f"var(--s{i})" for i, colour in enumerate(_TAB10, 1)}
 )
@@ -116,10 +113,13 @@ class Section:
         return "s-" + (re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "section")
 
 
-def table(columns: Sequence[object], rows: Sequence[Sequence[object]], caption: str = "", heads: bool = True) -> Html:
+def table(
+    columns: Sequence[object], rows: Sequence[Sequence[object]], caption: str = "", heads: bool = True,
+    sortable: bool = False,
+) -> Html:  # fmt: skip
     """A table; numbers (int and float, and text that begins like one) are set right.
 
-    heads: the first cell of each row is its heading.
+    heads: the first cell of each row is its heading.  sortable: the page's script sorts it by the column clicked.
     """
 
     def cell(i: int, value: object) -> Html:
@@ -131,8 +131,12 @@ def table(columns: Sequence[object], rows: Sequence[Sequence[object]], caption: 
     body = [element("tr", *(cell(i, value) for i, value in enumerate(row))) for row in rows]
     head = element("caption", caption) if caption else ""
     return scroller(
-        element("table", head, element("thead", element("tr", *top)), element("tbody", *body)), caption or "table"
-    )
+        element(
+            "table", head, element("thead", element("tr", *top)), element("tbody", *body),
+            class_="sortable" if sortable else None,
+        ),
+        caption or "table",
+    )  # fmt: skip
 
 
 def _is_number(value: object) -> bool:
@@ -149,14 +153,19 @@ def grid(*items: object) -> Html:
     return element("div", *items, class_="grid")
 
 
+def dash(i: int) -> str:
+    """The dashes of line i, for SVG: empty for none."""
+    return DASHES[(i + i // len(SERIES)) % len(DASHES)]
+
+
 def legend(names: Sequence[str]) -> Html:
-    """The names of the lines, for figures that draw line i with `series(i)`."""
+    """The names of the lines, for figures that draw line i in colour i and with `dash(i)`."""
     items = []
     for i, name in enumerate(names):
-        colour, dash = i % len(SERIES) + 1, _dash(i)
+        colour, dashes = i % len(SERIES) + 1, dash(i)
         line = (
             f'<svg class="key" viewBox="0 0 34 8" aria-hidden="true"><path d="M1 4H33" '
-            f'style="stroke: var(--s{colour}); stroke-width: 2.5; stroke-dasharray: {dash or "none"}"/></svg>'
+            f'style="stroke: var(--s{colour}); stroke-width: 2.5; stroke-dasharray: {dashes or "none"}"/></svg>'
         )
         items.append(element("li", Html(line), " ", element("bdi", name)))
     return element("ul", *items, class_="legend", aria_label="Lines")
@@ -176,8 +185,12 @@ def bars(values: Sequence[float], alt: str, top: float | None = None) -> Html:
     )
 
 
-def page(title: str, lead: str, sections: Sequence[Section], script: str = "") -> str:
+def page(
+    title: str, lead: str, sections: Sequence[Section], script: str = "", style: str = "", beside: bool = False
+) -> str:
     """The whole file.  lead: text, or Html, of the first screen.  script: JavaScript to run at the end of the page.
+
+    style: CSS after that of all pages.  beside: whether the script may load others that lie beside the page.
 
     ValueError for a script that would end its own element.
     """
@@ -185,6 +198,7 @@ def page(title: str, lead: str, sections: Sequence[Section], script: str = "") -
         raise ValueError("the script of a page must not hold </script or <!--")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    policy += " 'self' file:" if beside else ""
     anchors = _anchors(sections)
     links = [element("li", element("a", s.title, href=f"#{a}")) for s, a in zip(sections, anchors, strict=True)]
     return join(
@@ -194,7 +208,7 @@ def page(title: str, lead: str, sections: Sequence[Section], script: str = "") -
         Html('<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
         Html('<meta name="color-scheme" content="light dark">\n'),
         element("title", title),
-        Html(f"\n<style>\n{resource('page.css')}</style>\n</head>\n<body>\n"),
+        Html(f"\n<style>\n{resource('page.css')}{style}</style>\n</head>\n<body>\n"),
         element("header", element("h1", title), lead if isinstance(lead, Html) else element("p", lead)),
         Html("\n"),
         element("nav", element("ul", *links), aria_label="Sections") if len(sections) > 1 else "",
@@ -228,48 +242,10 @@ def resource(name: str) -> str:
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
-def series(i: int) -> dict[str, Any]:
-    """How line i is drawn: the arguments of `Axes.plot` that `legend` explains."""
-    dash = _dash(i)
-    on = [float(length) for length in dash.split()]
-    return {"color": SERIES[i % len(SERIES)], "linestyle": (0, on) if on else "-"}
-
-
-def _dash(i: int) -> str:
-    return DASHES[(i + i // len(SERIES)) % len(DASHES)]
-
-
-@contextmanager
-def drawing() -> Iterator[None]:
-    """While it lasts, figures come out as the page wants them; InputError where matplotlib is not installed.
-
-    Text is never read as mathematics: a name with two $ in it stays a name.
-    """
-    try:
-        from matplotlib import rc_context
-    except ImportError:
-        raise InputError(MISSING) from None
-    look: dict[Any, Any] = {
-        "figure.figsize": SIZE, "figure.constrained_layout.use": True, "font.size": 9, "axes.labelsize": 9,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#b0b0b0",
-        "grid.linewidth": 0.5, "axes.linewidth": 0.7, "lines.linewidth": 1.5, "legend.frameon": False,
-        "axes.prop_cycle": _cycle(), "text.parse_math": False, "axes.formatter.use_mathtext": False,
-        "axes.axisbelow": True, "axes.unicode_minus": True,
-    }  # fmt: skip
-    with rc_context(look):
-        yield
-
-
-def _cycle() -> Any:
-    from cycler import cycler
-
-    return cycler(color=SERIES)
-
-
 def figure(fig: Figure, alt: str, title: str = "", note: str = "") -> Html:
     """A matplotlib figure as inline SVG in the page's colours.
 
-    alt says in words what it shows; title stands above it, note below.  One wider than `SIZE` grows with the page, and
+    alt says in words what it shows; title stands above it, note below.  One wider than NARROW grows with the page, and
     is never so small that its text cannot be read: a telephone scrolls it.  InputError where matplotlib is missing.
     """
     try:
@@ -282,7 +258,7 @@ def figure(fig: Figure, alt: str, title: str = "", note: str = "") -> Html:
     drawn = _inline(out.getvalue(), alt)
     head, foot = element("figcaption", title) if title else "", element("p", note, class_="note") if note else ""
     inches = fig.get_figwidth()
-    if inches <= SIZE[0]:
+    if inches <= NARROW:
         return element("figure", head, drawn, foot, class_="chart")
     return element(
         "figure", head, scroller(drawn, title or alt), foot, class_="chart wide", style=f"--inches: {inches:g}"

@@ -1,42 +1,43 @@
 "use strict";
-// The table of neurons: unpacks what report.py packed, sorts and filters it, and shows one page of rows at a time.
+// The table of neurons: unpacks what neurons.py packed, sorts and filters it, shows one page of rows at a time, and any
+// one neuron alone.  And small tables that are sorted by the heading that is clicked.
 // Everything that comes from the data goes into the page as text, never as markup.
 (() => {
+  // ---- small tables -------------------------------------------------------------------------------------------------
+
+  const amount = (text) => Number(text.replace(/^over |[,%]/g, ""));
+
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+    heads.forEach((th, c) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...th.childNodes);
+      th.append(button);
+      button.addEventListener("click", () => {
+        const down = th.getAttribute("aria-sort") === "ascending";
+        for (const other of heads) other.removeAttribute("aria-sort");
+        th.setAttribute("aria-sort", down ? "descending" : "ascending");
+        const value = (row) => amount(row.cells[c].textContent);
+        const rows = [...body.rows].sort((a, b) => (down ? -1 : 1) * (value(a) - value(b)));
+        body.replaceChildren(...rows);
+      });
+    });
+  }
+
   const root = document.getElementById("neurons");
   if (!root) return;
-  const status = root.querySelector(".status");
+  const status = root.querySelector(".status"), table = root.querySelector(":scope > .scroll table");
   const PAGE = 25;
+  const { number, percent, sorted } = shared;
 
   // ---- unpacking ----------------------------------------------------------------------------------------------------
 
-  async function inflate(base64) {
-    const packed = Uint8Array.fromBase64
-      ? Uint8Array.fromBase64(base64)
-      : Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
-    return new Uint8Array(await new Response(stream).arrayBuffer());
-  }
-
-  // Four planes of bytes, the lowest first, become one word each.
-  function words(bytes, offset, count) {
-    const out = new Uint32Array(count);
-    for (let plane = 0; plane < 4; plane++) {
-      const at = offset + plane * count, shift = 8 * plane;
-      for (let i = 0; i < count; i++) out[i] |= bytes[at + i] << shift;
-    }
-    return out;
-  }
-
   async function open(id) {
     const about = JSON.parse(document.getElementById(id + "-about").textContent);
-    const bytes = await inflate(document.getElementById(id).textContent);
-    const M = about.neurons, data = { about, M, columns: [] };
-    let offset = 0;
-    for (const column of about.columns) {
-      const raw = words(bytes, offset, M * (column.width || 1));
-      offset += raw.length * 4;
-      data[column.name] = column.kind === "float" ? new Float32Array(raw.buffer) : raw;
-    }
+    const read = await shared.columns(about, document.getElementById(id).textContent);
+    const data = { ...read, about, M: about.neurons, columns: [] };
+    data.id = id;
     derive(data);
     return data;
   }
@@ -58,57 +59,21 @@
       ["neuron", "neuron", (m) => String(m)],
       data.labels.size && ["label", null, (m) => data.labels.get(m) ?? ""],
       K && ["group", "group", (m) => String(data.group[m] + 1)],
-      K && ["target", "group", (m) => percent(about.targets[data.group[m]]), true],
+      K && ["target", "group", (m) => percent(about.targets[data.group[m]]), true, "less"],
       ["frequency", "count", (m) => percent(data.count[m] / N)],
       K && ["of target", "share", (m) => number(data.share[m]) + " ×" + flag(data, m)],
-      ["peak", "peak", text("peak")],
-      ["mean", "mean", text("mean")],
-      ["std", "std", text("std")],
-      ["Z-score", "z", text("z")],
-      data.b && ["bias b", "b", text("b")],
-      data.a && ["scale a", "a", text("a")],
-      data.theta && ["threshold θ", "theta", text("theta")],
-      about.top && ["top rows", null, (m) => top(data, m)],
-    ].filter(Boolean).map(([title, key, show, turned]) => ({ title, key, show, turned }));
+      ["peak", "peak", text("peak"), false, "less"],
+      ["mean", "mean", text("mean"), false, "less"],
+      ["std", "std", text("std"), false, "less"],
+      ["Z-score", "z", text("z"), false, "less"],
+      data.b && ["bias b", "b", text("b"), false, "less"],
+      data.a && ["scale a", "a", text("a"), false, "less"],
+      data.theta && ["threshold θ", "theta", text("theta"), false, "less"],
+    ].filter(Boolean).map(([title, key, show, turned, less = ""]) => ({ title, key, show, turned, less }));
   }
 
   const overTarget = (data, m) => data.count[m] / data.about.rows > data.about.targets[data.group[m]];
   const flag = (data, m) => (data.count[m] === 0 ? " dead" : overTarget(data, m) ? " over" : "");
-  const percent = (p) => (p === 0 ? "0%" : number(100 * p) + "%");
-  function number(x) {
-    const size = Math.abs(x);
-    if (x === 0) return "0";
-    return size < 1e-4 || size >= 1e5 ? x.toExponential(2) : String(Number(x.toPrecision(3)));
-  }
-  function top(data, m) {
-    const found = [], T = data.about.top;
-    for (let i = 0; i < T; i++) {
-      const row = data.top[m * T + i];
-      if (row !== 0xffffffff) found.push(row);
-    }
-    return found.join(", ");
-  }
-
-  // ---- sorting: a stable radix sort of the floats' bits, two passes over a million neurons --------------------------
-
-  function sorted(data, key, turned) {
-    const values = data[key], M = values.length, bits = new Uint32Array(M);
-    if (values instanceof Float32Array) {
-      const raw = new Uint32Array(values.buffer, values.byteOffset, M);
-      for (let i = 0; i < M; i++) bits[i] = raw[i] & 0x80000000 ? ~raw[i] : raw[i] | 0x80000000;
-    } else bits.set(values);
-    if (turned) for (let i = 0; i < M; i++) bits[i] = ~bits[i];
-    let order = data.neuron, next = new Uint32Array(M);
-    for (const shift of [0, 16]) {
-      const start = new Uint32Array(65537);
-      for (let i = 0; i < M; i++) start[((bits[i] >>> shift) & 0xffff) + 1]++;
-      for (let d = 0; d < 65536; d++) start[d + 1] += start[d];
-      for (let i = 0; i < M; i++) next[start[(bits[order[i]] >>> shift) & 0xffff]++] = order[i];
-      order = next;
-      next = new Uint32Array(M);
-    }
-    return order;
-  }
 
   function byLabel(data, turned) {
     const named = [...data.labels.keys()].filter((m) => m < data.M).sort((i, j) => {
@@ -125,32 +90,38 @@
   // ---- the page's state ---------------------------------------------------------------------------------------------
 
   const runs = new Map();
-  let data, order, shown, first = 0, sort = { column: "neuron", turned: false };
+  let data, order, shown, opened = -1, first = 0, sort = { column: "neuron", turned: false };
   const control = (name) => root.querySelector(`[name="${name}"]`);
 
   function arrange() {
     const column = data.columns.find((c) => c.title === sort.column) || data.columns[0];
     const turned = column.turned ? !sort.turned : sort.turned;
-    order = column.title === "label" ? byLabel(data, turned) : sorted(data, column.key, turned);
+    order = column.title === "label" ? byLabel(data, turned) : sorted(data[column.key], turned);
   }
+
+  const numbered = (said) => (/^\d+$/.test(said) ? Number(said) : -1);
 
   function filter() {
     const group = control("group").value, which = control("which").value;
     const said = control("find").value.trim().toLowerCase();
     const wanted = group === "" ? -1 : Number(group);
     const count = data.count, groups = data.group, targets = data.about.targets, N = data.about.rows;
-    const exact = /^\d+$/.test(said) ? Number(said) : -1;
+    const exact = numbered(said);
     const out = new Uint32Array(data.M);
     let found = 0;
     for (let i = 0; i < data.M; i++) {
       const m = order[i];
+      if (m === exact) { // whatever else is asked for: it was named
+        out[found++] = m;
+        continue;
+      }
       if (wanted >= 0 && groups[m] !== wanted) continue;
       if (which === "dead" && count[m] !== 0) continue;
       if (which === "alive" && count[m] === 0) continue;
       if (which === "over" && !(groups && count[m] / N > targets[groups[m]])) continue;
       if (which === "half" && count[m] * 2 <= N) continue;
       if (which === "labelled" && !data.labels.has(m)) continue;
-      if (said && m !== exact && !(data.labels.get(m) ?? "").toLowerCase().includes(said)) continue;
+      if (said && !(data.labels.get(m) ?? "").toLowerCase().includes(said)) continue;
       out[found++] = m;
     }
     shown = out.subarray(0, found);
@@ -162,7 +133,7 @@
     for (const column of data.columns) {
       const th = document.createElement("th");
       th.scope = "col";
-      th.className = column.title === "label" || column.title === "top rows" ? "" : "n";
+      th.className = `${column.title === "label" ? "" : "n"} ${column.less}`.trim();
       if (column.key || column.title === "label") {
         const button = document.createElement("button");
         button.type = "button";
@@ -178,11 +149,11 @@
       } else th.textContent = column.title;
       row.append(th);
     }
-    root.querySelector("thead").replaceChildren(row);
+    table.tHead.replaceChildren(row);
   }
 
   function draw() {
-    [...root.querySelectorAll("thead th")].forEach((th, i) => {
+    [...table.tHead.rows[0].cells].forEach((th, i) => {
       const mine = data.columns[i].title === sort.column;
       if (mine) th.setAttribute("aria-sort", sort.turned ? "descending" : "ascending");
       else th.removeAttribute("aria-sort");
@@ -193,19 +164,149 @@
       data.columns.forEach((column, c) => {
         const cell = document.createElement(c === 0 ? "th" : "td");
         if (c === 0) cell.scope = "row";
-        cell.className = { label: "label", "top rows": "rows" }[column.title] || "n";
-        cell.textContent = column.show(shown[i]);
+        cell.className = `${column.title === "label" ? "label" : "n"} ${column.less}`.trim();
+        cell.append(c === 0 ? opener(data.id, shown[i]) : column.show(shown[i]));
         tr.append(cell);
       });
       body.push(tr);
     }
-    root.querySelector("tbody").replaceChildren(...body);
+    table.tBodies[0].replaceChildren(...body);
     const whole = shown.length === data.M ? "" : ` (of ${data.M.toLocaleString("en")})`;
     status.textContent = shown.length
       ? `${(first + 1).toLocaleString("en")} to ${last.toLocaleString("en")} of ${shown.length.toLocaleString("en")} neurons${whole}`
       : `No neuron fits${whole}`;
     for (const [name, off] of [["begin", first === 0], ["back", first === 0]]) control(name).disabled = off;
     for (const name of ["on", "end"]) control(name).disabled = last >= shown.length;
+  }
+
+  // ---- one neuron ---------------------------------------------------------------------------------------------------
+
+  const view = root.querySelector(".view");
+  const hash = (id, m) => `#neuron-${m}${id === "neurons-0" ? "" : `-of-${Number(id.slice(8)) + 1}`}`;
+
+  function make(tag, attributes, ...children) {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    node.append(...children);
+    return node;
+  }
+
+  // A link that opens a neuron: it works by click and by keyboard, and its address can be passed on.
+  function opener(id, m, text = String(m)) {
+    return make("a", { href: hash(id, m), title: `see neuron ${m} alone` }, text);
+  }
+
+  const SVG = new DOMParser().parseFromString("<svg></svg>", "text/html").querySelector("svg").namespaceURI;
+
+  function drawn(tag, attributes, ...children) {
+    const node = document.createElementNS(SVG, tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    node.append(...children);
+    return node;
+  }
+
+  function histogram(m) {
+    const B = data.about.bins, W = 420, H = 220, left = 58, right = W - 22, top = 12, bottom = H - 42;
+    const most = data.most[m], end = data.end[m], across = (right - left) / B;
+    let d = "";
+    for (let k = 0; k < B; k++) {
+      const high = ((bottom - top) * data.bins[m * B + k]) / 255;
+      if (high) d += `M${left + k * across} ${bottom}v${-high}h${across}V${bottom}z`;
+    }
+    const parts = [drawn("path", { d, class: "area" }), drawn("path", { d: `M${left} ${top}V${bottom}H${right}`, class: "axis" })];
+    const text = (x, y, anchor, words) => drawn("text", { x, y, "text-anchor": anchor }, words);
+    for (const share of [0, 0.25, 0.5, 0.75, 1]) {
+      const x = left + share * (right - left);
+      parts.push(drawn("path", { d: `M${x} ${bottom}v4`, class: "axis" }), text(x, bottom + 17, "middle", number(share * end)));
+    }
+    for (const count of new Set([0, Math.round(most / 2), most])) {
+      const y = bottom - ((bottom - top) * count) / most;
+      parts.push(drawn("path", { d: `M${left} ${y}h-4`, class: "axis" }), text(left - 7, y + 4, "end", count.toLocaleString("en")));
+    }
+    parts.push(text((left + right) / 2, H - 6, "middle", "activation (pre-activation y, where y > 0)"));
+    const middle = (top + bottom) / 2;
+    parts.push(drawn("text", { x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` }, "rows"));
+    const alt = `Histogram of the activations of neuron ${m} on ${data.count[m]} rows, from 0 to ${number(end)}`;
+    return drawn("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": alt, class: "plot" }, ...parts);
+  }
+
+  function lines(heads, rows) {
+    const head = make("tr", {}, ...heads.map((text) => make("th", { scope: "col", class: "n" }, text)));
+    const body = rows.map((cells) => make("tr", {}, ...cells.map((cell) => make("td", { class: "n" }, cell))));
+    return make("table", {}, make("thead", {}, head), make("tbody", {}, ...body));
+  }
+
+  function part(title, ...content) {
+    return make("div", {}, make("h4", {}, title), ...content);
+  }
+
+  function topRows(m) {
+    const T = data.about.top, rows = [];
+    for (let i = m * T; i < (m + 1) * T; i++) if (data.top[i] !== 0xffffffff) rows.push([String(data.top[i]), number(data.value[i])]);
+    return rows.length ? lines(["row of the data", "activation"], rows) : make("p", {}, "It fired on no row.");
+  }
+
+  function neighbours(m) {
+    return data.about.near.map((near) => {
+      const found = [], id = `neurons-${near.data}`;
+      for (let i = m * near.width; i < (m + 1) * near.width; i++) {
+        const other = data["near" + near.column][i], cosine = number(data["cosine" + near.column][i]);
+        if (other !== 0xffffffff) found.push([opener(near.run ? id : data.id, other), cosine]);
+      }
+      return part(near.run ? `Nearest in ${near.run}` : "Nearest neurons", lines(["neuron", "cosine"], found));
+    });
+  }
+
+  function show(m) {
+    opened = m;
+    const label = data.labels.get(m);
+    const facts = data.columns.slice(1).filter((column) => column.title !== "label");
+    const list = make("dl", { class: "facts" }, ...facts.flatMap((c) => [make("dt", {}, c.title), make("dd", {}, c.show(m))]));
+    const close = make("button", { type: "button" }, "Close");
+    close.addEventListener("click", shut);
+    const step = (to, text) => (to >= 0 && to < data.M ? opener(data.id, to, text) : "");
+    const run = control("run"), of = run ? ` of ${run.selectedOptions[0].textContent}` : "";
+    const bar = make("div", { class: "bar" }, step(m - 1, "← previous"), step(m + 1, "next →"), close);
+    const activity = data.about.bins && data.count[m] ? histogram(m) : make("p", {}, data.count[m] ? "Not kept for so many neurons." : "It fired on no row.");
+    view.replaceChildren(
+      make("h3", {}, `Neuron ${m}${of}`, ...(label ? [": ", make("bdi", {}, label)] : [])),
+      bar,
+      make("div", { class: "parts" }, part("Activations", activity), part("Numbers", list),
+        ...(data.about.top ? [part("Top rows", topRows(m))] : []), ...neighbours(m)),
+    );
+    view.hidden = false;
+    view.focus({ preventScroll: true });
+    view.scrollIntoView({ block: "nearest" });
+  }
+
+  function shut() {
+    const link = [...table.querySelectorAll("tbody th a")].find((a) => a.textContent === String(opened));
+    view.hidden = true;
+    opened = -1;
+    history.replaceState(null, "", location.pathname + location.search);
+    (link || control("find")).focus();
+  }
+
+  // The address of a neuron opens it: so links, the back button and a pasted address all do.
+  async function follow() {
+    const found = /^#neuron-(\d+)(?:-of-(\d+))?$/.exec(location.hash);
+    if (!found) return;
+    const id = `neurons-${found[2] ? Number(found[2]) - 1 : 0}`, m = Number(found[1]);
+    if (!document.getElementById(id)) return;
+    if (data.id !== id) {
+      control("run").value = id;
+      await choose(id);
+    }
+    if (m < data.M) show(m);
+  }
+
+  function keys(event) {
+    if (opened < 0 || event.ctrlKey || event.altKey || event.metaKey || event.target.matches("input, select")) return;
+    const to = { ArrowLeft: opened - 1, ArrowRight: opened + 1 }[event.key];
+    if (event.key === "Escape") shut();
+    else if (to >= 0 && to < data.M) location.hash = hash(data.id, to);
+    else return;
+    event.preventDefault();
   }
 
   function move(to) {
@@ -244,13 +345,30 @@
       return;
     }
     root.querySelectorAll("[hidden].controls, [hidden].pager").forEach((part) => { part.hidden = false; });
-    if (run) run.addEventListener("change", () => choose(run.value));
+    if (run) run.addEventListener("change", () => {
+      view.hidden = true;
+      opened = -1;
+      choose(run.value);
+    });
     for (const name of ["group", "which"]) control(name).addEventListener("change", () => { filter(); draw(); });
     let waiting;
     control("find").addEventListener("input", () => {
       clearTimeout(waiting);
       waiting = setTimeout(() => { filter(); draw(); }, 120);
     });
+    control("find").addEventListener("keydown", (event) => {
+      if (event.key !== "Enter") return;
+      clearTimeout(waiting);
+      filter();
+      draw();
+      const m = numbered(control("find").value.trim());
+      if (m >= 0 && m < data.M) location.hash = hash(data.id, m);
+      else if (shown.length) location.hash = hash(data.id, shown[0]);
+      follow();
+    });
+    document.addEventListener("keydown", keys);
+    window.addEventListener("hashchange", follow);
+    await follow();
     control("begin").addEventListener("click", () => move(0));
     control("back").addEventListener("click", () => move(first - PAGE));
     control("on").addEventListener("click", () => move(first + PAGE));

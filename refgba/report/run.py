@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,9 +21,18 @@ from refgba.errors import InputError
 from refgba.metrics import mcs
 from refgba.runs import folder, log
 from refgba.runs.judging import check_arrays
-from refgba.types import Array
+from refgba.types import Array, Int64
 
 VECTORS = {"b": "bias b", "a": "scale a", "theta": "threshold θ"}
+
+
+class Seen(Enum):
+    """Whether a run was trained on the rows that it is judged on."""
+
+    NO = "no"
+    SOME = "some"
+    ALL = "all"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -52,13 +62,27 @@ class Parameters(Protocol):
         """The arrays that exist, by name."""
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """Which neurons point nearly the same way, by the cosine of the directions that they stand for.
+
+    run: the name of the run whose neurons are compared, empty for the neuron's own.  nearest: (M, k) their numbers,
+    nearest first, -1 where there are fewer.  cosine: (M, k).
+    """
+
+    run: str
+    nearest: Int64
+    cosine: Array
+
+
 @dataclass
 class RunData:
     """What a report knows of a run.  Everything but the name may be missing; the report then leaves it out.
 
     config: that of GBA, or of a baseline, which has no groups; None for a network of another library.  about, metrics:
     about.json and the lines of metrics.jsonl.  evaluation: the arrays of `refgba.runs.judging.arrays`, by name.
-    summary: the object of `refgba.runs.judging.result`.  data: the name of the rows judged.  labels: names of neurons.
+    summary: the object of `refgba.runs.judging.result`.  data: the name of the rows judged.  seen: whether the run was
+    trained on them.  labels: names of neurons.  likeness: neurons of this run and of others near each of its own.
     """
 
     name: str
@@ -71,6 +95,8 @@ class RunData:
     truth: Truth | None = None
     labels: dict[int, str] = field(default_factory=dict)
     data: str = ""
+    seen: Seen = Seen.UNKNOWN
+    likeness: tuple[Likeness, ...] = ()
 
     @property
     def groups(self) -> Groups | None:

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 
 import refgba.report.charts as charts
-from refgba.baselines.method import Groups
 from refgba.report.neurons import neuron_table
 from refgba.report.page import Html, Section, element, grid, join, legend, table
 from refgba.report.run import RunData
 from refgba.report.words import dash, percent, rounded, setting, shown
 from refgba.runs.accumulate import QUANTILES
 from refgba.runs.judging import THRESHOLDS
-from refgba.types import Array
 
 CURVES = {
     "loss": "Loss",
@@ -88,17 +86,15 @@ def _frequencies(runs: Sequence[RunData]) -> Section | None:
     alike = len({None if target is None else target.tobytes() for target in targets}) == 1
     target = targets[0] if alike else None
     drawn = [charts.frequencies([(run.name, run.evaluation["frequency"]) for run in judged], target)]
-    lines = [(run.name, _quartiles(run, run.groups)) for run in judged if run.groups is not None]
+    lines = [
+        (run.name, charts.quartiles(run.evaluation["frequency"], run.groups))
+        for run in judged
+        if run.groups is not None
+    ]
     if lines:
         drawn.append(charts.targets(lines))
     tables = [_group_table(run, len(judged) > 1) for run in judged if run.summary.get("groups")]
     return Section("Frequencies", join(_legend(judged), grid(*drawn), grid(*tables)))
-
-
-def _quartiles(run: RunData, groups: Groups) -> tuple[Array, Array]:
-    p, (group, target) = run.evaluation["frequency"], groups
-    quartiles = [np.quantile(p[group == k], (0.25, 0.5, 0.75)) for k in range(len(target))]
-    return target, np.stack(quartiles, axis=1)  # (3, K)
 
 
 def _group_table(run: RunData, named: bool) -> Html:
@@ -107,7 +103,7 @@ def _group_table(run: RunData, named: bool) -> Html:
         for k, g in enumerate(run.summary["groups"], 1)
     ]
     columns = ["group", "target", "median", "mean", "at or under target", "neurons"]
-    return table(columns, lines, f"Groups of {run.name}" if named else "Groups")
+    return table(columns, lines, f"Groups of {run.name}" if named else "Groups", sortable=True)
 
 
 def _rows(runs: Sequence[RunData]) -> Section | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from refgba.errors import InputError
+from refgba.runs.histograms import Histograms
 from refgba.types import Array, Float64, Int64
 
 QUANTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}  # names and percents
@@ -115,14 +116,15 @@ class Evaluation:
     pre-activations, and a neuron active where y_m > 0.  Every property raises InputError while no row has been seen.
     """
 
-    def __init__(self, M: int, d: int, top: int = 0) -> None:
+    def __init__(self, M: int, d: int, top: int = 0, bins: int = 0) -> None:
         """Start an evaluation of a network with M neurons on d-dimensional data, keeping `top` rows for each neuron.
 
-        Raises InputError unless M, d >= 1 and top >= 0.
+        bins: of a histogram of each neuron's activations; 0 keeps none.  Raises InputError unless M, d >= 1 and
+        top >= 0.
         """
         if M < 1 or d < 1 or top < 0:
             raise InputError(f"M and d must be at least 1 and top at least 0, got {M}, {d} and {top}")
-        self.top = top
+        self.top, self.bins = top, bins
         self._x = _Moments(d, "x")
         self._y = _Moments(M, "y")
         self._error = 0.0  # sum ||x - f||^2
@@ -130,6 +132,7 @@ class Evaluation:
         self._l0 = np.zeros(M + 1, np.int64)
         self._peak = np.full(M, -np.inf)
         self._highest = _Top(M, top)
+        self._histograms = Histograms(M, bins) if bins else None
 
     def update(self, x: Array, x_hat: Array, y: Array) -> None:
         """Take in L rows: data x (L, d), reconstructions x_hat (L, d), pre-activations y (L, M).  L may be 0.
@@ -164,6 +167,8 @@ class Evaluation:
         np.maximum(self._peak, highest, out=self._peak)
         if self.top:
             self._highest.update(y, highest, row)
+        if self._histograms is not None:
+            self._histograms.update(y, highest)
 
     @property
     def rows(self) -> int:
@@ -263,6 +268,18 @@ class Evaluation:
         self._require_rows()
         self._highest.merge()
         return self._highest.values.copy()
+
+    @property
+    def activation_counts(self) -> Int64:
+        """(M, bins) on how many rows the y_m of an active neuron was in each of equally wide bins (ours)."""
+        assert self._histograms is not None
+        return self._histograms.counts.astype(np.int64)
+
+    @property
+    def activation_end(self) -> Float64:
+        """(M,) where the last of a neuron's bins ends, which begin at 0; 0 if it never fired."""
+        assert self._histograms is not None
+        return self._histograms.end.copy()
 
     def summary(self) -> dict[str, float]:
         """The scalars under the names that `--json` promises.  Raises InputError as `fvu`."""

@@ -32,6 +32,7 @@ from refgba.errors import InputError
 from refgba.runs import folder
 from refgba.runs.folder import TRAINING
 from refgba.runs.schema import Damaged, Table, number, optional, require, whole
+from refgba.types import Float64
 
 CHECKPOINTS = "checkpoints"
 NAME = re.compile(r"step-(\d+)")
@@ -55,11 +56,13 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def save(run: Path, state: HostState, about: dict[str, Any], keep: int, ranks: Ranks = ALONE) -> None:
+def save(
+    run: Path, state: HostState, about: dict[str, Any], keep: int, centre: Float64 | None = None, ranks: Ranks = ALONE
+) -> None:  # fmt: skip
     """Write the checkpoint of a state, each rank its part at the same time, and remove all but the newest `keep`.
 
-    about: `data`, `backend` and `seconds`, for state.json.  OSError when it cannot be written; no other is then
-    removed.
+    about: `data`, `backend` and `seconds`, for state.json.  centre: of the rows, as in `folder.Network`.
+    OSError when it cannot be written; no other is then removed.
     """
     arrays: dict[str, Any] = {"counts": state.buffer.counts, "peaks": state.buffer.peaks}
     own = METHODS[state.config.method].OWN.name
@@ -77,7 +80,7 @@ def save(run: Path, state: HostState, about: dict[str, Any], keep: int, ranks: R
     place = run / CHECKPOINTS
     ranks.first(lambda: place.mkdir(exist_ok=True))
     network = state.params, state.config, counters | about, {TRAINING: arrays}
-    folder.write_network(place / f"step-{state.t}", *network, ranks)
+    folder.write_network(place / f"step-{state.t}", *network, centre, ranks)
 
     def remove_old() -> None:
         for old in found(run)[keep:]:

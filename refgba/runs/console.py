@@ -167,7 +167,12 @@ def show_trained(run: Launch, result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result))
         return
-    show_result(result)
+    show_groups(result.get("groups", []))
+    line(f"On rows it was trained on: {summary(result)}")
+    if run.held_out is None:
+        line(f"No rows were held out; on others it does worse, which {program()} evaluate {run.path} DATA would show.")
+    else:
+        line(f"On {run.held_out.name}: {summary(result['held_out'])}")
     line(
         f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  "
         f"On other data: {program()} evaluate {run.path} DATA"
@@ -235,13 +240,18 @@ def show_groups(groups: list[dict[str, Any]]) -> None:
         line(f"{k:5d} {g['target']:8.4f}  {g['median']:8.4f}  {g['mean']:8.4f}   {g['within']:8.0%}")
 
 
-def show_summary(summary: dict[str, Any]) -> None:
+def show_summary(result: dict[str, Any]) -> None:
     """Reconstruction and sparsity in one line."""
-    l0 = summary["l0_distribution"]
-    line(
-        f"FVU {summary['fvu']:.4f} (explained variance {summary['explained_variance']:.4f})   "
-        f"L0 {summary['l0']:.1f} (median {l0['median']}, 90% from {l0['p5']} to {l0['p95']})   "
-        f"dead {summary['dead']:.2%}   over {summary['rows']} rows"
+    line(summary(result))
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Reconstruction and sparsity, in words."""
+    l0 = result["l0_distribution"]
+    return (
+        f"FVU {result['fvu']:.4f} (explained variance {result['explained_variance']:.4f})   "
+        f"L0 {result['l0']:.1f} (median {l0['median']}, 90% from {l0['p5']} to {l0['p95']})   "
+        f"dead {result['dead']:.2%}   over {result['rows']} rows"
     )
 
 
@@ -273,6 +283,7 @@ def show_demo(demo: Demo, result: dict[str, Any]) -> None:
     line("the paper's GBA: FRR(0.8) 100.0%, FRR(0.9) 100.0%")
     show_summary(result)
     line()
+    line(f"See features being found: {demo.page}, in a browser")
     line(f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  Judge it again, or on data of your own:")
     line(f"  {program()} evaluate {run.path} {run.path}/data/X.npy --truth {run.path}/data/V.npy")
 

@@ -2,15 +2,15 @@
 
     config.json         the settings: `--config` of another run reads it
     about.json          the backend, the version, the recipe and the data
-    data.safetensors    checksums of the data, block by block, and the rows left out
+    data.safetensors    checksums of the data, block by block, the rows left out, and those held out
     metrics.jsonl       how training went, one JSON object per line (`log`)
     checkpoints/step-N/ the whole state after step N (`checkpoints`), in shards where several ranks trained (`parts`)
     final/              the result
 
-`final/` and each checkpoint are folders of a network: params.safetensors, the arrays of `refgba.sae.Params` by name,
-and state.json, which says what they belong to, with a checksum of every file.  Each appears whole or not at all
-(`refgba.data.files`), and can be read without the run around it.  A folder is a run once it has config.json, which is
-written last.  Nothing is ever pickled.
+`final/` and each checkpoint are folders of a network: params.safetensors, the arrays of `refgba.sae.Params` by name
+and the centre of the rows, where there is one; and state.json, which says what they belong to, with a checksum of every
+file.  Each appears whole or not at all (`refgba.data.files`), and can be read without the run around it.  A folder is a
+run once it has config.json, which is written last.  Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from refgba.data import files
 from refgba.data.activations import Activations
 from refgba.data.store import DTYPES, LARGEST, checksum
 from refgba.errors import InputError
-from refgba.runs import parts
+from refgba.runs import held_out, parts
 from refgba.runs.parts import whole_name
 from refgba.runs.schema import (
     Damaged,
@@ -54,9 +54,10 @@ from refgba.runs.schema import (
     text,
     whole,
 )
-from refgba.types import Int64
+from refgba.types import Float64, Int64
 
 CONFIG, ABOUT, DATA, METRICS, FINAL = "config.json", "about.json", "data.safetensors", "metrics.jsonl", "final"
+HELD_OUT = "held_out"  # in about.json what they are, in data.safetensors their numbers
 SMALL = 2**24  # bytes: reading a file of this size for nothing costs little
 PARAMS, TRAINING, STATE = "params.safetensors", "training.safetensors", "state.json"
 
@@ -68,6 +69,7 @@ ABOUT_FIELDS: Table = {
     "refgba": optional(text),
     "recipe": optional(text),
     "extended": optional(each(has({"at": whole(0), "steps": whole(1)}))),
+    HELD_OUT: optional(has(held_out.FIELDS)),  # not in what earlier versions wrote, nor where nothing is held out
     "checkpoints": {"every": whole(0), "keep": whole(1)},
     "data": {
         **_ORIGIN,
@@ -75,10 +77,13 @@ ABOUT_FIELDS: Table = {
         "block": _COUNT,
         "windows": _COUNT,
         "dropped": optional(whole(0)),
-        "drop_below": optional(number(0, 1)),  # this and the next three are not in what earlier versions wrote
+        "drop_below": optional(number(0, 1)),  # this and the next six are not in what earlier versions wrote
         "faint": optional(whole(0)),
         "faint_dropped": optional(whole(0)),
         "median_norm": optional(number(0, 1e300)),
+        "offset": optional(number(0, 1e300)),
+        "gamma": optional(number(0, 1e300)),
+        "centred": optional(lambda value: isinstance(value, bool)),
         "variance": number(1e-12, 1),  # of unit rows; `survey` refuses less
         "shards": each(entries(text, whole(0)), fewest=1),
     },
@@ -91,6 +96,7 @@ STATE_FIELDS: Table = {
     "data": optional(has(_ORIGIN)),
     "backend": optional(text),
     "refgba": optional(text),
+    "centred": optional(lambda value: isinstance(value, bool)),
     "seconds": optional(number(0, 1e15)),
 }
 
@@ -100,12 +106,14 @@ class Network:
     """The folder of a network, read back.
 
     state: the contents of state.json: `step`, the `data` of its training, the version, and more in a checkpoint.
+    centre: (d,) what rows lose before they are scaled to unit norm, None if nothing.
     """
 
     path: Path
     config: AnyConfig
     params: AnyParams
     state: dict[str, Any]
+    centre: Float64 | None = None
 
     @property
     def seconds(self) -> float:
@@ -120,13 +128,18 @@ class Network:
 
 @dataclass(frozen=True)
 class Record:
-    """What a run began with, read back: config.json, about.json and data.safetensors."""
+    """What a run began with, read back: config.json, about.json and data.safetensors.
+
+    dropped, crc, held_out: as in `refgba.data.activations.Activations`.
+    """
 
     path: Path
     config: AnyConfig
     about: dict[str, Any]
     dropped: Int64
     crc: npt.NDArray[np.uint32]
+    held_out: Int64
+    centre: Float64 | None = None
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -151,6 +164,10 @@ def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activat
     refuse_existing(path)
     assert data.crc is not None
     arrays: dict[str, npt.NDArray[Any]] = {"dropped": data.dropped, "crc": data.crc}
+    if data.held_out.size:
+        arrays[HELD_OUT] = data.held_out
+    if data.centre is not None:
+        arrays["centre"] = data.centre
     try:
         path.mkdir(parents=True, exist_ok=True)
         files.write(path / DATA, save(arrays))
@@ -207,11 +224,19 @@ def read_record(path: Path) -> Record:
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: not a run, it has no {CONFIG}")
     config, about = read_config(path), read_about(path)
-    arrays = load_arrays(path / DATA, ("dropped", "crc"))
+    kept = "share" in (about.get(HELD_OUT) or {})
+    arrays = load_arrays(path / DATA, ("dropped", "crc", *([HELD_OUT] if kept else [])))
     dropped, crc = arrays["dropped"], arrays["crc"]
-    if not (dropped.dtype == np.int64 and crc.dtype == np.uint32 and dropped.ndim == crc.ndim == 1):
-        raise Damaged(f"{path / DATA}: damaged: dropped should be int64 and crc uint32 numbers")
-    return Record(path, config, about, dropped, crc)
+    rows = arrays.get(HELD_OUT, np.empty(0, np.int64))
+    if not (dropped.dtype == rows.dtype == np.int64 and crc.dtype == np.uint32):
+        raise Damaged(f"{path / DATA}: damaged: dropped and held_out should be int64 and crc uint32 numbers")
+    if not dropped.ndim == crc.ndim == rows.ndim == 1 or (kept and len(rows) != about[HELD_OUT]["rows"]):
+        raise Damaged(f"{path / DATA}: damaged: its arrays are not as they were written")
+    centre = None
+    if about["data"].get("centred"):
+        centre = load_arrays(path / DATA, ("centre",))["centre"]
+        _check_centre(path / DATA, centre, about["data"]["d"])
+    return Record(path, config, about, dropped, crc, rows, centre)
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
@@ -223,14 +248,15 @@ def write_network(
     config: AnyConfig,
     state: Mapping[str, Any],
     more: Mapping[str, Any] | None = None,
+    centre: Float64 | None = None,
     ranks: Ranks = ALONE,
 ) -> None:
     """Make or replace the folder of a network; `more` has the arrays of other .safetensors files, by file name.
 
-    Several ranks write a shard each, with their own neurons.  OSError when it cannot be written; what was there before
-    then stays.
+    centre: as in `Network`.  Several ranks write a shard each, with their own neurons.  OSError when it cannot be
+    written; what was there before then stays.
     """
-    contents = {PARAMS: params.arrays()} | dict(more or {})
+    contents = {PARAMS: _arrays(params, centre)} | dict(more or {})
     with parts.shared_folder(path, ranks) as partial:
         sums = {}
         for whole, arrays in contents.items():
@@ -242,19 +268,28 @@ def write_network(
                 raise OSError(str(error)) from None
             sums[name] = checksum(partial / name)
         of = {"shards": ranks.size} if ranks.size > 1 else {}
-        _write_state(partial, {**state, **of}, config, sums, ranks)
+        _write_state(partial, {**state, **of}, config, sums, centre, ranks)
 
 
-def write_result(path: Path, params: AnyParams, config: AnyConfig, state: Mapping[str, Any], ranks: Ranks) -> None:
+def write_result(
+    path: Path, params: AnyParams, config: AnyConfig, state: Mapping[str, Any], centre: Float64 | None, ranks: Ranks
+) -> None:  # fmt: skip
     """The same with the arrays of all ranks in one file, a block at a time."""
     with parts.shared_folder(path, ranks) as partial:
-        parts.write_whole(partial / PARAMS, params.arrays(), config.width, ranks)
+        parts.write_whole(partial / PARAMS, _arrays(params, centre), config.width, ranks)
         sums = {PARAMS: checksum(partial / PARAMS)} if ranks.rank == 0 else {}
-        _write_state(partial, state, config, sums, ranks)
+        _write_state(partial, state, config, sums, centre, ranks)
+
+
+def _arrays(params: AnyParams, centre: Float64 | None) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of params.safetensors."""
+    arrays: dict[str, npt.NDArray[Any]] = params.arrays()
+    return arrays if centre is None else arrays | {"centre": centre}
 
 
 def _write_state(
-    path: Path, state: Mapping[str, Any], config: AnyConfig, sums: Mapping[str, str], ranks: Ranks
+    path: Path, state: Mapping[str, Any], config: AnyConfig, sums: Mapping[str, str], centre: Float64 | None,
+    ranks: Ranks,
 ) -> None:  # fmt: skip
     """On rank 0, the state.json of a folder whose files, of all ranks, have these checksums."""
     for name in sums:
@@ -262,6 +297,8 @@ def _write_state(
     every = {name: checksum for own in ranks.everyone(dict(sums)) for name, checksum in own.items()}
     if ranks.rank == 0:
         about = {**state, "refgba": __version__, "config": asdict(config), "sha256": every}
+        if centre is not None:
+            about["centred"] = True
         (path / STATE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
@@ -313,7 +350,11 @@ def read_network(path: Path, ranks: Ranks = ALONE) -> Network:
             for name in (parts.shard(whole, r, of) for r in parts.needed(of, ranks)):
                 if _checksum(path / name) != state["sha256"].get(name):
                     raise InputError(f"{path / name}: damaged: it does not match its checksum in {STATE}")
-        return Network(path, config, _load_params(path, config, state["step"], of, ranks), state)
+        params, centre = _load_params(path, config, state["step"], of, ranks), None
+        if state.get("centred"):
+            centre = load_part(path, PARAMS, ("centre",), of, config.width, ranks)["centre"]
+            _check_centre(path / PARAMS, centre, params.b_pre.size)
+        return Network(path, config, params, state, centre)
     except InputError as error:
         named = str(error) if str(path) in str(error) else f"{path / STATE}: {error}"
         raise Damaged(named) from None
@@ -352,6 +393,11 @@ def load_part(
     if of == ranks.size == 1:
         return load_arrays(path / name, arrays)
     return parts.load(path, name, arrays, of, M, ranks)
+
+
+def _check_centre(path: Path, centre: npt.NDArray[Any], d: int) -> None:
+    """Damaged unless this is the centre of rows of d dimensions."""
+    check_array(path, "centre", centre, (d,), "float64")
 
 
 def check_array(path: Path, name: str, array: npt.NDArray[Any], shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:

@@ -21,19 +21,21 @@ from refgba.data import files
 from refgba.data.activations import Activations, open_activations
 from refgba.data.store import load_matrix
 from refgba.data.survey import Check, refuse_share, remarks
+from refgba.data.unit_rows import prepared
 from refgba.errors import InputError, brief
 from refgba.identifiability import partners
 from refgba.metrics import frr, matched_recovery, per_group
 from refgba.runs import folder
 from refgba.runs.accumulate import Evaluation, quantiles
-from refgba.sae import unit_rows
-from refgba.types import Array, Dtype, Int64
+from refgba.runs.held_out import HeldOut
+from refgba.types import Array, Dtype, Float64, Int64
 
 THRESHOLDS = (0.8, 0.9)  # The cosines from which the paper calls a feature recovered.
 
 # The arrays of every evaluation, and those of one that kept top rows.
 ARRAYS = ("frequency", "peak", "mean", "std", "z_score", "l0_histogram")
 TOP = ("top_rows", "top_values")
+HISTOGRAM = ("activation_counts", "activation_end")
 
 ENTRIES = 2**21  # Activity of so many neurons times rows is worked on at once, 16 MB in float64, or more (`_evaluate`).
 CHUNK = 2048  # rows read at a time to be judged
@@ -49,6 +51,10 @@ class Dictionary(Protocol):
     @property
     def W_enc(self) -> Array:
         """The encoder rows, (M, d)."""
+
+    @property
+    def centre(self) -> Float64 | None:
+        """What `prepare` subtracts from rows before it scales them, (d,); None if nothing."""
 
     def prepare(self, x: Array, /) -> Array:
         """Rows of data (L, d) as the network sees them."""
@@ -67,23 +73,28 @@ def evaluate(
     chunks: Iterable[Array],
     tick: Tick = id,
     top: int = 0,
+    bins: int = 0,
+    centre: Float64 | None = None,
 ) -> Evaluation:
     """Everything that `Evaluation` measures, on the rows of `chunks` (rows, d), each scaled to unit norm.
 
-    Calls `tick` with the number of rows of each chunk done.  Keeps the `top` highest rows of each neuron, counted from
-    0 in the order of the chunks.  Raises InputError for a row of zeros, values that are not finite, or top < 0.
+    centre: (d,) is subtracted first, as in training (`refgba.data.centre`).  Calls `tick` with the number of rows of
+    each chunk done.  Keeps the `top` highest rows of each neuron, counted from 0 in the order of the chunks, and
+    histograms of so many bins.  Raises InputError for a row of zeros, values that are not finite, or top < 0.
     """
     state = backend.init(params, config)
 
     def forward(chunk: Array) -> tuple[Array, Array, Array]:
-        x = unit_rows(chunk.astype(config.master))
+        x = prepared(chunk, config.master, centre)
         y, s = backend.encode(state, backend.put(state, x))
         return x, backend.get(backend.decode(state, s)), backend.get(y)
 
-    return _evaluate(params.W, forward, chunks, tick, top, config.batch)
+    return _evaluate(params.W, forward, chunks, tick, top, bins, config.batch)
 
 
-def evaluate_dictionary(dictionary: Dictionary, chunks: Iterable[Array], tick: Tick = id, top: int = 0) -> Evaluation:
+def evaluate_dictionary(
+    dictionary: Dictionary, chunks: Iterable[Array], tick: Tick = id, top: int = 0, bins: int = 0
+) -> Evaluation:
     """The same of any dictionary, on the rows of `chunks` (rows, d) as it prepares them."""
 
     def forward(chunk: Array) -> tuple[Array, Array, Array]:
@@ -91,19 +102,19 @@ def evaluate_dictionary(dictionary: Dictionary, chunks: Iterable[Array], tick: T
         y, s = dictionary.encode(x)
         return x, dictionary.decode(s), y
 
-    return _evaluate(dictionary.W_enc, forward, chunks, tick, top)
+    return _evaluate(dictionary.W_enc, forward, chunks, tick, top, bins)
 
 
 def _evaluate(
     W: Array, forward: Callable[[Array], tuple[Array, Array, Array]], chunks: Iterable[Array], tick: Tick, top: int,
-    batch: int = 1,
+    bins: int, batch: int = 1,
 ) -> Evaluation:  # fmt: skip
     """Evaluate piece by piece: no more rows at a time than take the memory of a training step, or than ENTRIES allow.
 
     A step holds W, its gradient and its moments, (M, d) each, beside the activity of its batch: so d rows are no more.
     """
     M, d = W.shape
-    evaluation, size = Evaluation(M, d, top), max(batch, d, ENTRIES // M)
+    evaluation, size = Evaluation(M, d, top, bins), max(batch, d, ENTRIES // M)
     for chunk in chunks:
         for l in range(0, len(chunk), size):
             evaluation.update(*forward(chunk[l : l + size]))
@@ -157,11 +168,12 @@ def arrays(evaluation: Evaluation, row: Callable[[Int64], Int64] | None = None) 
     """The measurements of each neuron, by name.
 
     `frequency`, `peak`, `mean`, `std` and `z_score`, each (M,) float64; `l0_histogram` (M + 1,) int64; and if top rows
-    were kept `top_rows` (M, top) int64, -1 where there is none, and `top_values` (M, top) float64.  Where rows of the
-    data were left out, `row` turns numbers of rows in the evaluation into those in the data.  InputError if no row was
+    were kept `top_rows` (M, top) int64, -1 where there is none, and `top_values` (M, top) float64; and if histograms
+    were, those of `refgba.runs.histograms`: `activation_counts` and `activation_end`.  Where rows of the data were left
+    out, `row` turns numbers of rows in the evaluation into those in the data.  InputError if no row was
     seen.
     """
-    names = (*ARRAYS, *TOP) if evaluation.top else ARRAYS
+    names = (*ARRAYS, *(TOP if evaluation.top else ()), *(HISTOGRAM if evaluation.bins else ()))
     # safetensors writes an array's memory as it lies, whatever its strides say: a transpose would be scrambled.
     measured = {name: np.ascontiguousarray(getattr(evaluation, name)) for name in names}
     if row is not None and evaluation.top:
@@ -265,17 +277,23 @@ class Judged:
 
     result: what `--json` promises, with what `Check.record` says of the rows, and the recovery where the true features
     are known.  features: the directions (M, d) that its neurons stand for.  check: knows which rows of the data were
-    left out.
+    left out.  held_out: the numbers in the data of rows that were held out of them, if only these were judged.
     """
 
     evaluation: Evaluation
     result: dict[str, Any]
     features: Array
     check: Check
+    held_out: Int64 | None = None
+
+    def row(self, index: Int64) -> Int64:
+        """The numbers in the data of rows given by their numbers among those judged."""
+        rows = self.check.row(index)
+        return rows if self.held_out is None else self.held_out[rows]
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """`arrays` of the evaluation, with the numbers that rows have in the data."""
-        return arrays(self.evaluation, self.check.row)
+        return arrays(self.evaluation, self.row)
 
     def remarks(self) -> Iterator[str]:
         """What a user should know of rows that were left out, and of rows near zero that were not."""
@@ -284,7 +302,7 @@ class Judged:
 
 def judge(
     network: Path,
-    data: Path,
+    data: Path | Activations,
     backend: str | None = None,
     dtype: Dtype | None = None,
     drop_zero_rows: bool = False,
@@ -293,9 +311,11 @@ def judge(
     most: int | None = None,
     counting: Counting = silent,
     drop_below: float = 0.0,
+    bins: int = 0,
 ) -> Judged:
     """Evaluate a run, a checkpoint or a dictionary on data, or on its first `most` rows.
 
+    data: a path, or reopened activations of which the rows held out are judged.
     backend: numpy if it is not named.  dtype: that of the run if it is not named.  truth: the file of the true features
     (n, d).  drop_below: rows are left out if their norm is less than this share of the median norm of the rows that are
     read; above 0 they are read twice.  InputError, before any row is judged, for what cannot be read or does not fit,
@@ -315,32 +335,47 @@ def judge(
         config = opened.config if dtype is None else replace(opened.config, dtype=dtype)
         engine = backends.load_for(backend or "numpy", config, trains=False)
         W, master = opened.params.V, config.master
-    activations = open_activations(data, W.shape[1])
+    activations = open_activations(data, W.shape[1]) if isinstance(data, Path) else data
+    held_out = None if isinstance(data, Path) else data.held_out
     recovered: dict[str, Any] = {} if truth is None else recovery(W, load_truth(truth, W.shape[1]))
-    rows = len(activations) if most is None else min(most, len(activations))
+    total = len(activations) if held_out is None else len(held_out)
+    rows = total if most is None else min(most, total)
     median, check = None, Check(activations.store, master, drop_zero_rows)
-    if drop_below:
+    if drop_below and held_out is None:
         with counting("measuring norms", rows) as tick:
             for x in _first(rows, check.chunks(activations, CHUNK)):
                 tick(len(x))
         median = check.sizes.median()
         check = Check(activations.store, master, drop_zero_rows, drop_below * (median or 0))
-    chunks = _first(rows, check.chunks(activations, CHUNK))
+    given = check.chunks(activations, CHUNK) if held_out is None else map(check, activations.held(CHUNK))
+    chunks = _first(rows, given)
     with counting("evaluating", rows) as tick:
         if config is None:
-            evaluation = evaluate_dictionary(dictionary, chunks, tick, top)
+            evaluation = evaluate_dictionary(dictionary, chunks, tick, top, bins)
         else:
-            evaluation = evaluate(opened.params, config, engine, chunks, tick, top)
+            evaluation = evaluate(opened.params, config, engine, chunks, tick, top, bins, opened.centre)
     judged = result(evaluation, config) | check.record(drop_below, median) | recovered
-    return Judged(evaluation, judged, W, check)
+    return Judged(evaluation, judged, W, check, held_out)
 
 
-def judge_trained(path: Path, data: Activations, backend: Backend, counting: Counting = silent) -> dict[str, Any]:
-    """What a run that has just been trained does on a sample of its own data, at most SAMPLE rows; for `train`."""
+def judge_trained(
+    path: Path, data: Activations, backend: Backend, held_out: HeldOut | None = None, counting: Counting = silent
+) -> dict[str, Any]:
+    """What a run that has just been trained does on a sample of its own data, at most SAMPLE rows; for `train`.
+
+    `held_out` in it is the summary of what the run does on the rows held out, None where there are none.
+    """
     network = folder.open_network(path)
     with counting("evaluating", min(len(data), SAMPLE)) as tick, trained(path):
-        evaluation = evaluate(network.params, network.config, backend, data.sample(SAMPLE, CHUNK), tick)
-    return trained_result(evaluation, network, path)
+        rows = data.sample(SAMPLE, CHUNK)
+        evaluation = evaluate(network.params, network.config, backend, rows, tick, centre=network.centre)
+    on_others = None
+    if held_out is not None:
+        with counting("held out", min(held_out.rows, SAMPLE)) as tick, trained(path):
+            rows = held_out.chunks(SAMPLE, CHUNK)
+            found = evaluate(network.params, network.config, backend, rows, tick, centre=network.centre)
+        on_others = {name: value for name, value in result(found, network.config).items() if name != "groups"}
+    return trained_result(evaluation, network, path) | {folder.HELD_OUT: on_others}
 
 
 def trained_result(evaluation: Evaluation, network: folder.Network, path: Path) -> dict[str, Any]:

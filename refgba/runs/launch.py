@@ -18,9 +18,11 @@ from refgba import backends
 from refgba.backends.base import AnyConfig, Backend
 from refgba.backends.comm import ALONE, Ranks
 from refgba.data.activations import Activations, open_activations, reopen
-from refgba.data.survey import refuse_share, survey
+from refgba.data.centre import Centring, centred
+from refgba.data.survey import Survey, refuse_share, survey
 from refgba.errors import InputError
-from refgba.runs import capacity, checkpoints, folder
+from refgba.runs import capacity, checkpoints, folder, held_out
+from refgba.runs.held_out import HeldOut
 from refgba.runs.judging import Counting, silent
 from refgba.runs.log import Progress
 from refgba.runs.parallel import require_agreement, surveyed
@@ -29,6 +31,7 @@ from refgba.runs.trainer import Saving, extended, resume_run, train_run
 
 Say = Callable[[str], object]  # It is told a remark.
 Waiting = Callable[[str], AbstractContextManager[object]]  # It shows what is waited for, if that takes long.
+NOTHING = held_out.Choice(share=0)
 COMPILING = "Loading numba, which compiles the first time on a machine, for some 20 s"
 
 
@@ -39,6 +42,7 @@ class Launch:
     steps: what trains, given what is asked after each step whether to stop, as `refgba.runs.trainer.train_run`.
     remarks: what a user should know of the data.  name: that of the backend.
     done: the step from which it goes on, if its newest checkpoint is sound.  ranks: those that share its network.
+    held_out: rows to judge it on, besides.
     """
 
     path: Path
@@ -49,6 +53,7 @@ class Launch:
     name: str
     remarks: tuple[str, ...] = ()
     done: int = 0
+    held_out: HeldOut | None = None
     ranks: Ranks = ALONE
 
 
@@ -69,22 +74,41 @@ class Plan:
         drop_zero_rows: bool = False,
         tick: Callable[[int], object] = id,
         drop_below: float = 0.0,
+        centring: Centring = "auto",
+        choice: held_out.Choice = NOTHING,
+        look: Callable[[Any], object] = id,
     ) -> Launch:
-        """The run on these data, all of which are read and checked first; InputError as `survey`."""
-        ranks, drops = self.ranks, (drop_zero_rows, tick, drop_below)
-        data, found = surveyed(ranks, data, lambda: survey(data, self.config.master, *drops))
-        self.refuse_batch(len(data))
-        chosen = data, found, self.config, self.backend, self.names, self.path, self.saving
-        name, remarks = self.names["backend"], tuple(found.remarks())
-        agree(ranks, self.path, self.config, data, self.names | asdict(self.saving))
-        steps = partial(train_run, *chosen, ranks=ranks)
-        return Launch(self.path, self.config, data, self.backend, steps, name, remarks, ranks=ranks)
+        """The run on these data, all of which are read and checked first; InputError as `survey`.
 
-    def refuse_batch(self, rows: int) -> None:
-        """InputError where a batch is more than all rows to train on."""
+        choice: what is held out of them.  look: as for `refgba.runs.trainer.train_run`.
+        """
+        ranks, config = self.ranks, self.config
+
+        def check() -> tuple[Activations, Survey]:
+            rows, location = centred(data, centring)
+            return survey(rows, config.master, drop_zero_rows, tick, drop_below, location)
+
+        checked, found = surveyed(ranks, data, check)
+        remarks = [*found.remarks()]
+        checked, kept = held_out.keep_back(checked, choice, remarks.append)
+        self.refuse_batch(len(checked), len(checked.held_out))
+        if choice.data is not None:
+            kept = held_out.open_other(choice.data, data.d, config.master, drop_zero_rows, drop_below, ranks)
+        names: dict[str, Any] = dict(self.names)
+        if kept is not None:
+            names[folder.HELD_OUT] = kept.record
+        agree(ranks, self.path, config, checked, names | asdict(self.saving))
+        chosen = checked, found, config, self.backend, names, self.path, self.saving
+        steps, name = partial(train_run, *chosen, ranks=ranks, look=look), self.names["backend"]
+        return Launch(self.path, config, checked, self.backend, steps, name, tuple(remarks), 0, kept, ranks)
+
+    def refuse_batch(self, rows: int, kept: int = 0) -> None:
+        """InputError where a batch is more than all rows to train on.  kept: how many others are held out."""
         if self.config.batch > rows:
+            besides = f" beside the {kept} held out" if kept else ""
             raise InputError(
-                f"batch {self.config.batch} is more than the {rows} rows to train on; choose --batch {rows} or less"
+                f"batch {self.config.batch} is more than the {rows} rows to train on{besides}; choose --batch {rows} "
+                "or less"
             )
 
 
@@ -153,28 +177,35 @@ def begin(
     request: Request,
     drop_zero_rows: bool = False,
     drop_below: float = 0.0,
+    centring: Centring | None = None,
     counting: Counting = silent,
     say: Say = id,
     waiting: Waiting = nullcontext,
+    choice: held_out.Choice = NOTHING,
     ranks: Ranks = ALONE,
 ) -> Launch:
     """A new run in the folder `path` on the activations `data`, with the defaults that are `customary`.
 
-    InputError as `plan`, and for bad data.
+    choice: what is held out.  centring: None is "auto", and with the paper's recipe "off".  InputError as `plan`, and
+    for bad data.
     """
+    centring = centring or ("off" if request.recipe == "paper" else "auto")
     refuse_share(drop_below)
     activations = open_activations(data)
+    if choice.data is not None:
+        open_activations(choice.data, activations.d)  # refuses what is no such data before all rows are read
     request, defaults = customary(request)
     planned = plan(path, request, activations.d, say, waiting, ranks, **defaults)
     with counting("checking", len(activations)) as tick:
-        launch = planned.launch(activations, drop_zero_rows, tick, drop_below)
+        launch = planned.launch(activations, drop_zero_rows, tick, drop_below, centring, choice)
     for remark in launch.remarks:
         say(remark)
     return launch
 
 
 def rehearse(
-    path: Path | None, data: Path, request: Request, say: Say = id, waiting: Waiting = nullcontext
+    path: Path | None, data: Path, request: Request, say: Say = id, waiting: Waiting = nullcontext,
+    choice: held_out.Choice = NOTHING,
 ) -> Launch:  # fmt: skip
     """The run that `begin` would make ready, but with no steps: its rows are not read, and nothing is written.
 
@@ -185,17 +216,19 @@ def rehearse(
     choices = choose(request, activations.d, say, waiting, **defaults)
     if path is not None:
         folder.refuse_existing(path)
+    activations, _ = held_out.keep_back(activations, choice, say)
     name = choices.names["backend"]
     return Launch(path or Path(), choices.config, activations, choices.backend, lambda _stop: iter(()), name)
 
 
 def go_on(
     path: Path, data: Path | None, request: Request, say: Say = id, waiting: Waiting = nullcontext,
-    ranks: Ranks = ALONE,
+    other: Path | None = None, ranks: Ranks = ALONE,
 ) -> Launch:  # fmt: skip
     """A run that goes on, with its own settings, data and backend unless others are asked for.
 
-    data: where its data are, if they have moved.  InputError when it is no run, or cannot go on so.
+    data: where its data are, if they have moved.  other: rows to judge it on, instead of those it had.  InputError
+    when it is no run, or cannot go on so.
     """
     record = folder.read_record(path)
     config, about = record.config, record.about
@@ -213,17 +246,31 @@ def go_on(
     if data is None and not about["data"]["path"]:
         raise InputError(f"{path}: was trained on an array in memory; save those rows to a file and give it as DATA")
     capacity.refuse_too_large(name, config, about["data"]["d"], ranks.size, ranks.here)
-    activations = reopen(about["data"], record.dropped, record.crc, data)
+    activations = reopen(about["data"], record.dropped, record.crc, data, record.held_out, record.centre)
+    kept = _held_out_of(record, config, activations, other, ranks)
+    on_others = kept.record if kept else None
     if name != about["backend"]:
         say(f"the run began with backend {about['backend']}; with {name} it will not be the same to the bit")
 
     def train(stop: Callable[[], int]) -> Iterator[Progress]:
-        return resume_run(record, activations, config, backend, saving, stop, say, ranks)
+        return resume_run(record, activations, config, backend, saving, stop, say, on_others, ranks)
 
-    agree(ranks, path, config, activations, {"backend": name} | asdict(saving))
+    agree(ranks, path, config, activations, {"backend": name, folder.HELD_OUT: on_others} | asdict(saving))
     newest = checkpoints.found(path)
     done = checkpoints.step_of(newest[0]) if newest else 0
-    return Launch(path, config, activations, backend, train, name, done=done, ranks=ranks)
+    return Launch(path, config, activations, backend, train, name, done=done, held_out=kept, ranks=ranks)
+
+
+def _held_out_of(
+    record: folder.Record, config: AnyConfig, data: Activations, other: Path | None, ranks: Ranks
+) -> HeldOut | None:
+    """What a run that goes on is judged on besides its own rows."""
+    kept, drop_below = record.about.get(folder.HELD_OUT), record.about["data"].get("drop_below") or 0.0
+    if other is not None:
+        return held_out.open_other(other, data.d, config.master, bool(len(data.dropped)), drop_below, ranks)
+    if kept is None or kept.get("path") is None:
+        return None if kept is None else HeldOut(data, kept)
+    return held_out.reopen_other(kept, data.d, drop_below, ranks)
 
 
 def free_folder(path: Path) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 from refgba.backends import begin
 from refgba.backends.base import AnyConfig, HostState
 from refgba.data.activations import Activations
+from refgba.data.centre import Centring, centred
 from refgba.data.memory import forgotten
 from refgba.data.survey import survey
 from refgba.errors import InputError
@@ -47,8 +48,9 @@ class Record:
                     for progress in self.lines:
                         lines.append(progress)
                     lines.sync()
-                checkpoints.save(out, state, self.origin, self.keep)
-                folder.write_network(out / folder.FINAL, state.params, self.config, {"step": state.t} | self.origin)
+                checkpoints.save(out, state, self.origin, self.keep, self.data.centre)
+                origin = {"step": state.t} | self.origin
+                folder.write_network(out / folder.FINAL, state.params, self.config, origin, centre=self.data.centre)
         except OSError as error:
             raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
 
@@ -65,10 +67,12 @@ class MemoryRun:
         choices: Choices,
         drop_zero_rows: bool = False,
         tick: Callable[[int], object] = id,
+        centring: Centring = "auto",
     ) -> None:
         """Read and check all rows; InputError as `survey`, and as `begin` of the backend."""
         config, saving, backend, names = choices
-        data, surveyed = survey(data, config.master, drop_zero_rows, tick)
+        data, location = centred(data, centring)
+        data, surveyed = survey(data, config.master, drop_zero_rows, tick, location=location)
         self.state = begin(backend, config, data.d)
         about = described(data, surveyed, names, saving)
         self._training = Training(None, config, about, data, backend, saving, int)

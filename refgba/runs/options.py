@@ -11,8 +11,11 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from refgba.baselines import CHOICES
+from refgba.data.held_out import MOST
+from refgba.errors import InputError
 from refgba.recipe import RECIPES
 from refgba.runs import settings
+from refgba.runs.held_out import SHARE, Choice
 from refgba.runs.settings import Request
 
 _drop_zero_rows = click.option(
@@ -26,6 +29,21 @@ _drop_below = click.option(
 def drop_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags that say which rows of the data are left out: `drop_zero_rows` and `drop_below`."""
     return _drop_zero_rows(_drop_below(command))
+
+
+def held_out_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say what a run is not trained on but judged on; the command takes them as one `held_out`."""
+
+    @wraps(command)
+    def with_choice(held_out: Path | None, held_out_share: float | None, **others: Any) -> Any:
+        if held_out is not None and held_out_share:
+            raise InputError("--held-out names rows to judge on, and --held-out-share takes some of DATA: give one")
+        return command(held_out=Choice(held_out_share, held_out), **others)
+
+    share = f"share of the rows not to train on but to judge on, 0: none  [default: {SHARE}, at most {MOST:,} rows]"
+    other = "other rows to judge on, as DATA; then all of DATA is trained on"
+    with_choice = click.option("--held-out-share", type=float, metavar="SHARE", help=share)(with_choice)
+    return click.option("--held-out", type=Path, metavar="ROWS", help=other)(with_choice)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")

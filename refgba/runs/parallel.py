@@ -154,18 +154,21 @@ def require_agreement(ranks: Ranks, about: Mapping[str, Any]) -> None:
 def surveyed(
     ranks: Ranks, data: Activations, survey: Callable[[], tuple[Activations, Survey]]
 ) -> tuple[Activations, Survey]:  # fmt: skip
-    """The `survey` of all rows, which rank 0 alone reads, for every rank's data."""
+    """The `survey` of all rows, which rank 0 alone reads, for every rank's data, with the centre that it found."""
 
     def of_first() -> dict[str, Any]:
         checked, found = survey()
         assert checked.crc is not None
-        return {"dropped": checked.dropped.tolist(), "crc": checked.crc.tolist(), "survey": asdict(found)}
+        centre = None if checked.centre is None else checked.centre.tolist()
+        sent = {"dropped": checked.dropped.tolist(), "crc": checked.crc.tolist(), "centre": centre}
+        return sent | {"survey": asdict(found)}
 
     if ranks.size == 1:
         return survey()
     found = ranks.first(of_first)
     dropped, crc = np.array(found["dropped"], np.int64), np.array(found["crc"], np.uint32)
-    data = replace(data, dropped=dropped, crc=crc)
+    centre = None if found["centre"] is None else np.array(found["centre"], np.float64)
+    data = replace(data, dropped=dropped, crc=crc, centre=centre)
     if len(crc) != len(data.counts):
         raise InputError(f"{data.store.path}: rank {ranks.rank} of {ranks.size} has other data than rank 0")
     return data, Survey(**found["survey"])

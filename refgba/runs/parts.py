@@ -1,7 +1,8 @@
 """Files of a network whose neurons lie on several ranks: a shard per rank, or one file of all, a block at a time.
 
-Shard r of P, named NAME-r-of-P.safetensors, has the neurons r, r + P, r + 2 P, .. and a copy of b_pre.  Shards that P
-ranks wrote are read by any number of ranks, each of which reads the rows that are its own, a block at a time.
+Shard r of P, named NAME-r-of-P.safetensors, has the neurons r, r + P, r + 2 P, .. and copies of b_pre and the centre of
+the rows.  Shards that P ranks wrote are read by any number of ranks, each of which reads the rows that are its own, a
+block at a time.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def whole_name(name: str) -> str:
 
 
 def common(name: str) -> bool:
-    """Whether an array is every rank's, not a neuron's: b_pre and its moments."""
-    return name.split(".")[-1] == "b_pre"
+    """Whether an array is every rank's, not a neuron's: b_pre and its moments, and the centre of the rows."""
+    return name.split(".")[-1] in ("b_pre", "centre")
 
 
 def needed(of: int, ranks: Ranks) -> list[int]:

@@ -10,8 +10,8 @@ import click
 from refgba.baselines import METHODS
 
 ESSENTIAL = {
-    "out", "resume", "dry_run", "width", "steps", "batch", "htf", "method", "backend", "dtype", "seed", "rows",
-    "json", "help", "help_all",
+    "out", "resume", "held_out", "dry_run", "width", "steps", "batch", "htf", "method", "backend", "dtype", "seed",
+    "rows", "json", "open", "help", "help_all",
 }  # fmt: skip
 OPTIMISER = {"lr", "lr_decay", "beta1", "beta2", "adam_eps", "weight_decay"}
 SECTIONS = ("Essentials", "Run", "GBA", "Ours, beyond the paper", "Baselines", "Optimiser")

@@ -69,15 +69,18 @@ def train_run(
     survey: Survey,
     config: AnyConfig,
     backend: Backend,
-    names: dict[str, str],
+    names: dict[str, Any],
     out: Path,
     saving: Saving | None = None,
     stop: Callable[[], int] = int,
     ranks: Ranks = ALONE,
+    look: Callable[[Any], object] = id,
 ) -> Iterator[Progress]:
     """Train and write the run folder `out`, which must not hold a run yet; yields about `LOGS` times and at the end.
 
     data and survey come from `refgba.data.activations.survey`; names, such as {"backend": "numpy"}, go to about.json.
+    look is called with the backend's state, of several ranks each with its own neurons, before the first step and at
+    every Progress.
     stop is called after each step; once it returns the number of a signal, not 0, training writes a checkpoint and
     raises Stopped.  ranks: those that share the network; all of them call this alike, and rank 0 writes the folder.
     Raises InputError before anything is written when `out` cannot take the run, and later when the data are no longer
@@ -89,10 +92,13 @@ def train_run(
     ranks.first(lambda: folder.create(out, config, about, data))
     with ExitStack() as stack:
         entered(ranks, stack, lambda: folder.locked(out))
-        yield from Training(out, config, about, data, backend, saving, stop, ranks).run(state)
+        look(state)
+        for progress in Training(out, config, about, data, backend, saving, stop, ranks).run(state):
+            look(state)
+            yield progress
 
 
-def described(data: Activations, survey: Survey, names: dict[str, str], saving: Saving) -> dict[str, Any]:
+def described(data: Activations, survey: Survey, names: dict[str, Any], saving: Saving) -> dict[str, Any]:
     """The about.json of a new run, as `train_run` has it."""
     of_data = data.record() | survey.record()
     return names | {"refgba": __version__, "checkpoints": asdict(saving), "data": of_data}
@@ -106,13 +112,14 @@ def resume_run(
     saving: Saving,
     stop: Callable[[], int] = int,
     say: Callable[[str], object] = id,
+    held_out: dict[str, Any] | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[Progress]:
     """Go on with the run of a `folder.read_record` from its newest checkpoint, or from its beginning; as `train_run`.
 
     data comes from `refgba.data.activations.reopen`; where they lie now is remembered.  config has the run's settings,
-    or those of `extended`.  Calls say with remarks on damaged checkpoints and on what an extension means.  Yields
-    nothing where all steps are done.
+    or those of `extended`.  held_out: what about.json is to say of other rows to judge on.  Calls say with remarks
+    on damaged checkpoints and on what an extension means.  Yields nothing where all steps are done.
     """
     path = record.path
     with ExitStack() as stack:
@@ -122,6 +129,8 @@ def resume_run(
         checkpoint = checkpoints.newest(path, record.config, data.fingerprint, say, ranks)
         done = checkpoint[0].t if checkpoint else 0
         about = record.about | {"data": record.about["data"] | {"path": data.record()["path"]}}
+        if held_out is not None:
+            about |= {folder.HELD_OUT: held_out}
         if config != record.config:
             say(METHODS[config.method].extension(config, done))
             about |= {"extended": [*about.get("extended", []), {"at": done, "steps": config.steps}]}
@@ -245,14 +254,14 @@ class Training:
         for parameter in [name for names in self.ranks.everyone(broken) for name in names]:
             raise TrainingError(f"step {state.t}: {parameter} is not finite; {REMEDY}")
         if self.path:
-            checkpoints.save(self.path, host, self.origin(), self.saving.keep, self.ranks)
+            checkpoints.save(self.path, host, self.origin(), self.saving.keep, self.data.centre, self.ranks)
         self.saved = state.t
 
     def _finish(self, state: Any) -> None:
         if self.path:
             origin = {"step": state.t} | self.origin()
-            result = self.path / folder.FINAL
-            folder.write_result(result, self.backend.params(state), self.config, origin, self.ranks)
+            result, params = self.path / folder.FINAL, self.backend.params(state)
+            folder.write_result(result, params, self.config, origin, self.data.centre, self.ranks)
 
     def _resumable(self) -> str:
         since = f"from its checkpoint at step {self.saved}" if self.saved else "from its beginning"

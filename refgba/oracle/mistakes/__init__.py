@@ -12,6 +12,7 @@ One file per line of the algorithm, each with a table of its own:
     loss          line 3, the loss and its factor in the gradients
     backward      line 3, the gradients
     optimiser     line 3, AdamW
+    settings      AdamW with values of settings that are not the run's
     renormalise   line 4
     buffers       line 5
     groups        the groups and their targets
@@ -33,6 +34,7 @@ from refgba.oracle.mistakes import (
     recipe,
     renormalise,
     rows,
+    settings,
 )
 from refgba.oracle.mistakes.formulas import Known
 
@@ -43,6 +45,7 @@ MISTAKES: Known = {
     **loss.MISTAKES,
     **backward.MISTAKES,
     **optimiser.MISTAKES,
+    **settings.MISTAKES,
     **renormalise.MISTAKES,
     **buffers.MISTAKES,
     **groups.MISTAKES,

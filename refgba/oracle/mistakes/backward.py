@@ -43,6 +43,19 @@ def through_jump(width: float) -> dict[str, Formula]:
     }
 
 
+def through_sigmoid(width: float) -> dict[str, Formula]:
+    """Gradients with the derivative of sigmoid(y / width) in the place of the jump's."""
+
+    def gate(e: Step) -> Any:  # dφ/dz
+        soft = 1 / (1 + np.exp(-e["y"] / width))
+        return e["on"] + e["z" if jump(e) else "y"] * soft * (1 - soft) / width
+
+    return {
+        "dW.detector": lambda e: detector(e, gate=gate(e)),
+        "db_pre": lambda e: input_bias(e, gate=gate(e)),
+    }
+
+
 def tangent(e: Step, gradient: str, theta: str) -> Any:
     """A gradient less its part along the rows."""
     g, rows = FORMULAS[gradient](e), e.was(theta)
@@ -73,6 +86,10 @@ MISTAKES: Known = {
     },
     **{
         f"a gradient goes through the jump (a rectangle of width {width:g} as its derivative)": through_jump(width)
+        for width in KERNELS
+    },
+    **{
+        f"a gradient goes through the jump (the derivative of a sigmoid of width {width:g})": through_sigmoid(width)
         for width in KERNELS
     },
     "the detector's path is missing from the gradient of the tied W": {

@@ -9,12 +9,12 @@ import numpy as np
 
 from refgba import bias
 from refgba.oracle.mistakes.formulas import BUFFER, K, Known, L, M, algorithm, same, scaled, to_bias
-from refgba.oracle.stepwise import Step, in_groups, least, mean_peaks
+from refgba.oracle.stepwise import FORMULAS, Step, in_groups, least, mean_peaks
 
 
-def by_group(e: Step, of: Callable[[Any], Any]) -> Any:
-    """A statistic of the positive peaks of each group, (K,)."""
-    groups = [e["peaks"][(e["group"] == k) & (e["peaks"] > 0)] for k in range(K(e))]
+def by_group(e: Step, of: Callable[[Any], Any], among: Any = True) -> Any:
+    """A statistic of the positive peaks of each group, or of some of its neurons (M,), (K,)."""
+    groups = [e["peaks"][(e["group"] == k) & (e["peaks"] > 0) & among] for k in range(K(e))]
     return np.array([of(peaks) if peaks.size else 0.0 for peaks in groups])
 
 
@@ -59,6 +59,7 @@ MISTAKES: Known = {
     "T_k divides by the size of the group, not by its positive peaks": {
         "T": lambda e: in_groups(e, e["peaks"]) / np.bincount(e["group"], minlength=K(e))
     },
+    "T_k leaves out the neurons over their target": {"T": lambda e: by_group(e, np.mean, e["p"] <= e["p_k"])},
     "T_k is the mean over all neurons, not over the group": {
         "T": lambda e: np.full(K(e), e["peaks"].sum() / max(1, np.count_nonzero(e["peaks"] > 0)))
     },
@@ -70,6 +71,9 @@ MISTAKES: Known = {
     "all groups use the first target": {"lowered": lambda e: e["p"] > e["target"][0]},
     "a neuron is raised only below eps, not below floor of its target": {
         "raised": lambda e: ~e["lowered"] & (e["p"] < e.config.eps)
+    },
+    "floor is a share of HTF, not of the group's target": {
+        "raised": lambda e: ~e["lowered"] & (e["p"] < max(e.config.eps, e.config.floor * e.config.htf))
     },
     "floor is a frequency, not a share of the target": {
         "raised": lambda e: ~e["lowered"] & (e["p"] < max(e.config.eps, e.config.floor))
@@ -91,12 +95,20 @@ MISTAKES: Known = {
     "the bias is lowered by T_k, not by the neuron's peak": {"b": lambda e: moved(e, peaks=e["T"][e["group"]])},
     "the bias is raised by the neuron's peak, not by T_k": {"b": lambda e: moved(e, T=e["peaks"])},
     "the bias moves by gamma itself, not by a share of a peak": {"b": lambda e: moved(e, peaks=1, T=1)},
+    "the biases of held neurons stay": {"b": lambda e: np.where(e["held"], e.was("b"), FORMULAS["b"](e))},
+    "neurons that are held are not raised": {"raised": lambda e: FORMULAS["raised"](e) & ~e["held"]},
     "the bias moves the wrong way": {"b": lambda e: moved(e, minus=-e.config.gamma_minus, plus=-e.config.gamma_plus)},
     "the bias starts from 0 at every adaptation": {"b": lambda e: moved(e, b=np.zeros(M(e)))},
     "biases are adapted at this step, which adapt_every does not divide": {
         "b": lambda e: algorithm(e, e["seen"], e["counts"], e["peaks"])
     },
-    "biases are not adapted at this step, which adapt_every divides": {"b": lambda e: e.was("b")},
+    "biases are not adapted at this step, which adapt_every divides": {
+        "b": lambda e: e.was("b"),
+        **{f"left.{name}": same(name) for name in BUFFER},
+    },
+    "biases are not adapted at this step, which adapt_every divides, but the buffers are emptied": {
+        "b": lambda e: e.was("b")
+    },
     "the optimiser moves b (its first step)": {"b": lambda e: e.was("b") - e["lr"] * np.sign(to_bias(e, e["on"]))},
     "the buffers are not emptied after adapting": {f"left.{name}": same(name) for name in BUFFER},
     **{f"{name} is not emptied after adapting": {f"left.{name}": same(name)} for name in BUFFER},

@@ -8,6 +8,7 @@ import numpy as np
 
 from refgba import sae
 from refgba.oracle.mistakes.formulas import BUFFER, Known, L, before, fed
+from refgba.oracle.mistakes.recipe import begins
 from refgba.oracle.stepwise import FORMULAS, Step
 from refgba.sae import Params
 
@@ -34,6 +35,11 @@ MISTAKES: Known = {
         "seen": lambda e: L(e),
         "counts": lambda e: e["on"].sum(axis=0),
         "peaks": lambda e: np.maximum(e["y"].max(axis=0), 0),
+    },
+    "the buffers are emptied when fitting begins": {
+        "seen": lambda e: L(e) if begins(e) else FORMULAS["seen"](e),
+        "counts": lambda e: e["on"].sum(axis=0) if begins(e) else FORMULAS["counts"](e),
+        "peaks": lambda e: np.maximum(e["y"].max(axis=0), 0) if begins(e) else FORMULAS["peaks"](e),
     },
     "the batch is not added to the buffers": {name: before(f"left.{name}") for name in BUFFER},
     "the buffers count batches, not rows": {"seen": lambda e: e.was("left.seen") + 1},

@@ -34,5 +34,12 @@ MISTAKES: Known = {
         "target": lambda e: e.config.htf * (e.config.htf / e.config.ltf) ** (np.arange(K(e)) / last(e))
     },
     "groups are interleaved, m mod K, not consecutive": {"group": lambda e: np.arange(M(e)) % K(e)},
+    "the first groups are the larger ones where K does not divide M": {
+        "group": lambda e: np.repeat(np.arange(K(e)), [len(part) for part in np.array_split(np.arange(M(e)), K(e))])
+    },
+    "all groups but the last have M / K neurons, rounded up": {"group": lambda e: np.arange(M(e)) // -(-M(e) // K(e))},
+    "all groups but the last have M / K neurons, rounded down": {
+        "group": lambda e: np.minimum(np.arange(M(e)) // max(M(e) // K(e), 1), K(e) - 1)
+    },
     "groups are in reverse": {"group": lambda e: K(e) - 1 - FORMULAS["group"](e)},
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from refgba import sae
 from refgba.oracle.mistakes.formulas import Known, L, d, r, scaled
 from refgba.oracle.stepwise import Step
 
@@ -38,6 +39,9 @@ def with_factor(text: str, factor: Callable[[Step], Any]) -> Known:
 
 MISTAKES: Known = {
     **{mistake: known for text, factor in FACTORS.items() for mistake, known in with_factor(text, factor).items()},
+    "the reconstruction is compared with the rows as they come, not at unit norm": {
+        "loss": lambda e: sae.loss(e["rows"], e["f"])
+    },
     "the loss is the norm, not its square": {"loss": lambda e: 0.5 * np.mean(np.linalg.norm(r(e), axis=1))},
     "the residual of the gradients is x - f, not f - x": {name: scaled(name, lambda _: -1) for name in GRADIENTS},
 }

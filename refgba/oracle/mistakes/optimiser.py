@@ -10,7 +10,7 @@ import numpy as np
 from refgba import adam
 from refgba.adam import Factors, moment
 from refgba.oracle.mistakes.formulas import Known
-from refgba.oracle.stepwise import THETA, Formula, Step, factors
+from refgba.oracle.stepwise import FORMULAS, THETA, Formula, Step, factors
 
 
 def each(part: str, formula: Callable[[Step, str], Any]) -> dict[str, Formula]:
@@ -88,7 +88,55 @@ def nadam(e: Step, theta: str) -> Any:
     return adam.moved(e.was(theta), m_hat, e[f"v.{theta}"], f._replace(m_hat=1))
 
 
+def counted_by_run(e: Step, theta: str) -> Any:
+    """θ after AdamW where the bias correction counts the steps of the run."""
+    return adam.moved(e.was(theta), e[f"m.{theta}"], e[f"v.{theta}"], adam.factors(e.t, e["lr"], e.config))
+
+
+def decayed_after(e: Step, theta: str) -> Any:
+    """θ after AdamW where it is decayed with the step in it, not before."""
+    f = factors(e, theta)
+    return f.decay * adam.moved(e.was(theta), e[f"m.{theta}"], e[f"v.{theta}"], f._replace(decay=1))
+
+
+def never_falling(e: Step, theta: str) -> Any:
+    """θ after AMSGrad, as far as one step shows: by the larger of v before and after."""
+    v_max = np.maximum(e.was(f"v.{theta}"), e[f"v.{theta}"])
+    return adam.moved(e.was(theta), e[f"m.{theta}"], v_max, factors(e, theta))
+
+
+def along(direction: Callable[[Any], Any]) -> dict[str, Formula]:
+    """θ after a decayed step along a function of the first moment."""
+
+    def formula(e: Step, theta: str) -> Any:
+        f = factors(e, theta)
+        return f.decay * e.was(theta) - f.lr * direction(e[f"m.{theta}"])
+
+    return after(formula)
+
+
+def free_only(e: Step, theta: str, value: Any) -> Any:
+    """A value (M, d) of W or W_dec, but 0 in the rows of held neurons; other parameters' as it is."""
+    return np.where(e["held"][:, None], 0, value) if theta.startswith("W") else value
+
+
+def stopped(part: str) -> dict[str, Formula]:
+    """Moments that stand still in held rows of W and W_dec."""
+    return {
+        f"{part}.{theta}": lambda e, theta=theta: np.where(  # type: ignore[misc]
+            e["held"][:, None], e.was(f"{part}.{theta}"), FORMULAS[f"{part}.{theta}"](e)
+        )
+        for theta in ("W", "W_dec")
+    }
+
+
 WITHOUT_DECAY = by(lambda _, f: f._replace(decay=1))
+
+
+def undecayed_beside_decoder(name: str) -> Formula:
+    """A parameter after AdamW, without decay where the network is untied."""
+    return lambda e: (WITHOUT_DECAY if "W_dec" in e.state else FORMULAS)[name](e)
+
 
 MISTAKES: Known = {
     "updates are not counted": each("updates", lambda e, theta: e.was(f"updates.{theta}")),
@@ -120,6 +168,8 @@ MISTAKES: Known = {
         lambda e, f: f._replace(decay=1 - e.config.lr * e.config.weight_decay)
     ),
     "weight decay acts on matrices only, not on a and b_pre": {theta: WITHOUT_DECAY[theta] for theta in ("a", "b_pre")},
+    "weight decay acts on W alone": {theta: undecayed_beside_decoder(theta) for theta in ("moved.W_dec", "a", "b_pre")},
+    "weight decay acts after the step, on what the step has moved": after(decayed_after),
     "weight decay has the wrong sign": by(lambda e, f: f._replace(decay=1 + f.lr * e.config.weight_decay)),
     "epsilon is inside the root": divided_by(lambda v_hat, eps: np.sqrt(v_hat + eps)),
     "epsilon is missing": by(lambda _, f: f._replace(eps=0)),
@@ -129,10 +179,26 @@ MISTAKES: Known = {
     "the bias correction of v is missing": by(lambda _, f: f._replace(v_hat=1)),
     "the bias correction counts the update one late": corrected_late(1),
     "the bias correction counts the update one early": corrected_late(-1),
+    "the bias correction counts the steps of the run, not the updates of each parameter": after(counted_by_run),
     "the root of the second moment is missing": divided_by(lambda v_hat, eps: v_hat + eps),
     "the step goes up the gradient, not down": by(lambda _, f: f._replace(lr=-f.lr)),
     "the step follows the gradient, not its mean m": after(without_momentum),
     "the step is NAdam's": after(nadam),
+    "the step divides by the largest v so far (AMSGrad)": after(never_falling),
+    "the step is the sign of m (Lion)": along(np.sign),
+    "the step is m, not divided by the root of v (gradient descent with momentum)": along(lambda m: m),
+    "the gradients of held neurons are masked before AdamW, which is harmless where their rows are restored": {
+        **each("m", lambda e, theta: m(e, theta, free_only(e, theta, e[f"d{theta}"]))),
+        **each("v", lambda e, theta: v(e, theta, free_only(e, theta, e[f"d{theta}"] ** 2))),
+    },
+    "the moments of held neurons stand still, which is harmless where their rows are restored": {
+        **stopped("m"),
+        **stopped("v"),
+    },
+    "a of held neurons is not trained": {"a": lambda e: np.where(e["held"], e.was("a"), FORMULAS["a"](e))},
+    "v averages the mean square of each row": each(
+        "v", lambda e, theta: v(e, theta, np.mean(e[f"d{theta}"] ** 2, axis=-1, keepdims=True))
+    ),
     "the step is plain gradient descent": after(lambda e, theta: e.was(theta) - e["lr"] * e[f"d{theta}"]),
     "the optimiser's step is missing": after(lambda e, theta: e.was(theta)),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -78,6 +79,29 @@ def agreeing_after(e: Step) -> Any:
     return recipe.agreeing(free["W"], e.config.hold) if begins(e) else e.was("held")
 
 
+def held_beside(e: Step, lower: bool) -> Any:
+    """The neurons that agree with an earlier one (`lower`), or with a later one, (M,)."""
+    others = np.tril(np.ones((M(e), M(e)), bool), -1)
+    cosine = np.where(others if lower else others.T, e.was("W") @ e.was("W").T, -1)
+    return cosine.max(axis=1) >= e.config.hold if begins(e) else e.was("held")
+
+
+def trained_if(change: Callable[[set[str], bool], set[str]]) -> dict[str, Formula]:
+    """Other parameters trained: a function of those that should be, and of whether features form."""
+
+    def names(e: Step) -> tuple[str, ...]:
+        right = set(recipe.trained(e.config, e.t))
+        there = ("W_dec",) if "W_dec" in e.state else ()
+        return tuple(change(right, e.t <= recipe.forming_steps(e.config)) & {"W", "a", "b_pre", *there})
+
+    return {"trained": names}
+
+
+def rounded_up(e: Step) -> GBAConfig:
+    """The settings where a half in form T is rounded up, not to the even number."""
+    return replace(e.config, form=np.floor(e.config.form * e.config.steps + 0.5) / e.config.steps)
+
+
 def anew(*thetas: str, count: bool = True) -> dict[str, Formula]:
     """Moments, and with `count` their counts, that begin at 0 when fitting begins."""
     formulas: dict[str, Formula] = {}
@@ -123,11 +147,17 @@ MISTAKES: Known = {
     "the learning rate decays over the run, not over each phase": {"lr": lambda e: decayed(e, 1, e.config.steps)},
     "the decay of the learning rate counts steps from 0": {"lr": lambda e: decayed(e, *phase(e), late=-1)},
     "the learning rate reaches 0 at the last step of a phase": {"lr": lambda e: decayed(e, *phase(e), late=1)},
+    "the learning rate is that of the step before": {"lr": lambda e: recipe.learning_rate(e.config, max(e.t - 1, 1))},
     "the learning rate decays from the first step of a phase": {"lr": lambda e: decayed(e, *phase(e), share=1.0)},
     "a and b_pre are trained while features form": {
         "trained": lambda e: ("W", "W_dec", "a", "b_pre") if "W_dec" in e.state else ("W", "a", "b_pre")
     },
     "a and b_pre stay fixed after forming": {"trained": lambda _: ("W",)},
+    "a is trained while features form": trained_if(lambda right, forming: right | {"a"} if forming else right),
+    "b_pre is trained while features form": trained_if(lambda right, forming: right | {"b_pre"} if forming else right),
+    "a is not trained": trained_if(lambda right, _: right - {"a"}),
+    "b_pre is not trained": trained_if(lambda right, _: right - {"b_pre"}),
+    "W stays fixed after forming": trained_if(lambda right, forming: right if forming else right - {"W"}),
     "fitting begins a step late": {
         "trained": lambda e: recipe.trained(e.config, e.t - 1),
         "held": lambda e: e.was("held"),
@@ -152,6 +182,15 @@ MISTAKES: Known = {
         "lr": lambda e: recipe.learning_rate(formed_early(e), e.t),
         "trained": lambda e: recipe.trained(formed_early(e), e.t),
     },
+    "forming takes form T steps with a half rounded up, not to the even number": {
+        "held": lambda e: (
+            recipe.agreeing(e.was("W"), e.config.hold) if recipe.fit_begins(rounded_up(e), e.t) else e.was("held")
+        ),
+        "lr": lambda e: recipe.learning_rate(rounded_up(e), e.t),
+        "trained": lambda e: recipe.trained(rounded_up(e), e.t),
+    },
+    "of neurons that agree the first is not held": {"held": lambda e: held_beside(e, lower=True)},
+    "of neurons that agree the last is not held": {"held": lambda e: held_beside(e, lower=False)},
     "agreement is looked for a step late": {"held": held_late},
     "agreement is looked for within each group only": {"held": held_in_groups},
     "neurons are held above the cosine `hold`, not from it on": {"held": held_above},

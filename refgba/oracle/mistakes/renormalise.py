@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from refgba.oracle.mistakes.formulas import OFFSETS, Known, divided, norm, plus
-from refgba.oracle.stepwise import Formula, Step, kept
+from refgba.oracle.mistakes.recipe import begins
+from refgba.oracle.stepwise import FORMULAS, Formula, Step, kept
 from refgba.sae import unit_rows
 
 WITH_NORMS: dict[str, Callable[[Any], Any]] = {
@@ -53,5 +54,8 @@ MISTAKES: Known = {
         for theta in ("W", "W_dec")
     },
     "W_dec is scaled by the norms of W": {"W_dec": by_norms_of_W},
+    "the new decoder is a copy of W after the step, not before it": {
+        "W_dec": lambda e: e["W"] if begins(e) else FORMULAS["W_dec"](e)
+    },
     "W_dec is tied to W": {"W_dec": lambda e: e["W"]},
 }

@@ -21,6 +21,16 @@ def standardised(ddof: int) -> Formula:
     return lambda e: centred(e["rows"]) / np.sqrt(np.sum(centred(e["rows"]) ** 2, axis=0) / (L(e) - ddof))
 
 
+def within(A: Any) -> Any:
+    """Rows less the mean of their own entries."""
+    return A - A.mean(axis=1, keepdims=True)
+
+
+def layer_norm(tiny: float) -> Formula:
+    """Rows by their own means and deviations, with a small number beside the variance."""
+    return lambda e: within(e["rows"]) / np.sqrt(np.mean(within(e["rows"]) ** 2, axis=1, keepdims=True) + tiny)
+
+
 def over_norm(tiny: float) -> Formula:
     """The rows over their norm plus a small number."""
     return lambda e: plus(tiny)(e["rows"])
@@ -34,6 +44,14 @@ MISTAKES: Known = {
     "rows are divided by the sum of absolute values, not the norm": {"x": lambda e: divided(e["rows"], 1)},
     "rows are divided by their largest entry, not the norm": {"x": lambda e: divided(e["rows"], np.inf)},
     "rows are centred on the batch before they are scaled": {"x": lambda e: unit_rows(centred(e["rows"]))},
+    "the entries of a row are centred on their mean before it is scaled": {"x": lambda e: unit_rows(within(e["rows"]))},
+    "rows are standardised each by its own mean and deviation, not scaled to unit norm": {"x": layer_norm(0.0)},
+    "rows are standardised each by its own mean and variance plus 1e-05, not scaled to unit norm": {
+        "x": layer_norm(1e-5)
+    },
+    "softmax is taken of the rows": {
+        "x": lambda e: divided(np.exp(e["rows"] - e["rows"].max(axis=1, keepdims=True)), 1)
+    },
     **{
         f"rows are standardised by the batch's mean and {kind} deviation, not scaled to unit norm": {
             "x": standardised(ddof)

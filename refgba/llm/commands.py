@@ -1,0 +1,313 @@
+"""The commands of this room.  torch and transformers are imported when one of them runs, not before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refgba.data import files
+from refgba.errors import InputError
+from refgba.llm.console import Meter
+from refgba.llm.dashboard.commands import dashboard_command, features_command
+from refgba.runs import console
+from refgba.runs.options import json_option, output_option
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say which text is read."""
+    for option in (
+        click.option("--per-document", type=click.IntRange(1), help="at most so many contexts of each, its first"),
+        click.option("--shuffle", type=int, metavar="SEED", help="take the files in random order"),
+        click.option("--files", "pattern", metavar="PATTERN", help='in folders, such as "*.py"  [default: all text]'),
+        click.option("--column", default="text", help="field of .jsonl, column of parquet and data sets"),
+        click.option("--text", "texts", type=Path, multiple=True, required=True, help="file or folder; may repeat"),
+    ):
+        command = option(command)
+    return command
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say how a model is opened."""
+    for option in (
+        click.option("--bos/--no-bos", default=None, help="begin contexts with BOS  [default: as the tokenizer]"),
+        click.option("--device", default="auto", help="cpu, cuda, ...; auto: a GPU where there is one"),
+        click.option("--compute", type=click.Choice(DTYPES), default="float32", help="the model's arithmetic"),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("harvest")
+@click.argument("model")
+@click.option("--site", "patterns", multiple=True, required=True, help="submodule, or a wildcard; may repeat")
+@text_options
+@output_option(files.refuse_folder, required=True, help="folder of the store, or of a store per site")
+@click.option("--of", type=click.Choice(["output", "input"]), default="output", help="which side of the submodule")
+@click.option("--tokens", type=click.IntRange(1), help="how many the model sees  [default: all of the text]")
+@click.option("--context", type=click.IntRange(1), help="tokens in a context  [default: 128, or what the model takes]")
+@click.option("--batch", type=click.IntRange(1), default=8, help="contexts at a time")
+@click.option("--pack", is_flag=True, help="several documents per context; attention crosses their boundaries")
+@click.option("--dtype", type=click.Choice(DTYPES), help="of the store  [default: float32 if --compute is]")
+@click.option("--drop-first", type=click.IntRange(0), default=1, help="first positions of each context to leave out")
+@click.option("--keep-special", is_flag=True, help="keep the rows of special tokens")
+@click.option("--max-norm", default=10.0, help="leave out rows beyond so many median norms; 0 keeps all")
+@click.option("--shard", type=click.IntRange(1), default=32_768, help="tokens per shard; a killed harvest repeats one")
+@model_options
+@json_option
+def harvest_command(
+    model: str, patterns: tuple[str, ...], texts: tuple[Path, ...], column: str, pattern: str | None,
+    shuffle: int | None, per_document: int | None, out: Path, bos: bool | None, device: str, compute: str,
+    as_json: bool, **settings: Any,
+) -> None:  # fmt: skip
+    """Write the activations of MODEL on text as stores that `refgba train` takes, one per site.
+
+    MODEL is the folder of a Hugging Face model, a .gguf file, or a hub's name; a site is one of its submodules, such as
+    model.layers.15.mlp, or several: "model.layers.*.mlp".  Beside each row: its token, document, position and norm.
+    The same command goes on after a kill, to the same bytes.
+    """
+    from refgba.llm import harvesting
+    from refgba.llm.models import open_model
+    from refgba.llm.text import TextOptions
+    from refgba.llm.text import files as listed
+
+    chosen = harvesting.Settings(**settings)
+    text = TextOptions(texts, column, pattern, shuffle, per_document)
+    listed(text)  # before a model is opened for nothing
+    opened = open_model(model, compute, device, bos)
+    with Meter("harvesting") as meter:
+        stores = harvesting.harvest(opened, patterns, text, out, chosen, meter, console.remark)
+    facts = [summary(store) for store in stores]
+    if as_json:
+        return click.echo(json.dumps({"stores": facts}))
+    for fact in facts:
+        left = ", ".join(f"{count} for {why}" for why, count in fact["dropped"].items() if count)
+        console.line(
+            f"Wrote {fact['store']}: {fact['rows']} rows of d = {fact['d']} from {fact['tokens']} tokens of "
+            f"{fact['site']}; left out: {left or 'none'}"
+        )
+    console.line(f"Train on it: {console.program()} train {facts[0]['store']} -o runs/NAME --dtype float32")
+    return None
+
+
+def summary(store: Any) -> dict[str, Any]:
+    """A harvest in a few numbers, for JSON."""
+    from refgba.data.store import read_meta
+
+    shards = read_meta(store.store.path)["shards"]
+    dropped = {why: sum(shard["dropped"][why] for shard in shards) for why in shards[0]["dropped"]}
+    return {
+        "store": str(store.store.path),
+        "site": store.settings["site"],
+        "rows": len(store),
+        "d": store.store.d,
+        "dtype": store.store.dtype,
+        "tokens": sum(shard["read"] for shard in shards),
+        "contexts": int(store.context_starts[-1]),
+        "dropped": dropped,
+        "median_norm": store.about["median_norm"],
+    }
+
+
+@click.group("llm")
+def llm_group() -> None:
+    """Inside a language model: what a network's features do to what it predicts."""
+
+
+def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say where in the model a network belongs."""
+    for option in (
+        click.option("--context", type=click.IntRange(1), help="tokens in a context  [default: as harvested]"),
+        click.option("--of", type=click.Choice(["output", "input"]), help="which side  [default: as harvested]"),
+        click.option("--site", help="submodule  [default: as harvested]"),
+        click.option("--store", type=Path, help="the harvest that RUN is for  [default: the one it was trained on]"),
+    ):
+        command = option(command)
+    return command
+
+
+def put(
+    run: Path, model: str, store: Path | None, site: str | None, of: Any, context: int | None, compute: str,
+    device: str, bos: bool | None,
+) -> Any:  # fmt: skip
+    """RUN in MODEL, a `refgba.llm.splice.Place`; a remark where the model is not the one that was harvested."""
+    from refgba.llm import splice
+    from refgba.llm.models import open_model
+    from refgba.llm.networks import open_network
+
+    network = open_network(run, store)
+    opened = open_model(model, compute, device, bos)
+    place = splice.place(network, opened, site, of, None, context)
+    if network.harvested and network.harvested.get("weights") != opened.weights():
+        console.remark(f"{model} has other weights than the model that was harvested")
+    return place
+
+
+@llm_group.command("evaluate")
+@click.argument("run", type=Path)
+@click.argument("model")
+@text_options
+@place_options
+@click.option("--tokens", type=click.IntRange(2), default=16_384, help="how many of the text are read")
+@click.option("--batch", type=click.IntRange(1), default=8, help="contexts at a time")
+@click.option("--pack", is_flag=True, help="several documents per context")
+@click.option("--seed", type=click.IntRange(0), default=0, help="of the intervals, and of what a masked model guesses")
+@output_option(files.refuse_output, help="write the result to this JSON file")
+@model_options
+@json_option
+def evaluate_command(
+    run: Path, model: str, texts: tuple[Path, ...], column: str, pattern: str | None, shuffle: int | None,
+    per_document: int | None,
+    tokens: int, batch: int, pack: bool, seed: int, out: Path | None, as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """What MODEL loses when an activation is replaced by RUN's reconstruction of it.
+
+    RUN is a run, a checkpoint, or the folder of a dictionary of any library.  Cross-entropy clean, spliced, and ablated
+    to zero and to the mean; loss recovered; KL; by position; with attention sinks left alone and replaced.
+    """
+    from refgba.llm import evaluation
+    from refgba.llm.text import TextOptions
+    from refgba.llm.text import files as listed
+
+    text = TextOptions(texts, column, pattern, shuffle, per_document)
+    listed(text)
+    place = put(run, model, **where)
+    with Meter("evaluating") as meter:
+        result = evaluation.evaluate(place, text, tokens, batch, pack, seed, meter)
+    record = result.record()
+    if out is not None:
+        files.write_output(out, json.dumps(record, indent=1).encode() + b"\n")
+    if as_json:
+        return click.echo(json.dumps(record))
+    return console.lines(result.table())
+
+
+@llm_group.command("effects")
+@click.argument("run", type=Path)
+@click.argument("model")
+@text_options
+@place_options
+@click.option("--neuron", "neurons", type=click.IntRange(0), multiple=True, help="whose effect; may repeat")
+@click.option("--together", is_flag=True, help="edit these neurons at once, rather than one by one")
+@click.option("--rank", type=click.IntRange(1), help="rank all by what ablating them does to the loss; show so many")
+@click.option("--strength", "strengths", type=float, multiple=True, help="in peaks; may repeat  [default: -1 .5 1 2]")
+@click.option("--replace", "replaced", is_flag=True, help="replace the activation; else the error is kept")
+@click.option("--tokens", type=click.IntRange(1), default=8192, help="of the text, to measure peaks on")
+@click.option("--sample", type=click.IntRange(1), default=8, help="contexts to measure effects on")
+@click.option("--random", type=click.IntRange(0), default=3, help="random directions beside each strength")
+@click.option("--seed", type=click.IntRange(0), default=0, help="of the random directions")
+@output_option(files.refuse_output, help="write the result to this JSON file")
+@model_options
+@json_option
+def effects_command(
+    run: Path, model: str, texts: tuple[Path, ...], column: str, pattern: str | None, shuffle: int | None,
+    per_document: int | None,
+    neurons: tuple[int, ...], together: bool, rank: int | None, strengths: tuple[float, ...], replaced: bool,
+    tokens: int, sample: int, random: int, seed: int, out: Path | None, as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """What RUN's neurons do to MODEL's predictions: ablate them, and steer with them.
+
+    KL from the unchanged model by strength in units of the neuron's peak, beside random directions of the same norm;
+    logits promoted and suppressed, measured and directly through the unembedding.  Give --neuron, or --rank.
+    """
+    from refgba.llm import effects
+    from refgba.llm.text import TextOptions
+    from refgba.llm.text import files as listed
+
+    if not neurons and rank is None:
+        raise InputError("give --neuron M, or --rank N for the N neurons with the largest effect on the loss")
+    text = TextOptions(texts, column, pattern, shuffle, per_document)
+    listed(text)
+    place = put(run, model, **where)
+    chosen = [place.network.neuron(neuron) for neuron in neurons]
+    surveyed = effects.survey(place, text, tokens, rank=rank is not None)
+    ranking: list[dict[str, Any]] = []
+    if rank is not None and surveyed.attribution is not None:
+        order = abs(surveyed.attribution).argsort()[::-1][:rank].tolist()
+        ranking = [{"neuron": m, "attribution": float(surveyed.attribution[m])} for m in order]
+        chosen += [m for m in order if m not in chosen]
+    sets = [chosen] if together else [[neuron] for neuron in chosen]
+    with console.counting("measuring effects", len(chosen)) as tick:
+        measured = effects.Effects(place, surveyed, sample, replaced, random, seed, tick)
+        found = [measured.of(part, strengths or effects.STRENGTHS) for part in sets]
+    record = {"network": str(run), "model": model, "site": place.site, "of": place.of, "rows": surveyed.rows}
+    whole = record | {"ranking": ranking, "direct": measured.unembedding.why_not or "through the unembedding"}
+    whole |= {"effects": [effect.record() for effect in found]}
+    if out is not None:
+        files.write_output(out, json.dumps(whole, indent=1).encode() + b"\n")
+    if as_json:
+        return click.echo(json.dumps(whole))
+    for entry in ranking:
+        console.line(f"neuron {entry['neuron']}: ablated, the loss changes by about {entry['attribution']:+.3g} nats")
+    if measured.unembedding.why_not is not None:
+        console.remark(f"no direct effects: {measured.unembedding.why_not}")
+    for effect in found:
+        console.lines(effect.table())
+    return None
+
+
+@llm_group.command("steer")
+@click.argument("run", type=Path)
+@click.argument("model")
+@click.option("--neuron", "neurons", type=click.IntRange(0), multiple=True, required=True, help="may repeat")
+@click.option("--by", "by", type=float, multiple=True, required=True, help="strength in peaks; one, or one per neuron")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="what the text begins with; may repeat")
+@click.option("--peak", "given", type=float, multiple=True, help="of each neuron  [default: measured on the harvest]")
+@click.option("--text", "texts", type=Path, multiple=True, help="measure peaks on this text instead")
+@click.option("--new", type=click.IntRange(1), default=40, help="tokens to write")
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, help="0 takes the likeliest token")
+@click.option("--random", type=click.IntRange(0), default=1, help="random directions of the same norm beside")
+@click.option("--seed", type=click.IntRange(0), default=0, help="of drawn tokens and random directions")
+@place_options
+@output_option(files.refuse_output, help="write the texts to this JSON file")
+@model_options
+@json_option
+def steer_command(
+    run: Path, model: str, neurons: tuple[int, ...], by: tuple[float, ...], prompts: tuple[str, ...],
+    given: tuple[float, ...], texts: tuple[Path, ...], new: int, temperature: float, random: int, seed: int,
+    out: Path | None, as_json: bool, **where: Any,
+) -> None:  # fmt: skip
+    """Text that MODEL writes while neurons of RUN are held up, or down with a negative strength.
+
+    --by 1 adds a neuron's peak to every token, with the error of the reconstruction kept.
+    """
+    from refgba.llm import steering
+    from refgba.llm.text import TextOptions
+
+    for name, values in (("--by", by), ("--peak", given)):
+        if len(values) not in (0, 1, len(neurons)):
+            raise InputError(f"give one {name}, or one for each of the {len(neurons)} neurons, not {len(values)}")
+    place = put(run, model, **where)
+    strengths = list(by) * (len(neurons) if len(by) == 1 else 1)
+    if given:
+        [place.network.neuron(neuron) for neuron in neurons]
+        peaks = list(given) * (len(neurons) if len(given) == 1 else 1)
+    else:
+        peaks = steering.peaks(place, list(neurons), TextOptions(texts) if texts else None).tolist()
+    with console.counting("writing", len(prompts)) as tick:
+        written = steering.steer(
+            place, list(prompts), list(neurons), strengths, peaks, new, temperature, seed, random, tick
+        )
+    record = {"network": str(run), "model": model, "site": place.site, "neurons": neurons, "by": strengths}
+    whole = record | {"peaks": peaks, "activation": "edited, with the error kept"}
+    whole |= {"texts": [part.record() for part in written]}
+    if out is not None:
+        files.write_output(out, json.dumps(whole, indent=1).encode() + b"\n")
+    if as_json:
+        return click.echo(json.dumps(whole))
+    for part in written:
+        console.lines(repr(part))
+    return None
+
+
+def attach(main: click.Group) -> None:
+    """Add the commands of this room to the program."""
+    main.add_command(harvest_command)
+    main.add_command(llm_group)
+    llm_group.add_command(dashboard_command)
+    llm_group.add_command(features_command)

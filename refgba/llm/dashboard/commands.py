@@ -1,0 +1,116 @@
+"""`refgba llm dashboard` and `refgba llm features`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from refgba.data import files
+from refgba.errors import InputError
+from refgba.llm.dashboard.features import Features, open_dictionary, survey_features
+from refgba.llm.dashboard.folder import write_dashboard
+from refgba.llm.dashboard.logits import direct_effects
+from refgba.llm.dashboard.others import FORMATS, write_delphi, write_features
+from refgba.llm.dashboard.survey import Choice
+from refgba.llm.records import open_harvest
+from refgba.runs import console
+from refgba.runs.options import json_option, output_option
+
+DEFAULT = Choice()
+
+
+def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say which contexts are shown."""
+    for option in (
+        click.option("--device", default="auto", help="of MODEL: cpu, cuda, ...; auto: a GPU where there is one"),
+        click.option("--seed", default=DEFAULT.seed, help="of the sample"),
+        click.option("--window", default=DEFAULT.window, help="tokens shown of a context"),
+        click.option("--examples", default=DEFAULT.examples, help="contexts shown of each quantile"),
+        click.option("--quantiles", default=DEFAULT.quantiles, help="parts of a random sample of a neuron's contexts"),
+        click.option("--top", default=DEFAULT.top, help="highest contexts shown of each neuron"),
+    ):
+        command = option(command)
+    return command
+
+
+def surveyed(run: Path, store: Path, choice: dict[str, Any]) -> Features:
+    """The neurons of RUN on STORE; remarks about what a user should know."""
+    features = survey_features(run, store, Choice(**choice), console.counting)
+    if not features.harvest.store.complete:
+        console.remark(f"{store}: the harvest has not finished; these are the rows that it has so far")
+    return features
+
+
+@click.command("dashboard")
+@click.argument("run", type=Path)
+@click.argument("store", type=Path)
+@click.argument("model", required=False)
+@output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder; open its index.html")
+@click.option("--other", type=Path, metavar="RUN", help="a run of another seed: each neuron's nearest in it")
+@choice_options
+@json_option
+def dashboard_command(
+    run: Path, store: Path, model: str | None, out: Path, other: Path | None, device: str, as_json: bool, **choice: Any
+) -> None:
+    """What each neuron of RUN fires on in STORE, as a folder that opens from disk, without a server or a network.
+
+    RUN is a run, a checkpoint, or the folder of a dictionary of any library; STORE is of `refgba harvest`.  With MODEL,
+    that of the harvest, also the logits that each neuron promotes and suppresses directly.
+    """
+    features = surveyed(run, store, choice)
+    effects = None if model is None else direct_effects(features, model, device, counting=console.counting)
+    write_dashboard(features, out, effects, other, console.counting)
+    if as_json:
+        return click.echo(json.dumps(summary(features) | {"page": str(out / "index.html")}))
+    return console.line(f"Wrote {out}: {features.M} neurons on {features.rows} rows; open {out / 'index.html'}")
+
+
+def summary(features: Features) -> dict[str, Any]:
+    """The survey in a few numbers, for JSON."""
+    count = features.survey.count
+    return {
+        "neurons": features.M,
+        "rows": features.rows,
+        "zero_rows": features.survey.zeros,
+        "l0": float(count.sum()) / max(1, features.rows),
+        "dead": float((count == 0).mean()),
+    }
+
+
+@click.command("features")
+@click.argument("run", type=Path)
+@click.argument("store", type=Path)
+@click.argument("model", required=False)
+@output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
+@click.option("--format", type=click.Choice(FORMATS), required=True, help="whose files to write")
+@choice_options
+@json_option
+def features_command(
+    run: Path, store: Path, model: str | None, out: Path, format: str, device: str, as_json: bool, **choice: Any
+) -> None:
+    """What each neuron of RUN fires on in STORE, in the files of other projects; arguments as for `dashboard`.
+
+    \b
+    saedashboard     batch-N.json of SAEDashboard and Neuronpedia
+    circuit-tracer   NEURON.json for its front end
+    delphi           every activation, for its automatic interpretation: LatentDataset(OUT, ..., modules=[SITE])
+    """
+    if format == "delphi":
+        if model is not None:
+            raise InputError("delphi's files hold no effects on logits: leave MODEL out")
+        dictionary, _ = open_dictionary(run)
+        harvest = open_harvest(store, dictionary.W_enc.shape[1])
+        count = write_delphi(dictionary, harvest, out, counting=console.counting)
+        facts: dict[str, Any] = {"neurons": len(dictionary.W_enc), "rows": len(harvest), "activations": count}
+    else:
+        features = surveyed(run, store, choice)
+        effects = None if model is None else direct_effects(features, model, device, counting=console.counting)
+        write_features(features, out, format, effects, console.counting)
+        facts = summary(features)
+    if as_json:
+        return click.echo(json.dumps(facts | {"format": format, "folder": str(out)}))
+    return console.line(f"Wrote {out}, {format}: {facts['neurons']} neurons on {facts['rows']} rows")

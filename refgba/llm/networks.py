@@ -1,0 +1,177 @@
+"""The dictionary that is put into a model: a run, a checkpoint, or a folder of any library that refgba reads.
+
+It is computed by torch, where the model is.  A network of unit rows is spliced as ||x|| f(x / ||x||): the norm of each
+row is kept beside it and given back.  Where rows were centred, too, it is c + ||x - c|| f((x - c) / ||x - c||).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refgba import formats
+from refgba.data.files import read_json
+from refgba.errors import InputError
+from refgba.formats.dictionary import Dictionary
+from refgba.formats.trained import from_params
+from refgba.llm.records import is_harvest, open_harvest
+from refgba.runs import folder
+from refgba.types import Array
+
+SITE_FIELDS = ("hook_name", "hook_point", "module_path", "submodule_name")  # what others call a site
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A dictionary, and what is known of the rows that it was trained on.
+
+    path: as it was given.  harvested: `harvest` of the meta.json of the store that it was trained on, None where that
+    store is not there, or no harvest wrote it.  hook: what a dictionary of another library calls its site, or None.
+    store: that store, or None.
+    """
+
+    path: Path
+    dictionary: Dictionary
+    harvested: dict[str, Any] | None
+    hook: str | None = None
+    store: Path | None = None
+
+    @property
+    def d(self) -> int:
+        """Dimensions of the rows."""
+        return int(self.dictionary.W_enc.shape[1])
+
+    @property
+    def M(self) -> int:
+        """Neurons, "latents" elsewhere."""
+        return int(self.dictionary.W_enc.shape[0])
+
+    def neuron(self, number: int) -> int:
+        """The number, if there is such a neuron; InputError if not."""
+        if not 0 <= number < self.M:
+            raise InputError(f"{self.path}: there is no neuron {number}; they are numbered from 0 to {self.M - 1}")
+        return number
+
+    def __repr__(self) -> str:
+        site = f", {self.harvested['settings']['site']}" if self.harvested else ""
+        return f"Network({str(self.path)!r}): {self.M} neurons, d = {self.d}, {self.dictionary.activation}{site}"
+
+
+def open_network(path: Path, store: Path | None = None) -> Network:
+    """A run, one of its checkpoints, or the folder of a dictionary.
+
+    store: a harvest that says which rows it is for; of a run it is found by itself where it was at training.
+    InputError for what cannot be read or does not fit.
+    """
+    if formats.is_dictionary(path):
+        dictionary, data, hook = formats.read(path), None, _hook(path)
+    else:
+        opened = folder.open_network(path)
+        dictionary, hook = from_params(opened.params, opened.config, opened.centre), None
+        data = _data(path)
+    if store is None:
+        store = data if data is not None and is_harvest(data) else None
+    about = None if store is None else open_harvest(store, int(dictionary.W_enc.shape[1])).about
+    return Network(path, dictionary, about, hook, store)
+
+
+def _data(path: Path) -> Path | None:
+    """The data that a run was trained on, by its about.json, if that is a folder that is still there."""
+    for run in (path, path.parent, path.parent.parent):  # of a checkpoint, two folders up
+        if (run / folder.ABOUT).is_file():
+            data = Path(folder.read_about(run)["data"]["path"])
+            return data if data.is_dir() else None
+    return None
+
+
+def _hook(path: Path) -> str | None:
+    """What a dictionary of another library says of its site."""
+    for name in ("cfg.json", "config.json"):
+        if (path / name).is_file():
+            cfg = read_json(path / name)
+            for part in (cfg, cfg.get("metadata"), cfg.get("trainer")):
+                for key in SITE_FIELDS:
+                    if isinstance(part, dict) and isinstance(part.get(key), str):
+                        return str(part[key])
+    return None
+
+
+class Coder:
+    """A dictionary in torch: codes and reconstructions of rows (R, d), at the scale of the rows."""
+
+    def __init__(self, dictionary: Dictionary, device: Any = "cpu", dtype: str = "float32") -> None:
+        """dtype: of the arithmetic; the model's rows are converted to it and back."""
+        import torch
+
+        self.dictionary, self.input, self.k = dictionary, dictionary.input, dictionary.k
+        self.dtype = getattr(torch, dtype)
+        arrays = {
+            name: torch.from_numpy(np.ascontiguousarray(array)).to(device, self.dtype)
+            for name, array in dictionary.arrays().items()
+        }
+        self.W_enc, self.b_enc, self.threshold = arrays["W_enc"], arrays["b_enc"], arrays["threshold"]
+        self.W_dec, self.b_dec = arrays["W_dec"], arrays["b_dec"]
+        centre = dictionary.centre
+        self.centre = 0.0 if centre is None else torch.from_numpy(centre[None]).to(device, self.dtype)
+
+    def prepare(self, x: Any) -> tuple[Any, Any, Any]:
+        """Rows (R, d) as the network takes them, and what brings them back: x = prepared * scale + shift.
+
+        scale: (R, 1).  shift: (R, 1), (1, d), or 0.  A row of zeros stays one.
+        """
+        x = x.to(self.dtype)
+        if self.input == "raw":
+            return x, x.new_ones(len(x), 1), 0.0
+        if self.input == "layer_norm":
+            shift = x.mean(dim=1, keepdim=True)
+            scale = (x - shift).std(dim=1, keepdim=True) + 1e-5
+            return (x - shift) / scale, scale, shift
+        if self.input not in ("unit", "sqrt_d"):
+            raise InputError(f"rows that are {self.input} cannot be spliced")
+        x = x - self.centre
+        norm = x.norm(dim=1, keepdim=True)
+        scale = norm if self.input == "unit" else norm / math.sqrt(x.shape[1])
+        return x / scale.clamp(min=1e-30), scale, self.centre
+
+    def encode(self, prepared: Any) -> Any:
+        """Codes (R, M) of prepared rows."""
+        z = (prepared - self.b_dec if self.dictionary.subtract_b_dec else prepared) @ self.W_enc.T + self.b_enc
+        if self.k is None:
+            return z * (z > self.threshold)
+        top = z.topk(self.k, dim=1)
+        return z.new_zeros(z.shape).scatter(1, top.indices, top.values.clamp(min=0))
+
+    def decode(self, codes: Any) -> Any:
+        """Reconstructions (R, d) of prepared rows."""
+        return codes @ self.W_dec + self.b_dec
+
+    def codes(self, x: Any) -> Any:
+        """Codes (R, M) of rows as the model has them."""
+        return self.encode(self.prepare(x)[0])
+
+    def reconstruct(self, x: Any) -> Any:
+        """Reconstructions (R, d) at the scale and place of the rows: ||x|| f(x / ||x||) for a network of unit rows."""
+        prepared, scale, shift = self.prepare(x)
+        return self.decode(self.encode(prepared)) * scale + shift
+
+    def edited(self, x: Any, change: Any, replaced: bool) -> Any:
+        """Rows x (R, d) after a change of their codes.
+
+        change: from codes (R, M) to codes.  replaced: whether rows become the reconstruction of the changed codes; else
+        the error of the reconstruction is kept, and rows become x + (change of the codes) · W_dec, at their scale.
+        """
+        prepared, scale, shift = self.prepare(x)
+        codes = self.encode(prepared)
+        changed = change(codes)
+        if replaced:
+            return self.decode(changed) * scale + shift
+        return x + ((changed - codes) @ self.W_dec) * scale
+
+    def direction(self, neuron: int) -> Array:
+        """The decoder row of a neuron, (d,)."""
+        row: Array = self.dictionary.W_dec[neuron]
+        return row

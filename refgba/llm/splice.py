@@ -1,0 +1,120 @@
+"""Splicing: the activation at a site, at the positions that count, is what a function makes of it.
+
+Positions that a harvest leaves out are left alone, so what the network never saw is not put through it.  The function
+gets rows (R, d) and returns rows; whether these REPLACE the activation or EDIT it with the error kept is up to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from refgba.errors import InputError
+from refgba.llm import sites
+from refgba.llm.keeping import Keeping, norms, of_harvest
+from refgba.llm.models import Model
+from refgba.llm.networks import Coder, Network
+from refgba.llm.sites import Of
+
+Rows = Callable[[Any], Any]  # from rows (R, d) to rows (R, d), on the model's device
+EVERYWHERE = Keeping()  # but at padding
+CONTEXT = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A network put into a model.
+
+    keeping: the positions that the network was trained on.  harvested: whether these are known from a harvest.
+    context: the tokens in a context.
+    """
+
+    model: Model
+    network: Network
+    coder: Coder
+    site: str
+    of: Of
+    keeping: Keeping
+    harvested: bool
+    context: int
+
+
+def place(
+    network: Network, model: Model, site: str | None = None, of: Of | None = None, keeping: Keeping | None = None,
+    context: int | None = None,
+) -> Place:  # fmt: skip
+    """Where a network belongs in a model.
+
+    What is None is as it was harvested, where that is known; else the first position and special tokens are left alone.
+    InputError where nobody says which site it is, where it is another than the harvested one, and where its rows have
+    another d.
+    """
+    about = network.harvested
+    settings = about["settings"] if about else {}
+    asked, known = site, settings.get("site") or network.hook
+    site = asked or known
+    if site is None:
+        raise InputError(f"{network.path}: does not say which site it is for; name it with --site")
+    [site, *more] = sites.find(model.module, (site,), model.name)
+    if more:
+        raise InputError(f"--site names {1 + len(more)} sites, {network.path} is for one")
+    if about and (site != settings["site"] or of not in (None, settings["of"])):
+        raise InputError(
+            f"{network.path}: is of the {settings['of']} of {settings['site']}, not of the "
+            f"{of or settings['of']} of {site}"
+        )
+    of = of or cast(Of, settings.get("of", "output"))
+    length = context or min(settings.get("context", CONTEXT), model.longest or CONTEXT)
+    model.refuse_context(length)
+    d = width(model, site, of)
+    if d != network.d:
+        raise InputError(f"{network.path}: is for rows of d = {network.d}, {site} of {model.name} has d = {d}")
+    if keeping is None:
+        keeping = of_harvest(about) if about else Keeping(1, frozenset(model.tokenizer.special))
+    coder = Coder(network.dictionary, model.device)
+    return Place(model, network, coder, site, of, keeping, about is not None, length)
+
+
+def width(model: Model, site: str, of: Of) -> int:
+    """d at a site, by running the model on one token."""
+    import torch
+
+    ids = torch.full((1, 1), model.pad, device=model.device)
+    with torch.inference_mode(), sites.capturing(model.module, [site], of) as seen:
+        model.forward(ids, torch.ones_like(ids))
+    if site not in seen:
+        raise InputError(f"{model.name}: {site} is not used when the model runs on text")
+    return int(seen[site][0].shape[-1])
+
+
+@contextmanager
+def splicing(
+    model: Model, site: str, of: Of, ids: Any, mask: Any, change: Rows, keeping: Keeping = EVERYWHERE
+) -> Iterator[None]:
+    """While it lasts, a forward pass on this batch has changed rows at a site.
+
+    ids, mask: tensors (batch, position), as `Model.forward` takes them; mask is 0 at padding, which is never changed.
+    keeping: which other positions are left alone.  Rows that `change` returns unaltered stay the same to the bit.
+    """
+    import torch
+
+    host = np.asarray(ids.cpu()), np.asarray(mask.cpu())
+
+    def edit(activation: Any) -> Any:
+        kept, _ = keeping(*host, norms(activation))
+        chosen = torch.from_numpy(kept).to(activation.device)
+        changed = activation.clone()
+        changed[chosen] = change(activation[chosen]).to(activation.dtype)
+        return changed
+
+    with sites.editing(model.module, site, of, edit):
+        yield
+
+
+def replacing(row: Any) -> Rows:
+    """A change that puts one row (d,) in the place of all: zeros, or the mean."""
+    return lambda rows: row.to(rows.dtype).expand_as(rows)
