@@ -198,6 +198,42 @@ def test_a_damaged_shard_is_named_and_the_checkpoint_before_it_used(ranked, tmp_
         assert again.read_bytes() == (written / f"checkpoints/step-60/{name}.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_the_centre_and_the_rows_held_out_are_those_of_one_process(data, tmp_path, cli, other):
+    X = np.load(data) + 5
+    np.save(tmp_path / "x.npy", X[:500])
+    np.save(tmp_path / "other.npy", X[500:])
+    held_out = ["--held-out", tmp_path / "other.npy"] if other else ["--held-out-share", 0.2]
+    options = [tmp_path / "x.npy", *held_out, "--centre", "on", *SETTINGS, "--json"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    result = cli("train", *options, "-o", whole)
+    assert result.exit_code == 0, result.output
+    status, out, err = on_ranks(2, *TRAIN, *options, "-o", run)
+    assert status == 0, err
+    printed = [json.loads(text.splitlines()[-1])["held_out"] for text in (result.stdout, out)]
+    assert printed[1]["rows"] == printed[0]["rows"] == 100
+    assert printed[1]["fvu"] == pytest.approx(printed[0]["fvu"], rel=1e-9)
+    for here, there in zip(*(vars(folder.read_record(path)).items() for path in (run, whole)), strict=True):
+        if here[0] in ("dropped", "crc", "held_out", "centre"):
+            np.testing.assert_array_equal(here[1], there[1], err_msg=here[0])
+    assert folder.read_about(run)["held_out"] == folder.read_about(whole)["held_out"]
+    expected = folder.open_network(whole)
+    compare(folder.open_network(run).params.arrays(), expected.params.arrays())
+    assert np.linalg.norm(expected.centre) > 5
+    for network in (run / "final", run / "checkpoints/step-60"):
+        for part in (Ranks(), Ranks(1, 3)):
+            read = folder.read_network(network, part) if network.name != "final" else folder.open_network(network)
+            np.testing.assert_array_equal(read.centre, expected.centre)
+            assert read.state["centred"] is True
+    shutil.rmtree(run / "final")
+    shutil.rmtree(run / "checkpoints/step-60")
+    status, _, err = on_ranks(3, *TRAIN, "--resume", run)
+    assert status == 0, err
+    again = folder.open_network(run)
+    compare(again.params.arrays(), expected.params.arrays())
+    np.testing.assert_array_equal(again.centre, expected.centre)
+
+
 def test_export_evaluate_and_report_read_the_result(ranked, data, cli):
     run = ranked[1]
     for command in (
