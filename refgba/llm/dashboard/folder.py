@@ -48,7 +48,7 @@ class Near(NamedTuple):
 
 
 def write_dashboard(
-    features: Features, out: Path, effects: Effects | None = None, other: Path | None = None,
+    features: Features, out: Path | str, effects: Effects | None = None, other: Path | str | None = None,
     counting: Counting = silent,
 ) -> None:  # fmt: skip
     """Write the page of a network's neurons to the new folder `out`.
@@ -56,6 +56,7 @@ def write_dashboard(
     effects: what each neuron does to logits.  other: another network of the same d, such as another seed's run, in
     which each neuron's nearest is looked up.  InputError for a folder that is not empty, and for another d.
     """
+    out, other = Path(out), None if other is None else Path(other)
     refuse_full_folder(out)
     V = features.dictionary.W_dec
     agreeing = None if other is None else Near(*nearest(V, _directions(other, V.shape[1]), 1))
