@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from refgba import gba, recipe, sae
+from refgba import gba, recipe
 from refgba.adam import AdamW
 from refgba.backends import numba_kernels as kernels
 from refgba.backends.base import adamw_factors
@@ -134,13 +134,18 @@ def gradients(state: State, x: Array) -> Params:
 
 
 def decode(state: State, s: Array) -> Array:
-    """Reconstructions f (L, d) of codes s (L, M): a dense product only where more than DENSE of them are not 0."""
+    """Reconstructions f (L, d) of codes s (L, M)."""
     params = state.params
+    return decoded(s, params.a, params.V, params.b_pre)
+
+
+def decoded(s: Array, a: Array, V: Array, b_pre: Array) -> Array:
+    """f = Σ_m a_m v_m s_m + b_pre, a dense product only where more than DENSE of the codes s (L, M) are not 0."""
     if np.count_nonzero(s) > DENSE * s.size:
-        return sae.decode(params, s)
-    f = np.zeros((len(s), params.b_pre.size), s.dtype)
-    kernels.decode_codes(params.V, params.a, s, f)
-    return np.add(f, params.b_pre, out=f)
+        return s @ (a[:, None] * V) + b_pre
+    f = np.zeros((len(s), b_pre.size), s.dtype)
+    kernels.decode_codes(V, a, s, f)
+    return np.add(f, b_pre, out=f)
 
 
 def forward(state: State, x: Array, peaks: Float64) -> tuple[Codes, Array]:
