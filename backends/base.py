@@ -189,7 +189,7 @@ TWINS: tuple[Twin, ...] = (
     ),
     Twin(
         "1.2", "f = Σ_m a_m v_m s_m + b_pre", "sae.decode",
-        ("numba.forward", "numba.decode", "numba_kernels.decode_dense", "numba_kernels.decode_sparse",
+        ("numba.forward", "numba.decoded", "numba_kernels.decode_dense", "numba_kernels.decode_sparse",
          "numba_kernels.decode_codes"),
         ("cupy.forward", "cupy_memory.allocated"), ("adamw_rows", "residual"),
     ),

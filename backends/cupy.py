@@ -27,7 +27,7 @@ The one place where devices with neurons of their own would have to agree is the
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, Protocol
 
 import cupy as cp
 import numpy as np
@@ -52,6 +52,15 @@ __all__ = [
 
 
 STILL = AdamWFactors(toward1=1.0, toward2=0.0, rate=0.0, root=0.0, eps=1.0, keep=1.0)  # m <- g, and nothing moves
+
+
+class Counted(Protocol):
+    """What `buffer` and `counters` know of a state: this backend's, or that of a baseline."""
+
+    counts: Any
+    peaks: Any
+    rows: int
+    last: Buffer | None
 
 
 def params(state: State) -> Params:
@@ -196,7 +205,7 @@ def adapt(state: State) -> None:
     state.peaks.fill(0)
 
 
-def buffer(state: State) -> Buffer:
+def buffer(state: Counted) -> Buffer:
     """Counts and peaks since the last adaptation, a copy on the host."""
     since = Buffer(len(state.counts))
     since.rows, since.counts = state.rows, cp.asnumpy(state.counts)
@@ -204,7 +213,7 @@ def buffer(state: State) -> Buffer:
     return since
 
 
-def counters(state: State) -> Buffer:
+def counters(state: Counted) -> Buffer:
     """Counts and peaks that the last adaptation used (before the first: so far), a copy on the host."""
     return deepcopy(state.last) if state.last else buffer(state)
 
@@ -223,15 +232,20 @@ def gradients(state: State, x: Rows) -> Params:
     return Params(b=np.zeros(len(state.counts), state.device.real), **found)
 
 
-def encode(state: State, x: Rows) -> tuple[Any, Any]:
-    """Pre-activations y and codes s of rows x (L, d), each (L, M)."""
+def pre_activations(state: Any, x: Rows) -> tuple[Any, Any]:
+    """z = w_m · (x - b_pre) and y = z + b_m of rows x (L, d), each (L, M); of a baseline's state too."""
     rows, device = arrived(state, x), state.device
     (L, d), M = rows.shape, len(state.counts)
     xc, z = cp.empty((L, d), device.code), cp.empty((L, aligned(M)), device.real)[:, :M]
     device.each("center", L * d, np.int32(d), rows, state.theta["b_pre"], xc)
     done_with(state, x)
     device.product(xc, state.low["W"], z, tB=True)
-    y = z + state.theta["b"]
+    return z, z + state.theta["b"]
+
+
+def encode(state: State, x: Rows) -> tuple[Any, Any]:
+    """Pre-activations y and codes s of rows x (L, d), each (L, M)."""
+    z, y = pre_activations(state, x)
     return y, (y > 0) * (z if state.config.activation == "jumprelu" else y)
 
 

@@ -64,19 +64,11 @@ class Chunk:
 
 
 @dataclass
-class Work:
-    """Memory for a batch of L rows, and the chunks over all neurons."""
+class Halves:
+    """What the products of a batch of L rows read, above one another in one array."""
 
     L: int
-    d: int
     xr: Any  # (2L, d) code     x - b_pre, and f - x after it
-    f: Any  # (L, d) real       f - b_pre
-    sums: Any  # (2, d) real    columns of r and of r^2
-    shift: Any  # (at most ROW_BLOCKS, d) real   parts of the mean of Σ_m a_m (v_m · r) on_m w_m
-    b_pre: tuple[Any, ...]  # (d,) real   b_pre and its moments m and v
-    active: Any  # (M,) int32   active entries of the batch
-    room: Any  # (at least aligned(M),) real, of which every chunk's z is a view
-    chunks: list[Chunk]
 
     @property
     def xc(self) -> Any:
@@ -87,6 +79,20 @@ class Work:
     def r(self) -> Any:
         """f - x, (L, d) code."""
         return self.xr[self.L :]
+
+
+@dataclass
+class Work(Halves):
+    """Memory for a batch of L rows, and the chunks over all neurons."""
+
+    d: int
+    f: Any  # (L, d) real       f - b_pre
+    sums: Any  # (2, d) real    columns of r and of r^2
+    shift: Any  # (at most ROW_BLOCKS, d) real   parts of the mean of Σ_m a_m (v_m · r) on_m w_m
+    b_pre: tuple[Any, ...]  # (d,) real   b_pre and its moments m and v
+    active: Any  # (M,) int32   active entries of the batch
+    room: Any  # (at least aligned(M),) real, of which every chunk's z is a view
+    chunks: list[Chunk]
 
 
 @dataclass

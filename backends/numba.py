@@ -33,6 +33,7 @@ from refgba.adam import AdamW
 from refgba.backends import numba_kernels as kernels
 from refgba.backends import numpy as host
 from refgba.backends.base import adamw_factors
+from refgba.backends.comm import ALONE, Ranks
 from refgba.backends.numba_compiler import unusable
 from refgba.backends.numba_kernels import BLOCK, ROWS
 from refgba.backends.numpy import (
@@ -150,15 +151,23 @@ def gradients(state: State, x: Array) -> Params:
 
 
 def decode(state: State, s: Array) -> Array:
-    """Reconstructions f (L, d) of codes s (L, M): a dense product only where more than DENSE of them are not 0."""
-    if np.count_nonzero(s) > DENSE * s.size:
-        return host.decode(state, s)
+    """Reconstructions f (L, d) of codes s (L, M)."""
     params = state.params
-    f = np.zeros((len(s), params.b_pre.size), s.dtype)
-    kernels.decode_codes(params.V, params.a, s, f)
-    state.ranks.sum(f)  # in place
-    f += params.b_pre
-    return f
+    return decoded(s, params.a, params.V, params.b_pre, state.ranks)
+
+
+def decoded(s: Array, a: Array, V: Array, b_pre: Array, ranks: Ranks = ALONE) -> Array:
+    """f = Σ_m a_m v_m s_m + b_pre, a dense product only where more than DENSE of the codes s (L, M) are not 0.
+
+    The sum goes over the neurons of all ranks.
+    """
+    if np.count_nonzero(s) > DENSE * s.size:
+        f = s @ (a[:, None] * V)
+    else:
+        f = np.zeros((len(s), b_pre.size), s.dtype)
+        kernels.decode_codes(V, a, s, f)
+    f = ranks.sum(f)
+    return np.add(f, b_pre, out=f)
 
 
 def forward(state: State, x: Array, peaks: Float64) -> tuple[Codes, Array]:

@@ -2,8 +2,8 @@
 
 `refgba.backends.base.TWINS` names the reference's function and the CUDA kernel beside each of these.  `encode`,
 `decode_dense`, `decode_sparse` and `sweep` are called by numba.py on the codes of a batch (`numba.Codes`), and
-`decode_codes` on codes in an array; the others by these five.  `decode_codes`, `add`, `adamw`, `dot`, `unit` and
-`parallel_blocks` serve backends/baselines/numba.py too.
+`decode_codes` on codes in an array; the others by these five.  `add`, `adamw`, `dot`, `unit` and `parallel_blocks`
+serve backends/baselines/numba.py too.
 
 L rows in a batch, d dimensions, M neurons.  Within one neuron its index m is left out: z, y, s and the gate are (L,),
 and θ stands for its row w_m or v_m.  r = f - x is the residual; the paper's peaks r_m are called peaks.

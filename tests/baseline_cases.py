@@ -109,3 +109,39 @@ def fvu(params, x, config):
 
 
 QUICK = {"width": 96, "steps": 400, "batch": 128, "lr": 3e-3, "k": 5, "sparsity": 0.01, "bandwidth": 0.05}
+
+
+def gradient_sizes(params, x, config, s, on):
+    """The largest sum of absolute terms behind each gradient: terms may cancel, and their rounding does not.
+
+    s: (L, M) the codes, or more than they are.  on: (L, M) where a gradient may pass.
+    """
+    r = np.abs(x) + np.abs(params.b_pre) + np.abs(s) @ np.abs(params.W_dec)  # (L, d)
+    dz = (r @ np.abs(params.W_dec).T + config.sparsity) * on  # (L, M)
+    db = dz.mean(axis=0)
+    terms = {
+        "W": dz.T @ np.abs(x - params.b_pre) / len(x),
+        "b": db,
+        "b_pre": r.mean(axis=0) + db @ np.abs(params.W),
+        "W_dec": np.abs(s).T @ r / len(x),
+        "theta": (params.theta * db + config.sparsity) / config.bandwidth,
+    }
+    return {name: float(size.max()) for name, size in terms.items()}
+
+
+def some_params(rng, config, d):
+    M = config.width
+    W = rng.standard_normal((M, d)) / np.sqrt(d)
+    V = unit_rows(rng.standard_normal((M, d)))
+    theta = np.abs(rng.standard_normal(M)) / 5 if config.method == "jumprelu" else np.zeros(M)
+    params = Params(W, rng.standard_normal(M) / 5, rng.standard_normal(d) / 5, V, theta)
+    return params.astype(config.master)
+
+
+def with_dead_neurons(method, dtype, **others):
+    """Settings of 40 steps in which neurons die, and rows to train on."""
+    config = BaselineConfig(
+        method=method, width=60, k=5, steps=40, batch=33, lr=0.02, sparsity=0.05, bandwidth=0.1, theta_init=0.05,
+        dead_after=100, aux=0.5, aux_k=6, dtype=dtype, **others,
+    )  # fmt: skip
+    return config, np.random.default_rng(0).standard_normal((200, 11))

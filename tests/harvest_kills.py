@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from forks import forked
+
 from refgba.cli import main
 from refgba.llm import harvesting
 from refgba.llm.models import open_model
@@ -36,17 +38,7 @@ def child(arguments: list[str], pipe: int) -> None:
 
 def attempt(arguments: list[str], batches: int | None, rest: float) -> int:
     """Start the command and kill it after so many batches and a moment, or (None) let it end; its exit status."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(reading)
-            child(arguments, writing)
-        except SystemExit as ended:
-            os._exit(ended.code or 0)
-        finally:
-            os._exit(99)
-    os.close(writing)
+    pid, reading = forked(child, arguments)
     seen = 0
     while (batches is None or seen < batches) and os.read(reading, 1):
         seen += 1

@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from forks import forked
+
 from refgba.cli import main
 from refgba.runs import checkpoints
 
@@ -44,17 +46,7 @@ def attempt(arguments: list[str], rng: random.Random, aim: bool | None) -> tuple
 
     Returns its exit status, negative if it was killed, and whether a checkpoint was being written.
     """
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(reading)
-            child(arguments, writing)
-        except SystemExit as ended:
-            os._exit(ended.code or 0)
-        finally:
-            os._exit(99)
-    os.close(writing)
+    pid, reading = forked(child, arguments)
     seen = b""
     if aim is not None:
         begun = 1 if aim else rng.randrange(4)

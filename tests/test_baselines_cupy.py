@@ -10,6 +10,7 @@ from itertools import islice
 import emulated_cupy
 import numpy as np
 import pytest
+from baseline_cases import gradient_sizes, some_params, with_dead_neurons
 from engines import engine
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -37,31 +38,6 @@ def fast(method, place="cupy emulated"):
         yield module, backends.load("numpy", None, method)
 
 
-def sizes(params, x, config, on):
-    """The largest sum of absolute terms behind each gradient: terms may cancel, and their rounding does not."""
-    s = on * np.abs(baselines.forward(params, x, config).z)
-    r = np.abs(x) + np.abs(params.b_pre) + s @ np.abs(params.W_dec)  # (L, d)
-    dz = (r @ np.abs(params.W_dec).T + config.sparsity) * np.ones_like(s)  # (L, M)
-    db = dz.mean(axis=0)
-    terms = {
-        "W": dz.T @ np.abs(x - params.b_pre) / len(x),
-        "b": db,
-        "b_pre": r.mean(axis=0) + db @ np.abs(params.W),
-        "W_dec": s.T @ r / len(x),
-        "theta": (params.theta * db + config.sparsity) / config.bandwidth,
-    }
-    return {name: float(size.max()) for name, size in terms.items()}
-
-
-def some_params(rng, config, d):
-    M = config.width
-    W = rng.standard_normal((M, d)) / np.sqrt(d)
-    V = sae.unit_rows(rng.standard_normal((M, d)))
-    theta = np.abs(rng.standard_normal(M)) / 5 if config.method == "jumprelu" else np.zeros(M)
-    params = baselines.Params(W, rng.standard_normal(M) / 5, rng.standard_normal(d) / 5, V, theta)
-    return params.astype(config.master)
-
-
 @everywhere
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @settings(max_examples=25)
@@ -80,7 +56,9 @@ def test_gradients_and_a_step_are_those_of_the_reference(place, method, dtype, L
     with fast(method, place) as (ours, theirs):
         a, b = ours.init(params, config), theirs.init(params, config)
         rows, wide = ours.put(a, x), params.astype("float64")
-        size = sizes(wide, x.astype("float64"), config, True)
+        rows64 = x.astype("float64")
+        z = baselines.forward(wide, rows64, config).z
+        size = gradient_sizes(wide, rows64, config, z, np.ones_like(z))
         for name, g in theirs.gradients(b, x).arrays().items():
             got = ours.gradients(a, rows).arrays()[name]
             assert got.dtype == g.dtype
@@ -103,15 +81,6 @@ def test_gradients_and_a_step_are_those_of_the_reference(place, method, dtype, L
         assert (ended.idle == b.idle).all()
         assert (ended.buffer.counts == b.buffer.counts).all()
         np.testing.assert_allclose(ended.buffer.peaks, b.buffer.peaks, rtol=BOUND[dtype], atol=BOUND[dtype])
-
-
-def with_dead_neurons(method, dtype, **others):
-    """Settings of 40 steps in which neurons die, and rows to train on."""
-    config = BaselineConfig(
-        method=method, width=60, k=5, steps=40, batch=33, lr=0.02, sparsity=0.05, bandwidth=0.1, theta_init=0.05,
-        dead_after=100, aux=0.5, aux_k=6, dtype=dtype, **others,
-    )  # fmt: skip
-    return config, np.random.default_rng(0).standard_normal((200, 11))
 
 
 @everywhere

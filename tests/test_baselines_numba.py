@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from baseline_cases import gradient_sizes, some_params, with_dead_neurons
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -30,31 +31,6 @@ def close(ours, theirs, dtype, size=0.0):
     assert np.abs(ours - theirs).max() <= BOUND[dtype] * scale
 
 
-def sizes(params, x, config):
-    """The largest sum of absolute terms behind each gradient: terms may cancel, and their rounding does not."""
-    fwd = baselines.forward(params, x, config)
-    r = np.abs(x) + np.abs(params.b_pre) + np.abs(fwd.s) @ np.abs(params.W_dec)  # (L, d)
-    dz = (r @ np.abs(params.W_dec).T + config.sparsity) * (fwd.z > params.theta - config.bandwidth)  # (L, M)
-    db = dz.mean(axis=0)
-    terms = {
-        "W": dz.T @ np.abs(x - params.b_pre) / len(x),
-        "b": db,
-        "b_pre": r.mean(axis=0) + db @ np.abs(params.W),
-        "W_dec": np.abs(fwd.s).T @ r / len(x),
-        "theta": (params.theta * db + config.sparsity) / config.bandwidth,
-    }
-    return {name: float(size.max()) for name, size in terms.items()}
-
-
-def some_params(rng, config, d):
-    M = config.width
-    W = rng.standard_normal((M, d)) / np.sqrt(d)
-    V = sae.unit_rows(rng.standard_normal((M, d)))
-    theta = np.abs(rng.standard_normal(M)) / 5 if config.method == "jumprelu" else np.zeros(M)
-    params = baselines.Params(W, rng.standard_normal(M) / 5, rng.standard_normal(d) / 5, V, theta)
-    return params.astype(config.master)
-
-
 @settings(max_examples=40)
 @example(method="l1", dtype="float32", L=23, d=1, M=244, k=1, seed=4)  # b_pre's gradient is all cancellation
 @given(
@@ -70,7 +46,8 @@ def test_gradients_and_a_step_are_those_of_the_reference(method, dtype, L, d, M,
     params, x = some_params(rng, config, d), sae.unit_rows(rng.standard_normal((L, d)) + 1e-3).astype(dtype)
     ours, theirs = (backends.load(name, dtype, method) for name in ("numba", "numpy"))
     a, b = ours.init(params, config), theirs.init(params, config)
-    size = sizes(params, x, config)
+    fwd = baselines.forward(params, x, config)
+    size = gradient_sizes(params, x, config, fwd.s, fwd.z > params.theta - config.bandwidth)
     for name, g in theirs.gradients(b, x).arrays().items():
         close(ours.gradients(a, x).arrays()[name], g, dtype, size[name])
     metrics, expected = ours.step(a, x), theirs.step(b, x)
@@ -81,15 +58,6 @@ def test_gradients_and_a_step_are_those_of_the_reference(method, dtype, L, d, M,
     assert (a.idle == b.idle).all()
     assert (a.buffer.counts == b.buffer.counts).all()
     np.testing.assert_allclose(a.buffer.peaks, b.buffer.peaks, rtol=BOUND[dtype], atol=BOUND[dtype])
-
-
-def with_dead_neurons(method, dtype, **others):
-    """Settings of 40 steps in which neurons die, and rows to train on."""
-    config = BaselineConfig(
-        method=method, width=60, k=5, steps=40, batch=33, lr=0.02, sparsity=0.05, bandwidth=0.1, theta_init=0.05,
-        dead_after=100, aux=0.5, aux_k=6, dtype=dtype, **others,
-    )  # fmt: skip
-    return config, np.random.default_rng(0).standard_normal((200, 11))
 
 
 @pytest.mark.parametrize("method", BASELINES)

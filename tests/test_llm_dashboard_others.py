@@ -13,7 +13,6 @@ import json
 import numpy as np
 import pytest
 from commands import assert_one_line, last_json
-from engines import library, real
 from llm_stores import MODEL, SITE, SPECIAL, write_store
 from safetensors.numpy import load_file
 
@@ -147,12 +146,3 @@ def test_delphi_takes_no_model(cli, hand):
     result = cli("llm", "features", "two", "store", "model", "-o", "out", "--format", "delphi")
     assert_one_line(result, "delphi's files hold no effects on logits")
     assert not (hand / "out").exists()
-
-
-@real
-def test_saedashboard_itself_takes_its_batches(features, tmp_path):
-    theirs = library("sae_dashboard.neuronpedia.neuronpedia_dashboard")
-    write_features(features, tmp_path / "out", "saedashboard", EFFECTS)
-    batch = json.loads((tmp_path / "out" / "batch-0.json").read_text())
-    loaded = theirs.NeuronpediaDashboardBatch(**batch)
-    assert loaded.features[0].to_dict() == batch["features"][0]

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cupy as cp
 import numpy as np
@@ -29,14 +28,16 @@ from refgba.adam import AdamW
 from refgba.backends import cupy_device
 from refgba.backends import cupy_memory as memory
 from refgba.backends.base import AdamWFactors, adamw_factors
+from refgba.backends.baselines.traits import TRAITS
+from refgba.backends.cupy import STILL, buffer, counters, get, pre_activations
 from refgba.backends.cupy_device import DTYPES, PRODUCTS, Device, aligned, unusable
-from refgba.backends.cupy_memory import Feed, Rows, arrived, done_with, fetched, filled, put
+from refgba.backends.cupy_memory import Feed, Halves, Rows, arrived, done_with, fetched, filled, put
 from refgba.baselines import Params
 from refgba.bias import Buffer
 from refgba.config import BaselineConfig
 from refgba.errors import InputError
 from refgba.gba import Metrics
-from refgba.types import Array, Int64
+from refgba.types import Int64
 
 __all__ = [
     "DTYPES", "adapt", "counters", "decode", "encode", "export", "get", "gradients", "init", "params", "put", "restore",
@@ -51,42 +52,12 @@ OWN = (
 )  # fmt: skip
 WEIGHTS = ("W", "W_dec")
 DIGIT = 8  # bits
-STILL = AdamWFactors(toward1=1.0, toward2=0.0, rate=0.0, root=0.0, eps=1.0, keep=1.0)  # m <- g, and nothing moves
-
-
-class Traits(NamedTuple):
-    """What tells a method from the others here.
-
-    per_row, per_batch: the k largest of a row, or the k L largest of a batch, are active.  auxk: dead neurons learn
-    from the residual.  thresholds: trained, with a bandwidth.  penalised: active codes pay `sparsity` each.
-    """
-
-    per_row: bool = False
-    per_batch: bool = False
-    auxk: bool = False
-    thresholds: bool = False
-    penalised: bool = False
-
-    @property
-    def chooses(self) -> bool:
-        """Whether codes are chosen among others, in training."""
-        return self.per_row or self.per_batch
-
-
-TRAITS = {
-    "l1": Traits(penalised=True),
-    "topk": Traits(per_row=True, auxk=True),
-    "batchtopk": Traits(per_batch=True, auxk=True),
-    "jumprelu": Traits(thresholds=True),
-}
 
 
 @dataclass
-class Work:
+class Work(Halves):
     """Memory for a batch of L rows."""
 
-    L: int
-    xr: Any  # (2L, d) code     x - b_pre, and f - x after it
     f: Any  # (L, d) real       f - b_pre
     sums: Any  # (2, d) real    columns of r and of r^2
     shift: Any  # (at most ROW_BLOCKS, d) real   parts of Σ_m dL/dz_m w_m
@@ -97,16 +68,6 @@ class Work:
     gradients: dict[str, Any]  # W, W_dec (M, d) summed over the batch; b, theta (M,) averaged
     active: Any  # (M,) int32
     smallest: Any  # (M,) real
-
-    @property
-    def xc(self) -> Any:
-        """x - b_pre, (L, d) code."""
-        return self.xr[: self.L]
-
-    @property
-    def r(self) -> Any:
-        """f - x, (L, d) code."""
-        return self.xr[self.L :]
 
 
 @dataclass
@@ -225,32 +186,13 @@ def export(state: State) -> baselines.State:
         for name, (m, v) in state.moments.items()
     }
     return baselines.State(
-        state.config, params(state), optimiser, _buffer(state), state.last, cp.asnumpy(state.idle), state.t
+        state.config, params(state), optimiser, buffer(state), state.last, cp.asnumpy(state.idle), state.t
     )
-
-
-def get(array: Any) -> Array:
-    """A device array on the host."""
-    host: Array = cp.asnumpy(array)
-    return host
-
-
-def _buffer(state: State) -> Buffer:
-    """Counts and peaks since the last `adapt`, a copy on the host."""
-    since = Buffer(len(state.counts))
-    since.rows, since.counts = state.rows, cp.asnumpy(state.counts)
-    since.peaks = cp.asnumpy(state.peaks).astype(np.float64)
-    return since
-
-
-def counters(state: State) -> Buffer:
-    """Counts and peaks that `adapt` took last (before the first: so far), a copy on the host."""
-    return deepcopy(state.last) if state.last else _buffer(state)
 
 
 def adapt(state: State) -> None:
     """Empty the counters, as `refgba.baselines.adapt`."""
-    state.last, state.rows = _buffer(state), 0
+    state.last, state.rows = buffer(state), 0
     state.counts.fill(0)
     state.peaks.fill(0)
 
@@ -419,13 +361,8 @@ def gradients(state: State, x: Rows) -> Params:
 
 def encode(state: State, x: Rows) -> tuple[Any, Any]:
     """By how much rows x (L, d) exceed what makes a neuron active, and codes s, each (L, M), as in inference."""
-    device, theta, config, rows = state.device, state.theta, state.config, arrived(state, x)
-    (L, d), M = rows.shape, len(state.idle)
-    xc, z = cp.empty((L, d), device.code), cp.empty((L, aligned(M)), device.real)[:, :M]
-    device.each("center", L * d, np.int32(d), rows, theta["b_pre"], xc)
-    done_with(state, x)
-    device.product(xc, state.low["W"], z, tB=True)
-    y = z + theta["b"]
+    z, y = pre_activations(state, x)
+    device, theta, config, (L, M) = state.device, state.theta, state.config, z.shape
     if TRAITS[config.method].per_row:
         s = cp.empty((L, aligned(M)), device.code)[:, :M]
         _choose(device, z, theta["b"], config.k, False, s)

@@ -17,7 +17,6 @@ tests/test_baselines_numba.py holds all of it against the reference.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numba import prange
@@ -26,9 +25,10 @@ from refgba import baselines
 from refgba.adam import AdamW
 from refgba.backends.base import adamw_factors
 from refgba.backends.baselines.numpy import encode
-from refgba.backends.numba import DENSE
+from refgba.backends.baselines.traits import TRAITS
+from refgba.backends.numba import decoded
 from refgba.backends.numba_compiler import njit, unusable
-from refgba.backends.numba_kernels import adamw, add, decode_codes, dot, parallel_blocks, unit
+from refgba.backends.numba_kernels import adamw, add, dot, parallel_blocks, unit
 from refgba.backends.numpy import DTYPES, counters, export, get, params, put
 from refgba.baselines import Params, adapt
 from refgba.config import BaselineConfig
@@ -46,28 +46,6 @@ BLOCK = 128  # neurons that a thread takes at a time, backwards
 Auxiliary = tuple[Array, Array, Array, Int64]
 
 NEAR = 0.8  # of the smallest code of a batch is the next one's guess
-
-
-class Traits(NamedTuple):
-    """What tells a method from the others here.
-
-    per_row, per_batch: the k largest of a row, or the k L largest of a batch, are active.  auxk: dead neurons learn
-    from the residual.  thresholds: trained, with a bandwidth.  penalised: active codes pay `sparsity` each.
-    """
-
-    per_row: bool = False
-    per_batch: bool = False
-    auxk: bool = False
-    thresholds: bool = False
-    penalised: bool = False
-
-
-TRAITS = {
-    "l1": Traits(penalised=True),
-    "topk": Traits(per_row=True, auxk=True),
-    "batchtopk": Traits(per_batch=True, auxk=True),
-    "jumprelu": Traits(thresholds=True),
-}
 
 
 @dataclass
@@ -143,13 +121,9 @@ def gradients(state: State, x: Array) -> Params:
 
 
 def decode(state: State, s: Array) -> Array:
-    """Reconstructions f (L, d) of codes s (L, M): a dense product only where more than DENSE of them are not 0."""
+    """Reconstructions f (L, d) of codes s (L, M)."""
     params = state.params
-    if np.count_nonzero(s) > DENSE * s.size:
-        return baselines.decode(params, s)
-    f = np.zeros((len(s), params.b_pre.size), s.dtype)
-    decode_codes(params.W_dec, np.ones(s.shape[1], s.dtype), s, f)
-    return np.add(f, params.b_pre, out=f)
+    return decoded(s, np.ones(s.shape[1], s.dtype), params.W_dec, params.b_pre)
 
 
 def _limits(state: State) -> Array:

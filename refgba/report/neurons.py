@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from refgba.data import files
 from refgba.errors import InputError, brief
-from refgba.report.page import Html, Section, data_script, element, join, json_text, table
+from refgba.report.page import Html, Section, data_script, element, join, json_text, pager, table
 from refgba.report.run import VECTORS, RunData
 from refgba.report.words import percent, rounded
 
@@ -45,19 +45,12 @@ def neuron_table(runs: Sequence[RunData]) -> Section | None:
         class_="controls",
         hidden=True,
     )
-    pages = {"begin": "First", "back": "Previous", "on": "Next", "end": "Last"}
-    pager = element(
-        "div",
-        *(element("button", text, type="button", name=name) for name, text in pages.items()),
-        class_="pager",
-        hidden=True,
-    )
     status = element(
         "p", f"The first {FIRST} neurons; sorting, filtering and views of single neurons need JavaScript.",
         class_="status", role="status",
     )  # fmt: skip
     view = element("div", class_="view", hidden=True, tabindex="-1", role="region", aria_label="One neuron")
-    body = element("div", controls, view, status, _first_rows(judged[0]), pager, class_="neurons", id="neurons")
+    body = element("div", controls, view, status, _first_rows(judged[0]), pager(), class_="neurons", id="neurons")
     lead = (
         "Click the number of a neuron, or type it under “find” and press Enter, to see that neuron alone: its "
         "activations, its rows, its neighbours.  Sort by the heading of a column.  “over”: fires more often than its "

@@ -113,6 +113,13 @@ class Section:
         return "s-" + (re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-") or "section")
 
 
+def pager() -> Html:
+    """Buttons that turn the pages of a long table, shown by the page's script."""
+    pages = {"begin": "First", "back": "Previous", "on": "Next", "end": "Last"}
+    buttons = [element("button", text, type="button", name=name) for name, text in pages.items()]
+    return element("div", *buttons, class_="pager", hidden=True)
+
+
 def table(
     columns: Sequence[object], rows: Sequence[Sequence[object]], caption: str = "", heads: bool = True,
     sortable: bool = False,

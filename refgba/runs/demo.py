@@ -13,13 +13,13 @@ import numpy as np
 from refgba import model
 from refgba.data import files, synthetic
 from refgba.data.activations import open_activations
-from refgba.metrics import mcs
 from refgba.runs import folder
 from refgba.runs.accumulate import Evaluation
 from refgba.runs.held_out import Choice
 from refgba.runs.judging import CHUNK, THRESHOLDS, evaluate, recovery, trained, trained_result
 from refgba.runs.launch import Launch, Say, Waiting, customary, plan
 from refgba.runs.settings import Request
+from refgba.sae import unit_rows
 
 STEPS = 3000  # Enough for 128 features, and well under a minute on two cores.
 HELD_OUT = 20_000  # The demonstration is judged on so many fresh rows.
@@ -83,9 +83,11 @@ def begin(
     np.save(drawn, truth.draw(rows, rows + HELD_OUT).X)
     files.write_output(fresh, drawn.getvalue())
     looks: list[Look] = []
+    unit = unit_rows(truth.V)
 
     def look(state: Any) -> None:
-        cosine = mcs(truth.V, planned.backend.params(state).V)
+        # No BLAS: its threads would wait for more work in a loop, and take the cores from the steps that follow.
+        cosine = np.einsum("nd,md->nm", unit, unit_rows(planned.backend.params(state).V)).max(axis=1)
         looks.append(Look(state.t, tuple(float(np.mean(cosine >= tau)) for tau in THRESHOLDS)))
 
     launch = planned.launch(open_activations(data), choice=Choice(data=fresh), look=look)

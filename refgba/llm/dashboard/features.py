@@ -97,7 +97,7 @@ def open_dictionary(path: Path) -> tuple[Dictionary, Float64 | None]:
 
 
 def survey_features(
-    network: Path, store: Path, choice: Choice | None = None, counting: Counting = silent, **named: Any
+    network: Path | str, store: Path | str, choice: Choice | None = None, counting: Counting = silent, **named: Any
 ) -> Features:
     """Run a network over a store that `refgba harvest` wrote.
 
@@ -105,12 +105,12 @@ def survey_features(
     which contexts are shown, or as `named` fields of `Choice`, such as top=20.  Memory is bounded by the width, not by
     the store's size.  InputError for what cannot be read or does not fit.
 
-        features = survey_features(Path("runs/mine"), Path("stores/mlp15"))
+        features = survey_features("runs/mine", "stores/mlp15", top=20)
         features.frequency, features.examples(17)
     """
-    chosen = choice or Choice(**named)
+    chosen, network = choice or Choice(**named), Path(network)
     dictionary, target = open_dictionary(network)
-    harvest = open_harvest(store, dictionary.W_enc.shape[1])
+    harvest = open_harvest(Path(store), dictionary.W_enc.shape[1])
     with counting("reading rows", len(harvest)) as tick:
         found = survey(dictionary, harvest, chosen, tick)
     return Features(network, dictionary, harvest, target, found)

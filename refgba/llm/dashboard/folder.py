@@ -25,7 +25,7 @@ from refgba.llm.dashboard.logits import Effects
 from refgba.llm.dashboard.neighbours import nearest
 from refgba.llm.dashboard.survey import LOWEST, PER_OCTAVE
 from refgba.report.neurons import deflated, float_words, packed
-from refgba.report.page import Html, Section, data_script, element, join, json_text, page
+from refgba.report.page import Html, Section, data_script, element, join, json_text, page, pager
 from refgba.report.words import percent, rounded
 from refgba.runs.judging import Counting, silent
 from refgba.types import Array, Float64, Int64
@@ -48,7 +48,7 @@ class Near(NamedTuple):
 
 
 def write_dashboard(
-    features: Features, out: Path, effects: Effects | None = None, other: Path | None = None,
+    features: Features, out: Path | str, effects: Effects | None = None, other: Path | str | None = None,
     counting: Counting = silent,
 ) -> None:  # fmt: skip
     """Write the page of a network's neurons to the new folder `out`.
@@ -56,6 +56,7 @@ def write_dashboard(
     effects: what each neuron does to logits.  other: another network of the same d, such as another seed's run, in
     which each neuron's nearest is looked up.  InputError for a folder that is not empty, and for another d.
     """
+    out, other = Path(out), None if other is None else Path(other)
     refuse_full_folder(out)
     V = features.dictionary.W_dec
     agreeing = None if other is None else Near(*nearest(V, _directions(other, V.shape[1]), 1))
@@ -191,18 +192,11 @@ def _page(
         class_="controls",
         hidden=True,
     )
-    pages = {"begin": "First", "back": "Previous", "on": "Next", "end": "Last"}
-    pager = element(
-        "div",
-        *(element("button", text, type="button", name=name) for name, text in pages.items()),
-        class_="pager",
-        hidden=True,
-    )
     table = element("table", element("thead"), element("tbody"))
     scroll = element("div", table, class_="scroll", role="region", tabindex="0", aria_label="Neurons")
     status = element("p", "The table needs JavaScript.", class_="status", role="status")
     body = join(
-        element("div", controls, status, scroll, pager, class_="neurons", id="table"),
+        element("div", controls, status, scroll, pager(), class_="neurons", id="table"),
         element("div", id="neuron", hidden=True),
         data_script("about", json_text(json.dumps(about))),
         data_script("columns", packed(data)),

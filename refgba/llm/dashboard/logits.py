@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from refgba.errors import InputError
+from refgba.llm import sites
 from refgba.llm.dashboard.features import Features
+from refgba.llm.models import Model, open_model
+from refgba.llm.unembedding import Unembedding
 from refgba.runs.judging import Counting, silent
 from refgba.types import Float64, Int64
 
@@ -49,25 +52,21 @@ class Effects:
 
 
 def direct_effects(
-    features: Features, model: str, device: str = "auto", count: int = COUNT, counting: Counting = silent
+    features: Features, model: str | Model, device: str = "auto", count: int = COUNT, counting: Counting = silent
 ) -> Effects:
     """The direct effects of all neurons in the model that was harvested.
 
-    model: a folder, a .gguf file or a hub's name, as for `refgba harvest`.  InputError for a model without a head, and
-    where what the site puts out is not added to the residual stream as it is.
+    model: a folder, a .gguf file or a hub's name, as for `refgba harvest`, or a model that is open.  InputError for a
+    model without a head, and where what the site puts out is not added to the residual stream as it is.
     """
     import torch
 
-    from refgba.llm import sites
-    from refgba.llm.models import open_model
-    from refgba.llm.unembedding import Unembedding
-
     V, settings = features.dictionary.W_dec, features.harvest.settings
-    opened = open_model(model, "float32", device)
+    opened = open_model(model, "float32", device) if isinstance(model, str) else model
     sites.find(opened.module, (settings["site"],), opened.name)
     unembedding = Unembedding(opened, settings["site"], settings["of"], V.shape[1])
     if unembedding.why_not is not None:
-        raise InputError(f"{model}: no direct effects on logits: {unembedding.why_not}; leave MODEL out")
+        raise InputError(f"{opened.name}: no direct effects on logits: {unembedding.why_not}; leave MODEL out")
     # They are linear in the direction: those of the axes give those of all.
     axes = torch.stack([unembedding.effects(axis) for axis in np.eye(V.shape[1], dtype=np.float32)])  # (d, vocabulary)
     known = min(len(opened.tokenizer.tokenizer), axes.shape[1])  # an unembedding may be padded beyond that

@@ -43,7 +43,7 @@ Writer = Callable[[Features, Examples, Int64, Effects | None], dict[str, dict[st
 
 
 def write_features(
-    features: Features, out: Path, format: str, effects: Effects | None = None, counting: Counting = silent
+    features: Features, out: Path | str, format: str, effects: Effects | None = None, counting: Counting = silent
 ) -> None:
     """Write what neurons fire on to the new folder `out`, whole or not at all, in one of WRITERS.
 
@@ -51,7 +51,7 @@ def write_features(
     """
     if format not in WRITERS:
         raise InputError(f"unknown format {format!r}; the formats are {', '.join(FORMATS)}")
-    with output_folder(out) as folder:
+    with output_folder(Path(out)) as folder:
         for neurons, examples in features.batches(counting):
             for start in range(0, len(neurons), PER_BATCH):
                 part = neurons[start : start + PER_BATCH]
@@ -219,7 +219,7 @@ FORMATS = (*WRITERS, "delphi")
 
 
 def write_delphi(
-    dictionary: Dictionary, harvest: Harvest, out: Path, splits: int = SPLITS, counting: Counting = silent
+    dictionary: Dictionary, harvest: Harvest, out: Path | str, splits: int = SPLITS, counting: Counting = silent
 ) -> int:
     """Write every activation of every neuron to the new folder `out`, in one pass; returns how many there are.
 
@@ -233,7 +233,7 @@ def write_delphi(
     length = max(int(np.diff(harvest.tokens(k).starts).max()) for k in range(len(harvest.files)))
     small = max(contexts, length, int(np.diff(limits).max())) <= 2**16
     dtype, counts = np.dtype("<u2" if small else "<u4"), [0] * (len(limits) - 1)
-    with output_folder(out) as folder, ExitStack() as stack, counting("reading rows", len(harvest)) as tick:
+    with output_folder(Path(out)) as folder, ExitStack() as stack, counting("reading rows", len(harvest)) as tick:
         module = folder / settings["site"]
         module.mkdir()
         spools = [
