@@ -166,8 +166,8 @@ def decoded(s: Array, a: Array, V: Array, b_pre: Array, ranks: Ranks = ALONE) ->
     else:
         f = np.zeros((len(s), b_pre.size), s.dtype)
         kernels.decode_codes(V, a, s, f)
-    f = ranks.sum(f)
-    return np.add(f, b_pre, out=f)
+    total: Array = ranks.sum(f)
+    return np.add(total, b_pre, out=total)
 
 
 def forward(state: State, x: Array, peaks: Float64) -> tuple[Codes, Array]:
