@@ -58,6 +58,9 @@ def ranked(request, data, tmp_path_factory):
     return request.param, run, out, err
 
 
+on_two_ranks = pytest.mark.parametrize("ranked", [2], indirect=True, scope="module")
+
+
 def compare(actual, expected, tolerance=1e-10):
     assert set(actual) == set(expected)
     for name, array in expected.items():
@@ -166,10 +169,9 @@ def test_a_checkpoint_is_read_by_any_number_of_ranks(ranked, alone, readers):
         np.testing.assert_array_equal(state.held, expected.held[own])
 
 
+@on_two_ranks
 @pytest.mark.parametrize("readers", [1, 3])
 def test_a_run_goes_on_with_another_number_of_ranks(ranked, alone, readers, tmp_path):
-    if ranked[0] != 2:
-        pytest.skip("once is enough: each pair of numbers is read above")
     run = tmp_path / "run"
     shutil.copytree(ranked[1], run)
     shutil.rmtree(run / "final")
@@ -179,11 +181,9 @@ def test_a_run_goes_on_with_another_number_of_ranks(ranked, alone, readers, tmp_
     compare(folder.open_network(run).params.arrays(), folder.open_network(alone[0]).params.arrays())
 
 
+@on_two_ranks
 def test_a_damaged_shard_is_named_and_the_checkpoint_before_it_used(ranked, tmp_path):
-    ranks, written, *_ = ranked
-    if ranks != 2:
-        pytest.skip("once is enough")
-    run = tmp_path / "run"
+    written, run = ranked[1], tmp_path / "run"
     shutil.copytree(written, run)
     shutil.rmtree(run / "final")
     shard = run / "checkpoints/step-60/params-1-of-2.safetensors"
@@ -234,6 +234,7 @@ def test_the_centre_and_the_rows_held_out_are_those_of_one_process(data, tmp_pat
     np.testing.assert_array_equal(again.centre, expected.centre)
 
 
+@on_two_ranks
 def test_export_evaluate_and_report_read_the_result(ranked, data, cli):
     run = ranked[1]
     for command in (

@@ -27,7 +27,7 @@ def data(tmp_path_factory):
 
 def sums(run):
     """The checksums of the result and of the last checkpoint, shard by shard."""
-    paths = [*run.glob("final/*.safetensors"), *run.glob("checkpoints/step-200/*.safetensors")]
+    paths = [*run.glob("final/*.safetensors"), *run.glob("checkpoints/step-100/*.safetensors")]
     return {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
@@ -35,7 +35,7 @@ def sums(run):
 def whole(data, tmp_path_factory):
     """The run that nothing befalls."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    status, _, err = on_ranks(RANKS, *TRAIN, data, "-o", run, *QUICK, "--steps", 200, "--checkpoint-every", 5)
+    status, _, err = on_ranks(RANKS, *TRAIN, data, "-o", run, *QUICK, "--steps", 100, "--checkpoint-every", 5)
     assert status == 0, err
     return sums(run)
 
@@ -53,7 +53,7 @@ def nothing_left(folder):
 
 def kill_and_go_on(data, run, whole, rng):
     """SIGKILL a random rank at a random moment of a run that writes checkpoints all the time; then resume."""
-    process = start(RANKS, *TRAIN, data, "-o", run, *QUICK, "--steps", 200, "--checkpoint-every", 5)
+    process = start(RANKS, *TRAIN, data, "-o", run, *QUICK, "--steps", 100, "--checkpoint-every", 5)
     until(lambda: (run / "checkpoints").exists() or process.poll() is not None)
     time.sleep(rng.uniform(0, 1))
     victims = dict(pair for pair in processes_of(run) if pair[0] >= 0)
@@ -72,13 +72,12 @@ def kill_and_go_on(data, run, whole, rng):
     assert sums(run) == whole
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_killed_rank_is_named_and_the_run_goes_on_to_the_same_bits(data, whole, tmp_path, seed):
-    kill_and_go_on(data, tmp_path / "run", whole, random.Random(seed))
+def test_a_killed_rank_is_named_and_the_run_goes_on_to_the_same_bits(data, whole, tmp_path):
+    kill_and_go_on(data, tmp_path / "run", whole, random.Random(0))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 22))
+@pytest.mark.parametrize("seed", range(1, 21))
 def test_twenty_killed_ranks(data, whole, tmp_path, seed):
     kill_and_go_on(data, tmp_path / "run", whole, random.Random(seed))
 

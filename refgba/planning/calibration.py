@@ -143,12 +143,12 @@ def fitted(sizes: list[Size]) -> Calibration:
 
 def measure(sizes: tuple[tuple[int, int, int], ...], dtype: str = "float32") -> list[Size]:
     """Measure sizes, each in a process of its own; InputError where numba cannot run here."""
-    backends.load("numba", dtype)
     return [measured(*size, dtype) for size in sizes]
 
 
 def measured(d: int, M: int, L: int, dtype: str) -> Size:
-    """Measure one size in a process of its own; InputError, with the last line of it, where that fails."""
+    """Measure one size in a process of its own; InputError where numba cannot run here, or with its last line."""
+    backends.load("numba", dtype)  # A process that compiles holds more than one that finds what was compiled.
     command = [sys.executable, "-m", "refgba.planning.calibration", *map(str, (d, M, L)), dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
