@@ -34,7 +34,7 @@ from refgba.report.gather import gather
 from refgba.runs import console, demo, folder, judging, launch, plane
 from refgba.runs.held_out import Choice
 from refgba.runs.options import drop_options, held_out_options, json_option, output_option, request_options
-from refgba.runs.parallel import on_ranks
+from refgba.runs.parallel import Ranked
 from refgba.runs.sections import Sectioned
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
@@ -81,7 +81,7 @@ def demo_command(
     return console.show_demo(run, result)
 
 
-@main.command(cls=Sectioned)
+@main.command(cls=Ranked)
 @click.argument("data", type=Path, required=False)
 @output_option(files.refuse_folder, help="folder of the run")
 @click.option("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; --steps extends it")
@@ -91,7 +91,6 @@ def demo_command(
 @click.option("--centre", type=click.Choice(get_args(Centring)), help="subtract what all rows share  [default: auto]")
 @request_options
 @json_option
-@on_ranks
 def train(
     data: Path | None, out: Path | None, resume: Path | None, dry_run: bool, held_out: Choice, drop_zero_rows: bool,
     drop_below: float, centre: Centring | None, as_json: bool, request: Request, ranks: Ranks,
@@ -105,11 +104,10 @@ def train(
     A run that was stopped or killed goes on with --resume, to the same result to the bit; DATA is then needed only if
     it has moved.
 
-    With `mpiexec -n P` in front, P processes share the neurons (docs/parallel.md).
-
     \b
     refgba train activations.npy -o runs/mine --width 4096
     refgba train --resume runs/mine --steps 8000
+    mpiexec -n 4 refgba train activations.npy -o runs/mine
     """
     if resume is not None:
         refused = {"-o": out, "--drop-zero-rows": drop_zero_rows, "--drop-below": drop_below, "--centre": centre}
@@ -117,7 +115,7 @@ def train(
         request.refuse_to_resume(**refused)
         run = launch.go_on(resume, data, request, console.remark, console.waiting, held_out.data, ranks)
     elif data is not None and dry_run:
-        run = launch.rehearse(out, data, request, console.remark, console.waiting, held_out)
+        run = launch.rehearse(out, data, request, console.remark, console.waiting, held_out, ranks)
         return console.show_rehearsal(run, as_json)
     elif data is not None and out is not None:
         choices = drop_zero_rows, drop_below, centre, console.counting, console.remark, console.waiting, held_out

@@ -31,6 +31,8 @@ from refgba.types import Array, Float64
 T = TypeVar("T")
 
 LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMIX_RANK")  # what MPI launchers set
+# Where they say which of the processes on its machine this one is.
+LOCAL = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 PATIENCE = 2.0  # seconds in which ranks that fail alike all find out
 MOMENT = 0.002  # seconds between two looks at a message that may take long
 BLOCK = 2**22  # entries of W that travel at a time, 32 MB in float64
@@ -284,6 +286,11 @@ def world(broadcasts: bool = False) -> Ranks:
     ranks = MPIRanks(MPI)
     ranks.broadcasts = broadcasts
     return ranks
+
+
+def first_here() -> bool:
+    """Whether this process is the first of its machine, by what the launcher says, without MPI."""
+    return next((os.environ[name] for name in LOCAL if name in os.environ), "0") == "0"
 
 
 def _described(error: Exception) -> list[Any]:

@@ -82,8 +82,11 @@ def references():
     return found
 
 
-@pytest.mark.parametrize("name", ["numpy", "numba"])
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("ranks", "name"),
+    [(1, "numba"), (2, "numba"), (3, "numba"), (4, "numba"), (2, "numpy"), (3, "numpy"),
+     *(pytest.param(ranks, "numpy", marks=pytest.mark.slow) for ranks in (1, 4))],
+)  # fmt: skip
 def test_fifty_steps_and_five_adaptations_are_those_of_one_process(ranks, name, references, tmp_path):
     if name == "numba":
         pytest.importorskip("numba")

@@ -128,7 +128,6 @@ main()
     [
         ("raise MemoryError('Unable to allocate 9 GiB')", "not enough memory (Unable to allocate 9 GiB)", 1),
         ("raise ZeroDivisionError('division by zero')", "division by zero", 1),
-        ("raise OSError(5, 'Input/output error', 'x.npy')", "x.npy: Input/output error", 2),
     ],
 )
 def test_a_rank_that_fails_alone_names_itself_and_ends_all(data, tmp_path, what, told, expected):
@@ -174,25 +173,68 @@ def test_what_cannot_be_spread_is_refused_in_one_line(data, tmp_path, flags, com
     assert not list(tmp_path.iterdir())
 
 
-def test_ranks_that_disagree_on_settings_are_refused(data, tmp_path):
-    one = [*TRAIN, data, "-o", tmp_path / "run", *QUICK, "--adapt-every", 5, "--seed"]
-    line = one_line(on_ranks(1, *one, 3, ":", "-n", 1, *one, 4))
-    assert "ranks disagree on settings: rank 1 has seed 4, rank 0 has seed 3; start all of them with the same" in line
+SAME = "start all of them with the same command"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--seed", 3, "--seed", 4], "flags: rank 1 has --seed 4, rank 0 has --seed 3"),
+        (["--held-out", "a.npy", "--held-out", "b.npy"], "flags: rank 1 has --held-out b.npy, rank 0 has --held-out"),
+        (["--json", None, "--broadcast-rows", None], "flags: rank 1 has --json False, --broadcast-rows True, rank 0"),
+    ],
+)
+def test_ranks_with_other_flags_are_refused(data, tmp_path, flags, told):
+    one = [*TRAIN, data, "-o", tmp_path / "run", *QUICK, "--adapt-every", 5]
+    zero, other = ([*one, *(f for f in pair if f is not None)] for pair in (flags[:2], flags[2:]))
+    line = one_line(on_ranks(1, *zero, ":", "-n", 1, *other))
+    assert told in line
+    assert line.endswith(SAME)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("rows", [600, 500])
 def test_ranks_that_disagree_on_data_are_refused(data, tmp_path, rows):
-    np.save(tmp_path / "y.npy", np.random.default_rng(1).standard_normal((rows, 8)))
-    ends = ["-o", tmp_path / "run", *QUICK]
-    line = one_line(on_ranks(1, *TRAIN, data, *ends, ":", "-n", 1, *TRAIN, tmp_path / "y.npy", *ends))
-    assert ("rank 1 of 2: " in line and "y.npy" in line) or "disagree on data: rank 1 has" in line
+    other = tmp_path / "other"
+    other.mkdir()
+    np.save(other / "x.npy", np.random.default_rng(1).standard_normal((rows, 8)))
+    one = [*TRAIN, "x.npy", "-o", tmp_path / "run", *QUICK]
+    line = one_line(on_ranks(1, "-wdir", data.parent, *one, ":", "-n", 1, "-wdir", other, *one))
+    assert "Error: rank 1 of 2: " in line
+    assert "x.npy: " in line
+    assert list(tmp_path.iterdir()) == [other]
 
 
-def test_without_mpi4py_the_extra_is_named(data, tmp_path):
+def test_ranks_that_disagree_on_a_file_of_settings_are_refused(data, tmp_path):
+    for name, text in (("zero", '{"seed": 3}'), ("one", '{"seed": 4}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own.json").write_text(text)
+    one = [*TRAIN, data, "-o", tmp_path / "run", *QUICK, "--adapt-every", 5, "--config", "own.json"]
+    line = one_line(on_ranks(1, "-wdir", tmp_path / "zero", *one, ":", "-n", 1, "-wdir", tmp_path / "one", *one))
+    assert "ranks disagree on settings: rank 1 has seed 4, rank 0 has seed 3" in line
+    assert line.endswith(SAME)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--width", "wide"], "Invalid value for '--width': 'wide' is not a valid"),
+        (["-o", __file__], "test_parallel_failures.py: exists and is not a folder"),
+    ],
+)
+def test_a_mistake_in_the_flags_of_all_ranks_is_told_once(data, tmp_path, flags, complaint):
+    assert complaint in one_line(on_ranks(2, *TRAIN, data, "-o", tmp_path / "run", *QUICK, *flags))
+
+
+def test_a_mistake_in_the_flags_of_one_rank_ends_all(data, tmp_path):
+    one = [*TRAIN, data, "-o", tmp_path / "run", *QUICK]
+    line = one_line(on_ranks(1, *one, ":", "-n", 1, *one, "--width", "wide"))
+    assert line.startswith("Error: rank 1 of 2: Invalid value for '--width'")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_mpi4py_the_extra_is_named_once(data, tmp_path):
     program = "import sys; sys.modules['mpi4py'] = None; from refgba.cli import main; main()"
-    outcome = on_ranks(2, sys.executable, "-c", program, "train", data, "-o", tmp_path / "run", *QUICK)
-    assert outcome[0] == 2
-    lines = [line for line in outcome[2].splitlines() if line.startswith("Error: ")]
-    assert lines  # each rank says it: without MPI they know nothing of each other
-    assert all("pip install 'refgba[mpi]'" in line for line in lines)
+    line = one_line(on_ranks(3, sys.executable, "-c", program, "train", data, "-o", tmp_path / "run", *QUICK))
+    assert "pip install 'refgba[mpi]'" in line

@@ -205,7 +205,7 @@ def begin(
 
 def rehearse(
     path: Path | None, data: Path, request: Request, say: Say = id, waiting: Waiting = nullcontext,
-    choice: held_out.Choice = NOTHING,
+    choice: held_out.Choice = NOTHING, ranks: Ranks = ALONE,
 ) -> Launch:  # fmt: skip
     """The run that `begin` would make ready, but with no steps: its rows are not read, and nothing is written.
 
@@ -213,12 +213,13 @@ def rehearse(
     """
     activations = open_activations(data)
     request, defaults = customary(request)
-    choices = choose(request, activations.d, say, waiting, **defaults)
+    choices = choose(request, activations.d, say, waiting, ranks, **defaults)
     if path is not None:
         folder.refuse_existing(path)
     activations, _ = held_out.keep_back(activations, choice, say)
     name = choices.names["backend"]
-    return Launch(path or Path(), choices.config, activations, choices.backend, lambda _stop: iter(()), name)
+    config, backend = choices.config, choices.backend
+    return Launch(path or Path(), config, activations, backend, lambda _stop: iter(()), name, ranks=ranks)
 
 
 def go_on(
