@@ -15,6 +15,7 @@ from ranks import TRAIN, finish, needs_mpi, on_ranks, processes_of, start
 
 pytestmark = needs_mpi
 QUICK = ["--width", 60, "--groups", 3, "--batch", 32, "--backend", "numpy", "--dtype", "float64"]
+OFTEN = ["--steps", 100, "--checkpoint-every", 5]
 RANKS = 3
 
 
@@ -35,7 +36,7 @@ def sums(run):
 def whole(data, tmp_path_factory):
     """The run that nothing befalls."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    status, _, err = on_ranks(RANKS, *TRAIN, data, "-o", run, *QUICK, "--steps", 100, "--checkpoint-every", 5)
+    status, _, err = on_ranks(RANKS, *TRAIN, data, "-o", run, *QUICK, *OFTEN)
     assert status == 0, err
     return sums(run)
 
@@ -53,7 +54,7 @@ def nothing_left(folder):
 
 def kill_and_go_on(data, run, whole, rng):
     """SIGKILL a random rank at a random moment of a run that writes checkpoints all the time; then resume."""
-    process = start(RANKS, *TRAIN, data, "-o", run, *QUICK, "--steps", 100, "--checkpoint-every", 5)
+    process = start(RANKS, *TRAIN, data, "-o", run, *QUICK, *OFTEN)
     until(lambda: (run / "checkpoints").exists() or process.poll() is not None)
     time.sleep(rng.uniform(0, 1))
     victims = dict(pair for pair in processes_of(run) if pair[0] >= 0)
@@ -80,6 +81,72 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_to_the_same_bits(data, whole
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_twenty_killed_ranks(data, whole, tmp_path, seed):
     kill_and_go_on(data, tmp_path / "run", whole, random.Random(seed))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from refgba.cli import main
+from refgba.data import files
+from refgba.runs import folder
+
+moment, victim = sys.argv.pop(1), int(sys.argv.pop(1))
+save_file, rename, remove, shards = folder.save_file, Path.rename, files.remove_folder, []
+
+def die_at(reached):
+    if (moment, victim) == (reached, int(os.environ["PMI_RANK"])):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def save(arrays, path):
+    shards.append(path)
+    eighth = len(shards) == 15  # the first of the two shards of the eighth checkpoint
+    if eighth:
+        die_at("before its shard")
+    save_file(arrays, path)
+    if eighth:
+        if moment == "half its shard":
+            os.truncate(path, path.stat().st_size // 2)
+        die_at("half its shard")
+
+def named(path, target):
+    if Path(target).name == "step-40":
+        die_at("before the name")
+    return rename(path, target)
+
+def removed(path):
+    if path.name == "step-30" and path.exists():
+        die_at("before the old one goes")
+    remove(path)
+
+folder.save_file, Path.rename, files.remove_folder = save, named, removed
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "rank", "kept"),
+    [
+        pytest.param("before its shard", 2, ["step-30", "step-35"], marks=pytest.mark.slow),
+        ("half its shard", 1, ["step-30", "step-35"]),
+        ("before the name", 0, ["step-30", "step-35"]),
+        pytest.param("before the old one goes", 0, ["step-30", "step-35", "step-40"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_rank_killed_inside_a_checkpoint_leaves_a_whole_one_behind(data, whole, tmp_path, moment, rank, kept):
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, moment, rank, "train", data, "-o", run, *QUICK, *OFTEN]
+    began = time.monotonic()
+    status, _, err = on_ranks(RANKS, *command)
+    assert time.monotonic() - began < 30
+    assert status != 0
+    assert f"Error: rank {rank} of {RANKS} has died" in err
+    nothing_left(run)
+    assert sorted(path.name for path in (run / "checkpoints").glob("step-*")) == kept
+    status, _, err = on_ranks(RANKS, *TRAIN, "--resume", run)
+    assert status == 0, err
+    assert "damaged" not in err
+    assert sums(run) == whole
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-100", "step-95"]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
