@@ -11,6 +11,7 @@ from refgba.runs import loading  # isort: split
 import json
 import webbrowser
 from dataclasses import asdict
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +19,7 @@ from typing import Any, get_args
 import click
 
 from refgba import __version__, backends, experiments, formats, model, report, theory
+from refgba.backends.comm import Ranks
 from refgba.config import LARGEST
 from refgba.data import files, inspection, pack, synthetic
 from refgba.data.centre import Centring
@@ -26,11 +28,13 @@ from refgba.errors import InputError
 from refgba.identifiability import identifiability
 from refgba.llm.commands import attach
 from refgba.oracle.commands import oracle_group
+from refgba.planning.commands import plan_command
 from refgba.report.demo import demo_page
 from refgba.report.gather import gather
 from refgba.runs import console, demo, folder, judging, launch, plane
 from refgba.runs.held_out import Choice
 from refgba.runs.options import drop_options, held_out_options, json_option, output_option, request_options
+from refgba.runs.parallel import on_ranks
 from refgba.runs.sections import Sectioned
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
@@ -87,9 +91,10 @@ def demo_command(
 @click.option("--centre", type=click.Choice(get_args(Centring)), help="subtract what all rows share  [default: auto]")
 @request_options
 @json_option
+@on_ranks
 def train(
     data: Path | None, out: Path | None, resume: Path | None, dry_run: bool, held_out: Choice, drop_zero_rows: bool,
-    drop_below: float, centre: Centring | None, as_json: bool, request: Request,
+    drop_below: float, centre: Centring | None, as_json: bool, request: Request, ranks: Ranks,
 ) -> None:  # fmt: skip
     """Train on DATA and write the run to the folder -o.
 
@@ -100,6 +105,8 @@ def train(
     A run that was stopped or killed goes on with --resume, to the same result to the bit; DATA is then needed only if
     it has moved.
 
+    With `mpiexec -n P` in front, P processes share the neurons (docs/parallel.md).
+
     \b
     refgba train activations.npy -o runs/mine --width 4096
     refgba train --resume runs/mine --steps 8000
@@ -108,17 +115,18 @@ def train(
         refused = {"-o": out, "--drop-zero-rows": drop_zero_rows, "--drop-below": drop_below, "--centre": centre}
         refused |= {"--dry-run": dry_run, "--held-out-share": held_out.share is not None}
         request.refuse_to_resume(**refused)
-        run = launch.go_on(resume, data, request, console.remark, console.waiting, held_out.data)
+        run = launch.go_on(resume, data, request, console.remark, console.waiting, held_out.data, ranks)
     elif data is not None and dry_run:
         run = launch.rehearse(out, data, request, console.remark, console.waiting, held_out)
         return console.show_rehearsal(run, as_json)
     elif data is not None and out is not None:
-        drops = drop_zero_rows, drop_below, centre
-        run = launch.begin(out, data, request, *drops, console.counting, console.remark, console.waiting, held_out)
+        choices = drop_zero_rows, drop_below, centre, console.counting, console.remark, console.waiting, held_out
+        run = launch.begin(out, data, request, *choices, ranks)
     else:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
     console.train(run)
-    result = judging.judge_trained(run.path, run.data, run.backend, run.held_out, console.counting)
+    judged = partial(judging.judge_trained, run.path, run.data, run.backend, run.held_out, console.counting)
+    result = ranks.first(judged)
     return console.show_trained(run, result, as_json)
 
 
@@ -388,6 +396,7 @@ def backends_command(as_json: bool) -> None:
 
 
 main.add_command(oracle_group)
+main.add_command(plan_command)
 
 
 attach(main)

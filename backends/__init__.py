@@ -12,12 +12,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from refgba.backends import environment
-from refgba.backends.base import AnyConfig, Backend
+from refgba.backends import environment, shards
+from refgba.backends.base import AnyConfig, Backend, HostState, ParallelBackend
+from refgba.backends.comm import ALONE, Ranks
 from refgba.baselines import METHODS
+from refgba.config import GBAConfig
 from refgba.errors import InputError
 
-__all__ = ["AUTO", "NAMES", "Backend", "automatic", "begin", "load", "load_for", "status"]
+__all__ = ["AUTO", "NAMES", "Backend", "automatic", "begin", "go_on", "load", "load_for", "refuse_ranks", "status"]
 
 NAMES = ("numpy", "numba", "cupy")
 AUTO = "auto"  # a value of `--backend` that stands for one of them: `automatic`
@@ -121,9 +123,34 @@ def automatic(config: AnyConfig) -> tuple[str, str | None]:
     return "numba", None
 
 
-def begin(backend: Backend, config: AnyConfig, d: int) -> Any:
-    """The state of a run on data of d dimensions before its first step, whatever its method."""
-    return backend.init(METHODS[config.method].random_params(config, d), config)
+def begin(backend: Backend, config: AnyConfig, d: int, ranks: Ranks = ALONE) -> Any:
+    """The state of a run on data of d dimensions before its first step, whatever its method: this rank's neurons."""
+    if ranks.size == 1:
+        return backend.init(METHODS[config.method].random_params(config, d), config)
+    joined = cast(ParallelBackend, backend)
+    state = joined.init(shards.random_params(cast(GBAConfig, config), d, ranks), config)
+    joined.join(state, ranks)
+    return state
+
+
+def go_on(backend: Backend, saved: HostState, ranks: Ranks = ALONE) -> Any:
+    """The state of a run that goes on from this rank's part of a checkpoint."""
+    state = backend.restore(saved)
+    if ranks.size > 1:
+        cast(ParallelBackend, backend).join(state, ranks)
+    return state
+
+
+def refuse_ranks(name: str, backend: Backend, config: AnyConfig, ranks: Ranks) -> None:
+    """InputError where a run with these settings cannot lie on so many ranks."""
+    if ranks.size == 1:
+        return
+    if not hasattr(backend, "join"):
+        raise InputError(
+            f"backend {name!r} trains method {config.method} in one process, not on {ranks.size} ranks: start it "
+            "without mpiexec"
+        )
+    shards.refuse_too_many(cast(GBAConfig, config), ranks)
 
 
 def status() -> dict[str, str | None]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from refgba import adam, baselines, gba
+from refgba.backends.comm import Ranks
 from refgba.bias import Buffer
 from refgba.config import BaselineConfig, GBAConfig, Settings
 from refgba.gba import Metrics
@@ -94,6 +95,21 @@ class Backend(Protocol):
 
     def decode(self, state: Any, s: DeviceArray) -> DeviceArray:
         """Reconstructions f (L, d) of codes s (L, M)."""
+
+
+class ParallelBackend(Backend, Protocol):
+    """A backend whose neurons can lie on several ranks (`refgba.backends.comm`): numpy and numba.
+
+    `params` of `init`, and the state of `restore`, then have the neurons `Ranks.own` of a network, M / P of its M, and
+    so has all that comes back; `config` is the network's.  Four places add up over ranks: the reconstructions (L, d),
+    before b_pre is subtracted or added, by `Ranks.sum`, in `step` and `decode`; the parts of the gradient of b_pre
+    (d,), the open gates and what is broken by `Ranks.totals`, once per step; Algorithm 2 by
+    `refgba.backends.shards.adapted`; and the neurons to hold by `refgba.backends.shards.agreeing_elsewhere`.  A state
+    that never joined is one process's: `refgba.backends.comm.ALONE` adds up nothing.
+    """
+
+    def join(self, state: Any, ranks: Ranks) -> None:
+        """From here on the neurons of the state are this rank's part of a network."""
 
 
 # ---- line 3's optimiser, as kernels take it --------------------------------------------------------------------------

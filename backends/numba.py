@@ -16,6 +16,7 @@ kernels are in numba_kernels.py.  How this departs from the reference, `refgba.g
 
 - Nothing here adds floats in an order that depends on which thread is first, and no block's shape depends on how many
   there are: results are the same to the bit for any number of threads (`NUMBA_NUM_THREADS`).  tests/test_backends.py.
+- Ranks add up reconstructions before the residual, and parts of the gradient of b_pre.  tests/test_parallel.py.
 - Where the reference raises an error at a row of zeros, the loss becomes NaN.  tests/test_backends.py.
 """
 
@@ -30,18 +31,31 @@ import numpy as np
 from refgba import gba, recipe
 from refgba.adam import AdamW
 from refgba.backends import numba_kernels as kernels
+from refgba.backends import numpy as host
 from refgba.backends.base import adamw_factors
+from refgba.backends.comm import ALONE, Ranks
 from refgba.backends.numba_compiler import unusable
 from refgba.backends.numba_kernels import BLOCK, ROWS
-from refgba.backends.numpy import DTYPES, adapt, counters, encode, export, get, params, put
+from refgba.backends.numpy import (
+    DTYPES,
+    adapt,
+    begin_phase,
+    counters,
+    encode,
+    export,
+    get,
+    join,
+    params,
+    put,
+)
 from refgba.config import GBAConfig
 from refgba.gba import Metrics
 from refgba.sae import Params
 from refgba.types import Array, Float64, Int64, Mask
 
 __all__ = [
-    "DTYPES", "adapt", "counters", "decode", "encode", "export", "get", "gradients", "init", "params", "put", "restore",
-    "step", "unusable",
+    "DTYPES", "adapt", "counters", "decode", "encode", "export", "get", "gradients", "init", "join", "params", "put",
+    "restore", "step", "unusable",
 ]  # fmt: skip
 
 DENSE = 0.2  # density of a block above which dense products are faster: benchmarks/step.py --only numba --density
@@ -84,15 +98,15 @@ class Codes:
 
 
 @dataclass
-class State(gba.State):
-    """The reference's state, whose arrays are updated in place, and memory for the codes of a batch."""
+class State(host.State):
+    """The state of backends/numpy.py, whose arrays are updated in place, and memory for the codes of a batch."""
 
     codes: Codes | None = None
 
 
 def init(params: Params, config: GBAConfig) -> State:
     """The state before the first step; the arrays of `params` are not shared with it."""
-    return restore(gba.init(params, config))
+    return restore(host.init(params, config))
 
 
 def restore(state: gba.State) -> State:
@@ -104,23 +118,24 @@ def step(state: State, x: Array) -> Metrics:
     """Lines 2 to 5 of Algorithm 1, as `refgba.gba.step`."""
     config, params = state.config, state.params
     state.t += 1
-    if recipe.fit_begins(config, state.t):
-        recipe.begin_fit(state)
+    begin_phase(state)
     lr = recipe.learning_rate(config, state.t)
     with kernels.parallel_blocks():
         codes, r = forward(state, x, state.buffer.peaks)  # 2. forward, and the peaks of 5.
         moments = [state.optimiser[name] for name in ("W", "W_dec") if name in state.optimiser]
         loss = 0.5 * float(np.vdot(r, r)) / len(x)
-        da, db_pre = backward(state, codes, moments, lr)  # 3. and 4. for W and W_dec
-        if codes.broken.any():
-            loss = math.nan  # a neuron without a direction is never active again, and would go unnoticed
+        da, part = backward(state, codes, moments, lr)  # 3. and 4. for W and W_dec
+    total, active, broken = state.ranks.totals(part, codes.counts.sum(), codes.broken.any())
+    db_pre = r.mean(axis=0) - total.astype(part.dtype)
+    if broken:
+        loss = math.nan  # a neuron without a direction is never active again, and would go unnoticed
     trained = recipe.trained(config, state.t)
     for name, g in (("a", da), ("b_pre", db_pre)):  # 3. for the others
         if name in trained:
             setattr(params, name, state.optimiser[name].update(getattr(params, name), g, lr, config))
     state.buffer.rows += len(x)  # 5. the buffers
     state.buffer.counts += codes.counts
-    return Metrics(loss, codes.counts.sum() / len(x))
+    return Metrics(loss, active / len(x))
 
 
 def gradients(state: State, x: Array) -> Params:
@@ -128,24 +143,31 @@ def gradients(state: State, x: Array) -> Params:
     params = state.params
     dW = [np.empty_like(V) for V in (params.W, params.W_dec) if V is not None]
     with kernels.parallel_blocks():
-        codes, _ = forward(state, x, np.zeros(len(params.W)))
-        da, db_pre = backward(state, codes, [AdamW(g, g) for g in dW], None)
+        codes, r = forward(state, x, np.zeros(len(params.W)))
+        da, part = backward(state, codes, [AdamW(g, g) for g in dW], None)
+    (total,) = state.ranks.totals(part)
+    db_pre = r.mean(axis=0) - total.astype(part.dtype)
     return Params(dW[0], da, np.zeros_like(params.b), db_pre, dW[1] if len(dW) == 2 else None)
 
 
 def decode(state: State, s: Array) -> Array:
     """Reconstructions f (L, d) of codes s (L, M)."""
     params = state.params
-    return decoded(s, params.a, params.V, params.b_pre)
+    return decoded(s, params.a, params.V, params.b_pre, state.ranks)
 
 
-def decoded(s: Array, a: Array, V: Array, b_pre: Array) -> Array:
-    """f = Σ_m a_m v_m s_m + b_pre, a dense product only where more than DENSE of the codes s (L, M) are not 0."""
+def decoded(s: Array, a: Array, V: Array, b_pre: Array, ranks: Ranks = ALONE) -> Array:
+    """f = Σ_m a_m v_m s_m + b_pre, a dense product only where more than DENSE of the codes s (L, M) are not 0.
+
+    The sum goes over the neurons of all ranks.
+    """
     if np.count_nonzero(s) > DENSE * s.size:
-        return s @ (a[:, None] * V) + b_pre
-    f = np.zeros((len(s), b_pre.size), s.dtype)
-    kernels.decode_codes(V, a, s, f)
-    return np.add(f, b_pre, out=f)
+        f = s @ (a[:, None] * V)
+    else:
+        f = np.zeros((len(s), b_pre.size), s.dtype)
+        kernels.decode_codes(V, a, s, f)
+    total: Array = ranks.sum(f)
+    return np.add(total, b_pre, out=total)
 
 
 def forward(state: State, x: Array, peaks: Float64) -> tuple[Codes, Array]:
@@ -165,6 +187,7 @@ def forward(state: State, x: Array, peaks: Float64) -> tuple[Codes, Array]:
         kernels.decode_dense(params.V, params.a, codes.values, codes.dense, f)
     if not codes.dense.all():
         kernels.decode_sparse(params.V, params.a, codes.rows, codes.values, codes.first, codes.dense, f)
+    state.ranks.sum(f)  # in place
     return codes, np.subtract(f, xc, out=f)  # both lack b_pre
 
 
@@ -172,7 +195,8 @@ def backward(state: State, codes: Codes, moments: list[AdamW], lr: float | None)
     """Lines 3 and 4 for the weights, after `forward`: updates W and W_dec.
 
     moments: of W, and of W_dec where there is one.  With lr None nothing moves, and the gradients of W and W_dec are
-    written where their first moments are.  Returns the gradients of a (M,) and b_pre (d,).
+    written where their first moments are.  Returns the gradient of a (M,), and the mean over the batch of
+    Σ_m a_m (v_m · r) on_m w_m (d,), by which the gradient of b_pre is less than the mean of r.
     """
     params, config = state.params, state.config
     W, V = params.W, params.V
@@ -189,4 +213,4 @@ def backward(state: State, codes: Codes, moments: list[AdamW], lr: float | None)
         codes.rows, codes.values, codes.first, codes.dense, state.held, adam, da, sums, codes.broken,
     )  # fmt: skip
     L = len(codes.xr) // 2
-    return da, codes.xr[L:].mean(axis=0) - sums.sum(axis=0) / L
+    return da, sums.sum(axis=0) / L

@@ -1,6 +1,7 @@
 """The structure: the reference is pure, arrows run one way, no circles, no doors through walls, no file too long.
 
-cli -> llm -> notebook -> experiments -> report, oracle -> runs -> formats -> data -> backends -> baselines -> reference
+cli -> llm -> notebook -> experiments -> report, oracle -> planning -> runs -> formats -> data -> backends ->
+baselines -> the reference
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ PACKAGE = Path(refgba.__file__).parent
 ROOT = PACKAGE.parent
 # Top down.  The notebook is beside the command line, and its equal: both are ways in, and nothing below knows of them.
 LAYERS = (
-    "__main__", "cli", "llm", "notebook", "experiments", "report", "oracle", "runs", "formats", "data", "backends",
+    "__main__", "cli", "llm", "notebook", "experiments", "report", "oracle", "planning", "runs", "formats", "data",
+    "backends",
     "baselines",
 )  # fmt: skip
 REFERENCE = len(LAYERS)

@@ -31,6 +31,7 @@ COMMANDS = {
     "synth": ["synth", "--kind", "hierarchy", "--n", 127],
     "oracle record": ["oracle", "record", "--config", "absent.json"],
     "oracle dump": ["oracle", "dump", "absent", "--backend", "absent"],
+    "plan": ["plan", "--d", 8, "--width", 64, "--tokens", 64, "--measure", "--device", "absent"],
     "harvest": ["harvest", "absent", "--site", "mlp", "--text", "absent.txt"],
     "llm evaluate": ["llm", "evaluate", "absent", "absent", "--text", "absent.txt"],
     "llm effects": ["llm", "effects", "absent", "absent", "--text", "absent.txt"],

@@ -16,14 +16,21 @@ from refgba.errors import InputError
 CGROUP_LIMITS = ("memory.max", "memory.limit_in_bytes")  # of version 2 and version 1
 
 
-def refuse_too_large(backend: str, config: AnyConfig, d: int) -> None:
-    """InputError where a run on rows of d dimensions needs more than the machine has; it says what would fit."""
+def refuse_too_large(backend: str, config: AnyConfig, d: int, ranks: int = 1, here: int = 1) -> None:
+    """InputError where a run on rows of d dimensions needs more than the machine has; it says what would fit.
+
+    ranks: how many share its neurons.  here: how many of them share this machine.
+    """
     M, L, limit = config.width, config.batch, machine_bytes()
-    needed = least_bytes(backend, config, d, M, L)
+
+    def bytes_here(M: int, L: int) -> int:
+        return here * least_bytes(backend, config, d, -(-M // ranks), L)
+
+    needed = bytes_here(M, L)
     if needed <= limit:
         return
-    width = _largest(M, lambda M: least_bytes(backend, config, d, M, L) <= limit)
-    batch = _largest(L, lambda L: least_bytes(backend, config, d, M, L) <= limit)
+    width = _largest(M, lambda M: bytes_here(M, L) <= limit)
+    batch = _largest(L, lambda L: bytes_here(M, L) <= limit)
     fits = [f"width {width} at batch {L}"] * (width > 0) + [f"batch {batch} at width {M}"] * (batch > 0)
     raise InputError(
         f"width {M}, batch {L} and d {d} in {config.dtype} need at least {_gib(needed)} of memory with backend "

@@ -5,6 +5,9 @@
         training.safetensors    moments m.* and v.* of the optimiser, the buffers, the neurons held
         state.json              step, updates of each parameter, data and settings, seconds so far, checksums
 
+Where several ranks trained, each wrote its part, as params-0-of-4.safetensors (`parts`); any number of ranks can go on
+from them, and one process.
+
 Schedules, minibatches and all randomness are functions of the settings, the data and the step (`refgba.recipe`,
 `refgba.data.feed`), and need nothing here.
 """
@@ -21,6 +24,7 @@ import numpy as np
 
 from refgba.adam import AdamW
 from refgba.backends.base import AnyConfig, HostState
+from refgba.backends.comm import ALONE, Ranks
 from refgba.baselines import METHODS
 from refgba.bias import Buffer
 from refgba.data import files
@@ -53,9 +57,9 @@ def step_of(path: Path) -> int:
 
 
 def save(
-    run: Path, state: HostState, about: dict[str, Any], keep: int, centre: Float64 | None = None
+    run: Path, state: HostState, about: dict[str, Any], keep: int, centre: Float64 | None = None, ranks: Ranks = ALONE
 ) -> None:  # fmt: skip
-    """Write the checkpoint of a state, and remove all but the newest `keep`.
+    """Write the checkpoint of a state, each rank its part at the same time, and remove all but the newest `keep`.
 
     about: `data`, `backend` and `seconds`, for state.json.  centre: of the rows, as in `folder.Network`.
     OSError when it cannot be written; no other is then removed.
@@ -74,46 +78,56 @@ def save(
         "last_rows": state.last.rows if state.last is not None else None,
     }
     place = run / CHECKPOINTS
-    place.mkdir(exist_ok=True)
-    about, more = counters | about, {TRAINING: arrays}
-    folder.write_network(place / f"step-{state.t}", state.params, state.config, about, more, centre)
-    for old in found(run)[keep:]:
-        files.remove_folder(old)
+    ranks.first(lambda: place.mkdir(exist_ok=True))
+    network = state.params, state.config, counters | about, {TRAINING: arrays}
+    folder.write_network(place / f"step-{state.t}", *network, centre, ranks)
+
+    def remove_old() -> None:
+        for old in found(run)[keep:]:
+            files.remove_folder(old)
+
+    ranks.first(remove_old)
 
 
 def newest(
-    run: Path, config: AnyConfig, fingerprint: str, say: Callable[[str], object]
+    run: Path, config: AnyConfig, fingerprint: str, say: Callable[[str], object], ranks: Ranks = ALONE
 ) -> tuple[HostState, float] | None:
-    """The newest undamaged checkpoint of a run and its seconds so far; None where the run has none yet.
+    """This rank's part of the newest undamaged checkpoint of a run, and the run's seconds so far; None without any yet.
 
     Calls `say` with a remark on each damaged one.  InputError when all are damaged, or when one belongs to other
     settings or other data.
     """
-    paths = found(run)
+    paths = [Path(path) for path in ranks.first(lambda: [str(path) for path in found(run)])]
     for path in paths:
+        loaded, damage = None, None
         try:
-            return load(path, config, fingerprint)
+            loaded = load(path, config, fingerprint, ranks)
         except Damaged as error:
-            say(f"{error}; the checkpoint before it is used")
+            damage = str(error)
+        damages = [text for text in ranks.everyone(damage) if text is not None]
+        if not damages:
+            return loaded
+        say(f"{damages[0]}; the checkpoint before it is used")
     if paths:
         raise InputError(f"{run / CHECKPOINTS}: every checkpoint is damaged; the run cannot go on")
     return None
 
 
-def load(path: Path, config: AnyConfig, fingerprint: str) -> tuple[HostState, float]:
-    """The state of a checkpoint, under the settings of its run, and the seconds that the run took up to it.
+def load(path: Path, config: AnyConfig, fingerprint: str, ranks: Ranks = ALONE) -> tuple[HostState, float]:
+    """This rank's part of the state of a checkpoint, under the settings of its run, and the run's seconds up to it.
 
     Damaged, naming the file, when it is not as it was written; InputError when it belongs to a run with other settings
     or on other data.
     """
-    network = folder.read_network(path)
+    network = folder.read_network(path, ranks)
     saved, params = network.state, network.params
     _require_same_run(network, config, fingerprint)
     method = METHODS[config.method]
     trained = list(method.optimised(config, saved["step"]))
     require(path / folder.STATE, saved, {**FIELDS, "updates": dict.fromkeys(trained, whole(0, saved["step"]))})
     rows, last_rows = saved["rows"], saved.get("last_rows")
-    arrays = _load_arrays(path / TRAINING, network, trained, {"": rows} | ({"last.": last_rows} if last_rows else {}))
+    counted = {"": rows} | ({"last.": last_rows} if last_rows else {})
+    arrays = _load_arrays(path / TRAINING, network, trained, counted, ranks)
     optimiser = {name: AdamW(arrays[f"m.{name}"], arrays[f"v.{name}"], saved["updates"][name]) for name in trained}
     buffer, last = _buffer(rows, arrays, ""), _buffer(last_rows, arrays, "last.") if last_rows else None
     own = arrays[method.OWN.name]
@@ -139,9 +153,11 @@ def _require_same_run(network: folder.Network, config: AnyConfig, fingerprint: s
         raise Damaged(f"{path / folder.STATE}: damaged: its step is {step}")
 
 
-def _load_arrays(path: Path, network: folder.Network, trained: list[str], rows: dict[str, int]) -> dict[str, Any]:
+def _load_arrays(
+    path: Path, network: folder.Network, trained: list[str], rows: dict[str, int], ranks: Ranks
+) -> dict[str, Any]:  # fmt: skip
     """The arrays beside the parameters, checked.  rows: how many each buffer counted, by the prefix of its arrays."""
-    M = network.config.width
+    M = ranks.count(network.config.width)
     own = METHODS[network.config.method].OWN
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {own.name: ((M,), own.dtype)}
     for name in trained:
@@ -149,7 +165,8 @@ def _load_arrays(path: Path, network: folder.Network, trained: list[str], rows: 
         shapes |= {f"m.{name}": (theta.shape, theta.dtype), f"v.{name}": (theta.shape, theta.dtype)}
     for prefix in rows:
         shapes |= {prefix + "counts": ((M,), np.int64), prefix + "peaks": ((M,), np.float64)}
-    arrays = folder.load_arrays(path, list(shapes))
+    of = network.state.get("shards") or 1
+    arrays = folder.load_part(path.parent, path.name, list(shapes), of, network.config.width, ranks)
     for name, (shape, dtype) in shapes.items():
         folder.check_array(path, name, arrays[name], shape, dtype)
         if name != own.name and not name.startswith("m.") and arrays[name].min() < 0:

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,8 @@ def foretell(run: Launch) -> None:
     """One line on what is going to be trained, and what time and memory are expected; nothing where all is done."""
     if run.done < run.config.steps:
         with waiting("Timing a few steps"):
-            expected = forecast(run.config, run.backend, run.data, run.done)
+            own = replace(run.config, width=run.ranks.count(run.config.width))  # what this rank has of it
+            expected = forecast(own, run.backend, run.data, run.done)
         remark(what(run, expected))
 
 
@@ -195,6 +196,7 @@ def what(run: Launch, expected: Forecast) -> str:
         f"M = {config.width} neurons on {len(run.data)} rows of d = {run.data.d}, {config.steps} steps of "
         f"{config.batch} rows{since}; {run.name} in {config.dtype} takes about "
         f"{told(expected.seconds)}, with {expected.bytes / 1e9:.1f} GB of memory"
+        + (f" on each of {run.ranks.size} ranks" if run.ranks.size > 1 else "")
     )
 
 

@@ -4,7 +4,7 @@
     about.json          the backend, the version, the recipe and the data
     data.safetensors    checksums of the data, block by block, the rows left out, and those held out
     metrics.jsonl       how training went, one JSON object per line (`log`)
-    checkpoints/step-N/ the whole state after step N (`checkpoints`)
+    checkpoints/step-N/ the whole state after step N (`checkpoints`), in shards where several ranks trained (`parts`)
     final/              the result
 
 `final/` and each checkpoint are folders of a network: params.safetensors, the arrays of `refgba.sae.Params` by name
@@ -26,18 +26,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save, save_file
 
 from refgba import __version__
 from refgba.backends.base import AnyConfig, AnyParams
+from refgba.backends.comm import ALONE, Ranks
 from refgba.baselines import METHODS
 from refgba.config import Settings, config_from_json
 from refgba.data import files
 from refgba.data.activations import Activations
 from refgba.data.store import DTYPES, LARGEST, checksum
-from refgba.errors import InputError, brief
-from refgba.runs import held_out
+from refgba.errors import InputError
+from refgba.runs import held_out, parts
+from refgba.runs.parts import whole_name
 from refgba.runs.schema import (
     Damaged,
     Table,
@@ -89,7 +91,8 @@ ABOUT_FIELDS: Table = {
 STATE_FIELDS: Table = {
     "step": whole(0),
     "config": lambda value: isinstance(value, dict),  # `config_from_json` checks it
-    "sha256": lambda value: isinstance(value, dict) and {PARAMS} <= set(value) <= {PARAMS, TRAINING},
+    "shards": optional(whole(2)),  # only where several ranks wrote it
+    "sha256": lambda value: isinstance(value, dict) and {PARAMS} <= set(map(whole_name, value)) <= {PARAMS, TRAINING},
     "data": optional(has(_ORIGIN)),
     "backend": optional(text),
     "refgba": optional(text),
@@ -229,7 +232,10 @@ def read_record(path: Path) -> Record:
         raise Damaged(f"{path / DATA}: damaged: dropped and held_out should be int64 and crc uint32 numbers")
     if not dropped.ndim == crc.ndim == rows.ndim == 1 or (kept and len(rows) != about[HELD_OUT]["rows"]):
         raise Damaged(f"{path / DATA}: damaged: its arrays are not as they were written")
-    centre = _load_centre(path / DATA, about["data"]["d"]) if about["data"].get("centred") else None
+    centre = None
+    if about["data"].get("centred"):
+        centre = load_arrays(path / DATA, ("centre",))["centre"]
+        _check_centre(path / DATA, centre, about["data"]["d"])
     return Record(path, config, about, dropped, crc, rows, centre)
 
 
@@ -243,24 +249,57 @@ def write_network(
     state: Mapping[str, Any],
     more: Mapping[str, Any] | None = None,
     centre: Float64 | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Make or replace the folder of a network; `more` has the arrays of other .safetensors files, by file name.
 
-    centre: as in `Network`.  OSError when it cannot be written; what was there before then stays.
+    centre: as in `Network`.  Several ranks write a shard each, with their own neurons.  OSError when it cannot be
+    written; what was there before then stays.
     """
-    contents = {PARAMS: params.arrays() | ({} if centre is None else {"centre": centre})} | dict(more or {})
-    with files.new_folder(path) as partial:
-        for name, arrays in contents.items():
+    contents = {PARAMS: _arrays(params, centre)} | dict(more or {})
+    with parts.shared_folder(path, ranks) as partial:
+        sums = {}
+        for whole, arrays in contents.items():
+            name = parts.shard(whole, ranks.rank, ranks.size)
             # safetensors writes an array's memory as it lies, whatever its strides say: a transpose would be scrambled.
             try:
                 save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, partial / name)
             except SafetensorError as error:
                 raise OSError(str(error)) from None
-        sums = {name: checksum(partial / name) for name in contents}
-        about = {**state, "refgba": __version__, "config": asdict(config), "sha256": sums}
+            sums[name] = checksum(partial / name)
+        of = {"shards": ranks.size} if ranks.size > 1 else {}
+        _write_state(partial, {**state, **of}, config, sums, centre, ranks)
+
+
+def write_result(
+    path: Path, params: AnyParams, config: AnyConfig, state: Mapping[str, Any], centre: Float64 | None, ranks: Ranks
+) -> None:  # fmt: skip
+    """The same with the arrays of all ranks in one file, a block at a time."""
+    with parts.shared_folder(path, ranks) as partial:
+        parts.write_whole(partial / PARAMS, _arrays(params, centre), config.width, ranks)
+        sums = {PARAMS: checksum(partial / PARAMS)} if ranks.rank == 0 else {}
+        _write_state(partial, state, config, sums, centre, ranks)
+
+
+def _arrays(params: AnyParams, centre: Float64 | None) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of params.safetensors."""
+    arrays: dict[str, npt.NDArray[Any]] = params.arrays()
+    return arrays if centre is None else arrays | {"centre": centre}
+
+
+def _write_state(
+    path: Path, state: Mapping[str, Any], config: AnyConfig, sums: Mapping[str, str], centre: Float64 | None,
+    ranks: Ranks,
+) -> None:  # fmt: skip
+    """On rank 0, the state.json of a folder whose files, of all ranks, have these checksums."""
+    for name in sums:
+        files.flush(path / name)
+    every = {name: checksum for own in ranks.everyone(dict(sums)) for name, checksum in own.items()}
+    if ranks.rank == 0:
+        about = {**state, "refgba": __version__, "config": asdict(config), "sha256": every}
         if centre is not None:
             about["centred"] = True
-        (partial / STATE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        (path / STATE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def open_network(path: Path) -> Network:
@@ -297,17 +336,24 @@ def open_network(path: Path) -> Network:
     return read_network(path)
 
 
-def read_network(path: Path) -> Network:
-    """Read the folder of a network and check all of it; Damaged, naming the file, when it is not as it was written."""
+def read_network(path: Path, ranks: Ranks = ALONE) -> Network:
+    """Read the folder of a network and check it; Damaged, naming the file, when it is not as it was written.
+
+    Each of several ranks reads and checks what has neurons of its own, and gets those.
+    """
     try:
         state = files.read_json(path / STATE)
         require(path / STATE, state, STATE_FIELDS)
         config = config_from_json(json.dumps(state["config"]))
-        for name, right in state["sha256"].items():
-            if _checksum(path / name) != right:
-                raise InputError(f"{path / name}: damaged: it does not match its checksum in {STATE}")
-        params = _load_params(path / PARAMS, config, state["step"])
-        centre = _load_centre(path / PARAMS, params.b_pre.size) if state.get("centred") else None
+        of = state.get("shards") or 1
+        for whole in sorted(set(map(whole_name, state["sha256"]))):
+            for name in (parts.shard(whole, r, of) for r in parts.needed(of, ranks)):
+                if _checksum(path / name) != state["sha256"].get(name):
+                    raise InputError(f"{path / name}: damaged: it does not match its checksum in {STATE}")
+        params, centre = _load_params(path, config, state["step"], of, ranks), None
+        if state.get("centred"):
+            centre = load_part(path, PARAMS, ("centre",), of, config.width, ranks)["centre"]
+            _check_centre(path / PARAMS, centre, params.b_pre.size)
         return Network(path, config, params, state, centre)
     except InputError as error:
         named = str(error) if str(path) in str(error) else f"{path / STATE}: {error}"
@@ -322,26 +368,36 @@ def _checksum(path: Path) -> str:
     return checksum(path)
 
 
-def _load_params(path: Path, config: AnyConfig, step: int) -> AnyParams:
+def _load_params(path: Path, config: AnyConfig, step: int, of: int, ranks: Ranks) -> AnyParams:
     method = METHODS[config.method]
-    params: AnyParams = method.Params(**_parameters(path, config, method.parameters(config, step)))
+    names = method.parameters(config, step)
+    params: AnyParams = method.Params(**_parameters(path, config, names, of, ranks))
     return params
 
 
-def _parameters(path: Path, config: Settings, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
-    arrays = load_arrays(path, names)
-    M, d = config.width, arrays["b_pre"].size
+def _parameters(
+    path: Path, config: Settings, names: tuple[str, ...], of: int, ranks: Ranks
+) -> dict[str, npt.NDArray[Any]]:  # fmt: skip
+    arrays = load_part(path, PARAMS, names, of, config.width, ranks)
+    M, d = ranks.count(config.width), arrays["b_pre"].size
     shapes = {"W": (M, d), "W_dec": (M, d), "b_pre": (d,)}
     for name, array in arrays.items():
-        check_array(path, name, array, shapes.get(name, (M,)), config.master)
+        check_array(path / PARAMS, name, array, shapes.get(name, (M,)), config.master)
     return arrays
 
 
-def _load_centre(path: Path, d: int) -> Float64:
-    """The centre of the rows from a .safetensors file."""
-    centre = load_arrays(path, ("centre",))["centre"]
+def load_part(
+    path: Path, name: str, arrays: list[str] | tuple[str, ...], of: int, M: int, ranks: Ranks
+) -> dict[str, npt.NDArray[Any]]:  # fmt: skip
+    """A rank's part of arrays of M neurons in a file of a network's folder, or in its `of` shards; Damaged as below."""
+    if of == ranks.size == 1:
+        return load_arrays(path / name, arrays)
+    return parts.load(path, name, arrays, of, M, ranks)
+
+
+def _check_centre(path: Path, centre: npt.NDArray[Any], d: int) -> None:
+    """Damaged unless this is the centre of rows of d dimensions."""
     check_array(path, "centre", centre, (d,), "float64")
-    return centre
 
 
 def check_array(path: Path, name: str, array: npt.NDArray[Any], shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
@@ -354,11 +410,5 @@ def check_array(path: Path, name: str, array: npt.NDArray[Any], shape: tuple[int
 
 def load_arrays(path: Path, names: Iterator[str] | list[str] | tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
     """Arrays of a .safetensors file by name; Damaged when one is not there, or the file is longer than they are."""
-    require_file(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: dtypes unknown to NumPy
-        readable = os.access(path, os.R_OK)
-        what = "damaged or not a run's" if readable else "cannot be read"
-        raise Damaged(f"{path}: {what} ({brief(error)})") from None
+    with parts.opened(path) as file:
+        return {name: file.get_tensor(name) for name in names}

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -48,7 +50,7 @@ def forecast(config: AnyConfig, backend: Backend, data: Activations, done: int =
     formed = max(0, (description.formed or 0) - done)  # steps of the first phase to come
     x = unit_rows(np.random.default_rng(0).standard_normal((config.batch, d))).astype(config.master)
     timed: Any = replace(config, lr=STEADY, steps=config.steps + MOST + 1)
-    seconds, busy = 0.0, 0.0 if done else _busy(config)
+    seconds, busy = 0.0, 0.0 if done else busy_share(config)
     if formed:
         seconds += formed * _mixed(replace(timed, form=1.0), backend, x, min(1.0, busy * config.steps / formed))
         seconds += _hold_seconds(config, d)
@@ -58,7 +60,7 @@ def forecast(config: AnyConfig, backend: Backend, data: Activations, done: int =
     return Forecast(seconds, _memory(config, data))
 
 
-def _busy(config: Any) -> float:
+def busy_share(config: Any) -> float:
     """The share of the steps of a run that comes before its neurons are about as seldom active as at its end."""
     if METHODS[config.method].groups(config) is None:
         return BUSY
@@ -69,12 +71,17 @@ def _busy(config: Any) -> float:
 def _mixed(config: AnyConfig, backend: Backend, x: Array, busy: float) -> float:
     """Seconds per step, if the share `busy` of the steps is as the first, and the others as the last."""
     params: Any = METHODS[config.method].random_params(config, x.shape[1])
-    seconds = busy * _step_seconds(params, config, backend, x) if busy else 0.0
+    seconds = busy * step_seconds(params, config, backend, x) if busy else 0.0
+    settle(params, config, x)
+    return seconds + (1 - busy) * step_seconds(params, config, backend, x)
+
+
+def settle(params: Any, config: AnyConfig, x: Array) -> None:
+    """Give a network the biases with which its neurons are about as seldom active as at the end of a run."""
     target = _targets(config)
     if target is not None:
         y = x[:SAMPLE] @ params.W.T  # (rows, M)
         params.b = (-y.mean(axis=0) + ndtri(target) * y.std(axis=0)).astype(config.master)
-    return seconds + (1 - busy) * _step_seconds(params, config, backend, x)
 
 
 def _targets(config: AnyConfig) -> Float64 | None:
@@ -85,16 +92,27 @@ def _targets(config: AnyConfig) -> Float64 | None:
     return None if config.uses("k") else np.full(config.width, SPARSE)
 
 
-def _step_seconds(params: Any, config: AnyConfig, backend: Backend, x: Array) -> float:
-    """Seconds per step of a network of its own, which is gone afterwards."""
+def step_seconds(
+    params: Any,
+    config: AnyConfig,
+    backend: Backend,
+    x: Array,
+    of: Callable[[list[float]], float] = median,
+    clock: Callable[[], float] | None = None,
+) -> float:
+    """Seconds per step of a network of its own, which is gone afterwards.
+
+    of: which one stands for those measured.  clock: by which they are; None takes the time that passes.
+    """
+    clock = clock or perf_counter
     state = backend.init(params, config)
     float(backend.step(state, backend.put(state, x)).loss)
     taken: list[float] = []
     while len(taken) < FEWEST or (len(taken) < MOST and sum(taken) < ENOUGH):
-        began = perf_counter()
+        began = clock()
         float(backend.step(state, backend.put(state, x)).loss)  # float() waits for the device
-        taken.append(perf_counter() - began)
-    return median(taken)
+        taken.append(clock() - began)
+    return of(taken)
 
 
 def _hold_seconds(config: AnyConfig, d: int) -> float:
@@ -107,11 +125,21 @@ def _hold_seconds(config: AnyConfig, d: int) -> float:
 
 def _memory(config: AnyConfig, data: Activations) -> int:
     """The most that this process has held so far, and what is to come: windows of rows, and cosines of neurons."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    most = peak_bytes()
     row = data.d * np.dtype(config.master).itemsize
     windows = min(data.windows, 2) * -(-len(data) // data.windows) * row
     cosines = min(config.width**2, recipe.BLOCK) * np.dtype(config.master).itemsize
     return int(most + windows + cosines)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    if sys.platform == "linux":  # where getrusage also counts what the process held that started this one
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        held = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+        if held:
+            return 1024 * int(held[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def told(seconds: float) -> str:

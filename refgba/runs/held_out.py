@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refgba.backends.comm import ALONE, Ranks
 from refgba.data.activations import Activations, open_activations
 from refgba.data.held_out import SEED, hold_out
 from refgba.data.survey import survey
 from refgba.errors import InputError
+from refgba.runs.parallel import surveyed
 from refgba.runs.schema import Table, number, optional, text, whole
 from refgba.types import Array
 
@@ -89,20 +91,22 @@ def keep_back(
 
 
 def open_other(
-    path: Path, d: int, dtype: str, drop_zero_rows: bool, drop_below: float, tick: Callable[[int], object] = id
-) -> HeldOut:
-    """All rows of other data to judge on, each read and checked; InputError as `survey`.
+    path: Path, d: int, dtype: str, drop_zero_rows: bool, drop_below: float, ranks: Ranks = ALONE
+) -> HeldOut:  # fmt: skip
+    """All rows of other data to judge on, each read and checked, by rank 0 alone; InputError as `survey`.
 
     dtype: of the run's arithmetic.
     """
-    data, _ = survey(open_activations(path, d), dtype, drop_zero_rows, tick, drop_below)
+    opened = open_activations(path, d)
+    data, _ = surveyed(ranks, opened, lambda: survey(opened, dtype, drop_zero_rows, drop_below=drop_below))
     record = {"rows": len(data), "path": data.record()["path"], "dtype": dtype, "fingerprint": data.fingerprint}
     return HeldOut(data, record)
 
 
-def reopen_other(record: dict[str, Any], d: int, drop_below: float) -> HeldOut:
+def reopen_other(record: dict[str, Any], d: int, drop_below: float, ranks: Ranks = ALONE) -> HeldOut:
     """The other data that a run's about.json names; InputError unless they are as they were."""
-    found = open_other(Path(record["path"]), d, record["dtype"], True, drop_below)  # zeros count in the fingerprint
+    # Zeros count in the fingerprint.
+    found = open_other(Path(record["path"]), d, record["dtype"], True, drop_below, ranks)
     if found.record != record:
         raise InputError(f"{record['path']}: not the rows held out when the run began; --held-out DATA names others")
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -16,14 +16,16 @@ from typing import Any, NamedTuple
 
 from refgba import backends
 from refgba.backends.base import AnyConfig, Backend
+from refgba.backends.comm import ALONE, Ranks
 from refgba.data.activations import Activations, open_activations, reopen
 from refgba.data.centre import Centring, centred
-from refgba.data.survey import refuse_share, survey
+from refgba.data.survey import Survey, refuse_share, survey
 from refgba.errors import InputError
 from refgba.runs import capacity, checkpoints, folder, held_out
 from refgba.runs.held_out import HeldOut
 from refgba.runs.judging import Counting, silent
 from refgba.runs.log import Progress
+from refgba.runs.parallel import require_agreement, surveyed
 from refgba.runs.settings import CUSTOMARY, Request, remarks
 from refgba.runs.trainer import Saving, extended, resume_run, train_run
 
@@ -39,7 +41,8 @@ class Launch:
 
     steps: what trains, given what is asked after each step whether to stop, as `refgba.runs.trainer.train_run`.
     remarks: what a user should know of the data.  name: that of the backend.
-    done: the step from which it goes on, if its newest checkpoint is sound.  held_out: rows to judge it on, besides.
+    done: the step from which it goes on, if its newest checkpoint is sound.  ranks: those that share its network.
+    held_out: rows to judge it on, besides.
     """
 
     path: Path
@@ -51,6 +54,7 @@ class Launch:
     remarks: tuple[str, ...] = ()
     done: int = 0
     held_out: HeldOut | None = None
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Plan:
     saving: Saving
     backend: Backend
     names: dict[str, str]
+    ranks: Ranks = ALONE
 
     def launch(
         self,
@@ -77,19 +82,25 @@ class Plan:
 
         choice: what is held out of them.  look: as for `refgba.runs.trainer.train_run`.
         """
-        data, location = centred(data, centring)
-        data, surveyed = survey(data, self.config.master, drop_zero_rows, tick, drop_below, location)
-        remarks = [*surveyed.remarks()]
-        data, kept = held_out.keep_back(data, choice, remarks.append)
-        self.refuse_batch(len(data), len(data.held_out))
+        ranks, config = self.ranks, self.config
+
+        def check() -> tuple[Activations, Survey]:
+            rows, location = centred(data, centring)
+            return survey(rows, config.master, drop_zero_rows, tick, drop_below, location)
+
+        checked, found = surveyed(ranks, data, check)
+        remarks = [*found.remarks()]
+        checked, kept = held_out.keep_back(checked, choice, remarks.append)
+        self.refuse_batch(len(checked), len(checked.held_out))
         if choice.data is not None:
-            kept = held_out.open_other(choice.data, data.d, self.config.master, drop_zero_rows, drop_below)
+            kept = held_out.open_other(choice.data, data.d, config.master, drop_zero_rows, drop_below, ranks)
         names: dict[str, Any] = dict(self.names)
         if kept is not None:
             names[folder.HELD_OUT] = kept.record
-        steps = partial(train_run, data, surveyed, self.config, self.backend, names, self.path, self.saving, look=look)
-        name = self.names["backend"]
-        return Launch(self.path, self.config, data, self.backend, steps, name, tuple(remarks), held_out=kept)
+        agree(ranks, self.path, config, checked, names | asdict(self.saving))
+        chosen = checked, found, config, self.backend, names, self.path, self.saving
+        steps, name = partial(train_run, *chosen, ranks=ranks, look=look), self.names["backend"]
+        return Launch(self.path, config, checked, self.backend, steps, name, tuple(remarks), 0, kept, ranks)
 
     def refuse_batch(self, rows: int, kept: int = 0) -> None:
         """InputError where a batch is more than all rows to train on.  kept: how many others are held out."""
@@ -99,6 +110,12 @@ class Plan:
                 f"batch {self.config.batch} is more than the {rows} rows to train on{besides}; choose --batch {rows} "
                 "or less"
             )
+
+
+def agree(ranks: Ranks, path: Path, config: AnyConfig, data: Activations, how: dict[str, Any]) -> None:
+    """InputError unless all ranks are about to train the same run."""
+    about = {"settings": asdict(config) | how, "data": data.fingerprint, "folder": str(path.absolute())}
+    require_agreement(ranks, about)
 
 
 def customary(request: Request) -> tuple[Request, dict[str, Any]]:
@@ -112,15 +129,16 @@ def customary(request: Request) -> tuple[Request, dict[str, Any]]:
 
 
 def plan(
-    path: Path, request: Request, d: int, say: Say = id, waiting: Waiting = nullcontext, **defaults: Any
+    path: Path, request: Request, d: int, say: Say = id, waiting: Waiting = nullcontext, ranks: Ranks = ALONE,
+    **defaults: Any,
 ) -> Plan:  # fmt: skip
     """A new run on data of d dimensions.  defaults: settings of the command's own.
 
     InputError for settings, a backend or a folder that cannot be.
     """
-    choices = choose(request, d, say, waiting, **defaults)
+    choices = choose(request, d, say, waiting, ranks, **defaults)
     folder.refuse_existing(path)
-    return Plan(path, *choices)
+    return Plan(path, *choices, ranks)
 
 
 class Choices(NamedTuple):
@@ -133,7 +151,7 @@ class Choices(NamedTuple):
 
 
 def choose(
-    request: Request, d: int, say: Say = id, waiting: Waiting = nullcontext, **defaults: Any
+    request: Request, d: int, say: Say = id, waiting: Waiting = nullcontext, ranks: Ranks = ALONE, **defaults: Any
 ) -> Choices:  # fmt: skip
     """Settings, checkpoints and backend of a new run on data of d dimensions; InputError for those that cannot be."""
     config = request.config(d, **defaults)
@@ -143,11 +161,13 @@ def choose(
     name = request.backend or "numpy"
     with waiting(COMPILING):
         if name == backends.AUTO:
-            name, why = backends.automatic(config)
+            name, why = ranks.first(lambda: backends.automatic(config))
             if why is not None:
                 say(f"{why}; numpy computes instead, and slower")
+        ranks.first(lambda: backends.load_for(name, config) and None)  # which compiles what all then find compiled
         backend = backends.load_for(name, config)
-    capacity.refuse_too_large(name, config, d)
+    backends.refuse_ranks(name, backend, config, ranks)
+    capacity.refuse_too_large(name, config, d, ranks.size, ranks.here)
     return Choices(config, saving, backend, {"backend": name, "recipe": request.recipe})
 
 
@@ -162,6 +182,7 @@ def begin(
     say: Say = id,
     waiting: Waiting = nullcontext,
     choice: held_out.Choice = NOTHING,
+    ranks: Ranks = ALONE,
 ) -> Launch:
     """A new run in the folder `path` on the activations `data`, with the defaults that are `customary`.
 
@@ -174,7 +195,7 @@ def begin(
     if choice.data is not None:
         open_activations(choice.data, activations.d)  # refuses what is no such data before all rows are read
     request, defaults = customary(request)
-    planned = plan(path, request, activations.d, say, waiting, **defaults)
+    planned = plan(path, request, activations.d, say, waiting, ranks, **defaults)
     with counting("checking", len(activations)) as tick:
         launch = planned.launch(activations, drop_zero_rows, tick, drop_below, centring, choice)
     for remark in launch.remarks:
@@ -202,7 +223,7 @@ def rehearse(
 
 def go_on(
     path: Path, data: Path | None, request: Request, say: Say = id, waiting: Waiting = nullcontext,
-    other: Path | None = None,
+    other: Path | None = None, ranks: Ranks = ALONE,
 ) -> Launch:  # fmt: skip
     """A run that goes on, with its own settings, data and backend unless others are asked for.
 
@@ -219,31 +240,37 @@ def go_on(
     saving = Saving.of(config, kept["every"] if every is None else every, kept["keep"] if keep is None else keep)
     name = about["backend"] if request.backend in (None, backends.AUTO) else request.backend
     with waiting(COMPILING):
+        ranks.first(lambda: backends.load_for(name, config) and None)
         backend = backends.load_for(name, config)
+    backends.refuse_ranks(name, backend, config, ranks)
     if data is None and not about["data"]["path"]:
         raise InputError(f"{path}: was trained on an array in memory; save those rows to a file and give it as DATA")
-    capacity.refuse_too_large(name, config, about["data"]["d"])
+    capacity.refuse_too_large(name, config, about["data"]["d"], ranks.size, ranks.here)
     activations = reopen(about["data"], record.dropped, record.crc, data, record.held_out, record.centre)
-    kept = _held_out_of(record, config, activations, other)
+    kept = _held_out_of(record, config, activations, other, ranks)
+    on_others = kept.record if kept else None
     if name != about["backend"]:
         say(f"the run began with backend {about['backend']}; with {name} it will not be the same to the bit")
 
     def train(stop: Callable[[], int]) -> Iterator[Progress]:
-        return resume_run(record, activations, config, backend, saving, stop, say, kept.record if kept else None)
+        return resume_run(record, activations, config, backend, saving, stop, say, on_others, ranks)
 
+    agree(ranks, path, config, activations, {"backend": name, folder.HELD_OUT: on_others} | asdict(saving))
     newest = checkpoints.found(path)
     done = checkpoints.step_of(newest[0]) if newest else 0
-    return Launch(path, config, activations, backend, train, name, done=done, held_out=kept)
+    return Launch(path, config, activations, backend, train, name, done=done, held_out=kept, ranks=ranks)
 
 
-def _held_out_of(record: folder.Record, config: AnyConfig, data: Activations, other: Path | None) -> HeldOut | None:
+def _held_out_of(
+    record: folder.Record, config: AnyConfig, data: Activations, other: Path | None, ranks: Ranks
+) -> HeldOut | None:
     """What a run that goes on is judged on besides its own rows."""
     kept, drop_below = record.about.get(folder.HELD_OUT), record.about["data"].get("drop_below") or 0.0
     if other is not None:
-        return held_out.open_other(other, data.d, config.master, bool(len(data.dropped)), drop_below)
+        return held_out.open_other(other, data.d, config.master, bool(len(data.dropped)), drop_below, ranks)
     if kept is None or kept.get("path") is None:
         return None if kept is None else HeldOut(data, kept)
-    return held_out.reopen_other(kept, data.d, drop_below)
+    return held_out.reopen_other(kept, data.d, drop_below, ranks)
 
 
 def free_folder(path: Path) -> Path:

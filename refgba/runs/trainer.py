@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import numpy as np
 
 from refgba import __version__, gba
 from refgba.backends import begin
+from refgba.backends import go_on as proceed
 from refgba.backends.base import AnyConfig, Backend
+from refgba.backends.comm import ALONE, Ranks
 from refgba.baselines import METHODS
 from refgba.config import Settings
 from refgba.data import feed, files
@@ -31,6 +34,7 @@ from refgba.errors import InputError
 from refgba.runs import checkpoints, folder, log
 from refgba.runs.folder import Record
 from refgba.runs.log import Log, NoLog, Progress
+from refgba.runs.parallel import entered
 from refgba.runs.signals import Stopped
 
 REMEDY = "training diverged, the run has no result: try a lower lr, and other settings nearer their defaults"
@@ -69,23 +73,27 @@ def train_run(
     out: Path,
     saving: Saving | None = None,
     stop: Callable[[], int] = int,
+    ranks: Ranks = ALONE,
     look: Callable[[Any], object] = id,
 ) -> Iterator[Progress]:
     """Train and write the run folder `out`, which must not hold a run yet; yields about `LOGS` times and at the end.
 
     data and survey come from `refgba.data.activations.survey`; names, such as {"backend": "numpy"}, go to about.json.
-    look is called with the backend's state before the first step and at every Progress.
+    look is called with the backend's state, of several ranks each with its own neurons, before the first step and at
+    every Progress.
     stop is called after each step; once it returns the number of a signal, not 0, training writes a checkpoint and
-    raises Stopped.  Raises InputError before anything is written when `out` cannot take the run, and later when the
-    data are no longer what they were; TrainingError when the loss is no longer finite, or the folder cannot be written.
+    raises Stopped.  ranks: those that share the network; all of them call this alike, and rank 0 writes the folder.
+    Raises InputError before anything is written when `out` cannot take the run, and later when the data are no longer
+    what they were; TrainingError when the loss is no longer finite, or the folder cannot be written.
     """
     saving = saving or Saving.of(config)
     about = described(data, survey, names, saving)
-    state = begin(backend, config, data.d)
-    folder.create(out, config, about, data)
-    with folder.locked(out):
+    state = begin(backend, config, data.d, ranks)
+    ranks.first(lambda: folder.create(out, config, about, data))
+    with ExitStack() as stack:
+        entered(ranks, stack, lambda: folder.locked(out))
         look(state)
-        for progress in Training(out, config, about, data, backend, saving, stop).run(state):
+        for progress in Training(out, config, about, data, backend, saving, stop, ranks).run(state):
             look(state)
             yield progress
 
@@ -105,6 +113,7 @@ def resume_run(
     stop: Callable[[], int] = int,
     say: Callable[[str], object] = id,
     held_out: dict[str, Any] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Progress]:
     """Go on with the run of a `folder.read_record` from its newest checkpoint, or from its beginning; as `train_run`.
 
@@ -113,10 +122,11 @@ def resume_run(
     on damaged checkpoints and on what an extension means.  Yields nothing where all steps are done.
     """
     path = record.path
-    with folder.locked(path):
-        files.sweep(path)
-        files.sweep(path / checkpoints.CHECKPOINTS)
-        checkpoint = checkpoints.newest(path, record.config, data.fingerprint, say)
+    with ExitStack() as stack:
+        entered(ranks, stack, lambda: folder.locked(path))
+        for place in (path, path / checkpoints.CHECKPOINTS):
+            ranks.first(partial(files.sweep, place))
+        checkpoint = checkpoints.newest(path, record.config, data.fingerprint, say, ranks)
         done = checkpoint[0].t if checkpoint else 0
         about = record.about | {"data": record.about["data"] | {"path": data.record()["path"]}}
         if held_out is not None:
@@ -124,18 +134,22 @@ def resume_run(
         if config != record.config:
             say(METHODS[config.method].extension(config, done))
             about |= {"extended": [*about.get("extended", []), {"at": done, "steps": config.steps}]}
-        if about != record.about:
-            folder.write_about(path, about)
-        if config != record.config:
-            folder.write_config(path, config)
+
+        def remember() -> None:
+            if about != record.about:
+                folder.write_about(path, about)
+            if config != record.config:
+                folder.write_config(path, config)
+
+        ranks.first(remember)
         if checkpoint:
             checkpoint[0].config = config  # both are of the run's method
-            state = backend.restore(checkpoint[0])
+            state = proceed(backend, checkpoint[0], ranks)
         else:
-            state = begin(backend, config, data.d)
-        log.cut(path, done)
+            state = begin(backend, config, data.d, ranks)
+        ranks.first(lambda: log.cut(path, done))
         seconds = checkpoint[1] if checkpoint else 0.0
-        yield from Training(path, config, about, data, backend, saving, stop, done, seconds).run(state)
+        yield from Training(path, config, about, data, backend, saving, stop, ranks, done, seconds).run(state)
 
 
 def extended(config: AnyConfig, steps: int) -> AnyConfig:
@@ -157,6 +171,7 @@ class Training:
     backend: Backend
     saving: Saving
     stop: Callable[[], int]
+    ranks: Ranks = ALONE
     saved: int = 0  # The step of the newest checkpoint.
     seconds: float = 0.0  # The time that the run took before this process.
     began: float = 0.0  # When the run would have begun without its pauses, on the clock of time.perf_counter.
@@ -165,23 +180,25 @@ class Training:
         """Algorithm 1 from the state's step to the end."""
         every = max(1, self.config.steps // LOGS)
         self.began = time.perf_counter() - self.seconds
-        rows = (self.backend.put(state, x) for x in feed.minibatches(self.data, self.config, state.t))
+        writes = self.path if self.ranks.rank == 0 else None
         try:
-            with closing(Log(self.path) if self.path else NoLog()) as lines, closing(prefetched(rows)) as batches:
+            with closing(Log(writes) if writes else NoLog()) as lines, closing(self._batches(state)) as batches:
                 for metrics in gba.train(state, batches, self.backend.step, self.backend.adapt):
+                    asked = self.ranks.agreed(self.stop)
                     due = self.saving.every and state.t % self.saving.every == 0
                     if state.t % every == 0 or state.t == self.config.steps:
                         progress = self._progress(state, metrics)
                         lines.append(progress)
                         yield progress
-                    if due or state.t == self.config.steps or self.stop():
+                    if due or state.t == self.config.steps or asked:
                         lines.sync()
                         self._save(state)
-                    if self.stop() and state.t < self.config.steps:
-                        raise self._stopped(state.t)
+                    if asked and state.t < self.config.steps:
+                        raise self._stopped(state.t, asked)
                 self._finish(state)
         except InputError:
-            self._save(state)  # the data failed: what was learned so far is kept
+            if self.ranks.together():
+                self._save(state)  # the data failed: what was learned so far is kept
             raise
         except OSError as error:
             if self.path is None:
@@ -190,19 +207,31 @@ class Training:
                 f"{self.path}: step {state.t}: {error.strerror or error}; the run is not complete, {self._resumable()}"
             ) from None
 
+    def _batches(self, state: Any) -> Generator[Any]:
+        """The minibatches to come, on the device, read ahead by a thread."""
+        config = self.config
+        rows = feed.minibatches(self.data, config, state.t)
+        if not self.ranks.broadcasts:
+            return prefetched(self.backend.put(state, x) for x in rows)
+        shape, left = (config.batch, self.data.d), config.steps - state.t
+        sent = self.ranks.broadcast(prefetched(rows), shape, config.master, left)
+        return (self.backend.put(state, x) for x in sent)
+
     def _progress(self, state: Any, metrics: gba.Metrics) -> Progress:
         loss, config = float(metrics.loss), self.config
         if not math.isfinite(loss):
             raise TrainingError(f"step {state.t}: the loss is {loss}; {REMEDY}")
-        counters = self.backend.counters(state)
+        counters, own = self.backend.counters(state), self.ranks.own(config.width)
         frequency, groups = counters.counts / counters.rows, METHODS[config.method].groups(config)
+        met = 0 if groups is None else np.count_nonzero(frequency <= groups.target[groups.group[own]])
+        dead, within = self.ranks.totals(np.count_nonzero(counters.counts == 0), met)
         return Progress(
             step=state.t,
             loss=loss,
             l0=float(metrics.l0),
             fvu=2 * loss / self.about["data"]["variance"],
-            dead=float((counters.counts == 0).mean()),
-            within=None if groups is None else float((frequency <= groups.target[groups.group]).mean()),
+            dead=float(dead / config.width),
+            within=None if groups is None else float(within / config.width),
             seconds=time.perf_counter() - self.began,
         )
 
@@ -220,25 +249,25 @@ class Training:
         if state.t == self.saved:
             return
         host = self.backend.export(state)
-        for parameter, array in host.params.arrays().items():  # `_progress` sees few losses, of one step ago
-            if not np.isfinite(array).all():
-                raise TrainingError(f"step {state.t}: {parameter} is not finite; {REMEDY}")
+        # `_progress` sees few losses, of one step ago.
+        broken = [name for name, array in host.params.arrays().items() if not np.isfinite(array).all()]
+        for parameter in [name for names in self.ranks.everyone(broken) for name in names]:
+            raise TrainingError(f"step {state.t}: {parameter} is not finite; {REMEDY}")
         if self.path:
-            checkpoints.save(self.path, host, self.origin(), self.saving.keep, self.data.centre)
+            checkpoints.save(self.path, host, self.origin(), self.saving.keep, self.data.centre, self.ranks)
         self.saved = state.t
 
     def _finish(self, state: Any) -> None:
         if self.path:
             origin = {"step": state.t} | self.origin()
-            params, centre = self.backend.params(state), self.data.centre
-            folder.write_network(self.path / folder.FINAL, params, self.config, origin, centre=centre)
+            result, params = self.path / folder.FINAL, self.backend.params(state)
+            folder.write_result(result, params, self.config, origin, self.data.centre, self.ranks)
 
     def _resumable(self) -> str:
         since = f"from its checkpoint at step {self.saved}" if self.saved else "from its beginning"
         return f"`refgba train --resume {self.path}` goes on {since}"
 
-    def _stopped(self, step: int) -> Stopped:
-        number = self.stop()
+    def _stopped(self, step: int, number: int) -> Stopped:
         return Stopped(
             f"{self.path}: stopped after step {step} by {signal.Signals(number).name}; {self._resumable()}", number
         )

@@ -1,0 +1,183 @@
+"""A command on several ranks (`mpiexec -n P refgba train ..`): one of them speaks, and no failure leaves any waiting.
+
+Rank 0 alone shows progress, prints results and writes the files of a run that are not parts of checkpoints.  If all
+ranks fail alike, as at a mistake in a flag, rank 0 tells it and all of them end with its status.  A rank that fails
+alone names itself and ends the others.  If one is killed, a process beside the ranks of its machine names it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
+from functools import wraps
+from importlib import import_module
+from typing import Any
+
+import click
+import numpy as np
+
+from refgba.backends import comm
+from refgba.backends.comm import Ranks
+from refgba.data.activations import Activations
+from refgba.data.survey import Survey
+from refgba.errors import InputError
+from refgba.runs import witness
+from refgba.runs.signals import Stopped
+
+_rows = click.option(
+    "--broadcast-rows", is_flag=True, help="under mpiexec: rank 0 alone reads the rows, and sends them to the others"
+)
+
+
+def on_ranks(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that gets `ranks`, those it was started with: one unless an MPI launcher started several."""
+
+    @wraps(command)
+    def started(*arguments: Any, broadcast_rows: bool, **named: Any) -> Any:
+        ranks = comm.world(broadcast_rows)
+        if not isinstance(ranks, comm.MPIRanks):
+            return command(*arguments, ranks=ranks, **named)
+        handle = os.dup(2)
+        _be_quiet(ranks)
+        share_cores(ranks)
+        watch = Watch(ranks, handle)
+        try:
+            result = command(*arguments, ranks=ranks, **named)
+            ranks.wait()
+        except BaseException as error:
+            if not ranks.together():
+                watch.end()
+                os.write(handle, _alone(ranks, error).encode(errors="backslashreplace") + b"\n")
+                ranks.abort(_status(error))
+            own = _told(error)
+            for rank, told in enumerate(ranks.everyone(own)):
+                if told != own and ranks.rank == 0:  # which tells its own error on the way out
+                    text = f"Error: rank {rank} of {ranks.size}: {told}"
+                    os.write(handle, text.encode(errors="backslashreplace") + b"\n")
+            watch.end()
+            raise
+        watch.end()
+        return result
+
+    return _rows(started)
+
+
+def _be_quiet(ranks: Ranks) -> None:
+    """From here on only rank 0 writes to stdout and stderr."""
+    if ranks.rank:
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+
+
+def share_cores(ranks: Ranks) -> None:
+    """Ranks on one machine share its cores, unless the environment says how many threads each is to have."""
+    cores = max(1, len(os.sched_getaffinity(0)) // ranks.here)
+    if not {"NUMBA_NUM_THREADS", "OMP_NUM_THREADS"} & set(os.environ):
+        os.environ["NUMBA_NUM_THREADS"] = str(cores)
+        try:
+            import_module("threadpoolctl").threadpool_limits(cores)
+        except ImportError:
+            return  # then BLAS has as many threads as it chose
+
+
+class Watch:
+    """A process beside the ranks of each machine that says which of them has died (`witness`), until it is ended."""
+
+    def __init__(self, ranks: comm.MPIRanks, handle: int) -> None:
+        """Begin to watch; all ranks do so together.  handle: of the real stderr."""
+        places, processes = ranks.everyone(socket.gethostname()), ranks.everyone(os.getpid())
+        here = [r for r in range(ranks.size) if places[r] == places[ranks.rank]]
+        self._witness: subprocess.Popen[bytes] | None = None
+        if ranks.rank == here[0] and hasattr(os, "pidfd_open"):
+            pairs = [f"{r}:{processes[r]}" for r in here]
+            command = [sys.executable, "-I", "-S", witness.__file__, str(ranks.size), *pairs]
+            nothing = subprocess.DEVNULL
+            self._witness = subprocess.Popen(
+                command, stdin=nothing, stdout=nothing, stderr=handle, start_new_session=True
+            )
+        own = self._witness.pid if self._witness else 0
+        self._process = ranks.everyone(own)[here[0]]
+
+    def end(self) -> None:
+        """All ranks end as they should, or this one has told why they do not."""
+        if self._process:
+            with suppress(ProcessLookupError):
+                os.kill(self._process, signal.SIGKILL)
+        if self._witness:
+            self._witness.wait()
+
+
+def _told(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error})" if str(error) else "not enough memory"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error).replace("\n", " ") or type(error).__name__
+
+
+def _alone(ranks: Ranks, error: BaseException) -> str:
+    """What a rank says that fails alone: one line, under the traceback of a mistake in the program."""
+    line = f"Error: rank {ranks.rank} of {ranks.size}: {_told(error)}"
+    expected = (InputError, RuntimeError, MemoryError, OSError, Stopped, KeyboardInterrupt, click.exceptions.Exit)
+    return line if isinstance(error, expected) else "".join(traceback.format_exception(error)) + line
+
+
+def _status(error: BaseException) -> int:
+    """The exit status of an error, as `refgba.runs.console` has it."""
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if isinstance(error, click.exceptions.Exit):
+        return int(error.exit_code)
+    return 2 if isinstance(error, InputError | OSError) else 1
+
+
+def require_agreement(ranks: Ranks, about: Mapping[str, Any]) -> None:
+    """InputError, on all ranks, unless each has the same settings, data and whatever else `about` names."""
+    for name, values in ((name, ranks.everyone(value)) for name, value in about.items()):
+        for rank, value in enumerate(values):
+            if value != values[0]:
+                where = f"{name}: rank {rank} has {value}, rank 0 has {values[0]}"
+                if isinstance(value, dict):
+                    keys = [key for key in {**values[0], **value} if value.get(key) != values[0].get(key)]
+                    having = [", ".join(f"{key} {has.get(key)}" for key in keys) for has in (value, values[0])]
+                    where = f"{name}: rank {rank} has {having[0]}, rank 0 has {having[1]}"
+                raise InputError(f"ranks disagree on {where}; start all of them with the same command")
+
+
+def surveyed(
+    ranks: Ranks, data: Activations, survey: Callable[[], tuple[Activations, Survey]]
+) -> tuple[Activations, Survey]:  # fmt: skip
+    """The `survey` of all rows, which rank 0 alone reads, for every rank's data, with the centre that it found."""
+
+    def of_first() -> dict[str, Any]:
+        checked, found = survey()
+        assert checked.crc is not None
+        centre = None if checked.centre is None else checked.centre.tolist()
+        sent = {"dropped": checked.dropped.tolist(), "crc": checked.crc.tolist(), "centre": centre}
+        return sent | {"survey": asdict(found)}
+
+    if ranks.size == 1:
+        return survey()
+    found = ranks.first(of_first)
+    dropped, crc = np.array(found["dropped"], np.int64), np.array(found["crc"], np.uint32)
+    centre = None if found["centre"] is None else np.array(found["centre"], np.float64)
+    data = replace(data, dropped=dropped, crc=crc, centre=centre)
+    if len(crc) != len(data.counts):
+        raise InputError(f"{data.store.path}: rank {ranks.rank} of {ranks.size} has other data than rank 0")
+    return data, Survey(**found["survey"])
+
+
+def entered(ranks: Ranks, stack: ExitStack, enter: Callable[[], Any]) -> None:
+    """On rank 0 alone, enter a context that lasts as long as the stack; its failure is raised on all ranks."""
+
+    def on_first() -> None:
+        stack.enter_context(enter())
+
+    ranks.first(on_first)
