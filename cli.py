@@ -11,7 +11,6 @@ from refgba.runs import loading  # isort: split
 import json
 import webbrowser
 from dataclasses import asdict
-from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
@@ -123,8 +122,7 @@ def train(
     else:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
     console.train(run)
-    judged = partial(judging.judge_trained, run.path, run.data, run.backend, run.held_out, console.counting)
-    result = ranks.first(judged)
+    result = judging.judge_trained(run.path, run.data, run.backend, run.held_out, console.counting, ranks)
     return console.show_trained(run, result, as_json)
 
 

@@ -107,6 +107,10 @@ class Ranks:
         """The batches of so many steps, each (L, d) of this shape and dtype: `rows`, which rank 0 alone reads."""
         return rows
 
+    def relayed(self, chunks: Iterator[Array]) -> Iterator[Array]:
+        """Chunks of rows (any, d), which rank 0 alone reads where it `broadcasts`."""
+        return chunks
+
     def gathered(self, array: Array, rows: int) -> Iterator[Array]:
         """On rank 0 the rows of all neurons in their order, a block at a time, from each rank's own (M / P, ..).
 
@@ -220,6 +224,22 @@ class MPIRanks(Ranks):
                 self.traffic["rows"] += x.nbytes if self.rank == 0 else 0
                 self.comm.Bcast(x)
                 yield x
+
+    def relayed(self, chunks: Iterator[Array]) -> Iterator[Array]:
+        """See `Ranks`."""
+        if not self.broadcasts:
+            yield from chunks
+            return
+        while True:
+            chunk = next(chunks, None) if self.rank == 0 else None
+            kind: Any = None if chunk is None else {"shape": chunk.shape, "dtype": str(chunk.dtype)}
+            kind = self.everyone(kind)[0]
+            if kind is None:
+                return
+            x = np.empty(**kind) if chunk is None else np.ascontiguousarray(chunk)
+            self.traffic["rows"] += x.nbytes if self.rank == 0 else 0
+            self.comm.Bcast(x)
+            yield x
 
     def gathered(self, array: Array, rows: int) -> Iterator[Array]:
         """See `Ranks`."""

@@ -72,7 +72,7 @@ def main() -> None:
         return steps(*size)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     flags = [str(part) for pair in zip(("--d", "--width", "--batch", "--steps"), size, strict=True) for part in pair]
-    mpiexec, measured = Path(sys.executable).parent / "mpiexec", []
+    load, mpiexec, measured = os.getloadavg()[0], Path(sys.executable).parent / "mpiexec", []
     for P in given.ranks:
         command = [str(mpiexec), "-n", str(P), sys.executable, __file__, "--rank", *flags]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
@@ -83,7 +83,7 @@ def main() -> None:
             "ranks": measured,
         },
         "simulated": {"setting": GPU, "ranks": simulated()},
-        "load": os.getloadavg()[0],
+        "load": load,  # of the machine, by other programs, before
     }
     for part in ("measured", "simulated"):
         first = result[part]["ranks"][0]["ms"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -153,9 +154,8 @@ def test_a_result_is_the_bytes_that_safetensors_writes(ranked, tmp_path):
 def test_a_checkpoint_is_read_by_any_number_of_ranks(ranked, alone, readers):
     config, about = folder.read_config(alone[0]), folder.read_about(alone[0])
     expected, _ = checkpoints.load(alone[0] / "checkpoints/step-40", config, about["data"]["fingerprint"])
-    for rank in range(readers):
-        part = Ranks(rank, readers)
-        path = ranked[1] / "checkpoints/step-40"
+    for rank, written in product(range(readers), (ranked[1], alone[0])):
+        part, path = Ranks(rank, readers), written / "checkpoints/step-40"
         state, _ = checkpoints.load(path, config, about["data"]["fingerprint"], part)
         own = part.own(config.width)
         compare(
@@ -248,3 +248,22 @@ def test_export_evaluate_and_report_read_the_result(ranked, data, cli):
     ):
         result = cli(*command)
         assert result.exit_code == 0, result.output
+
+
+@on_two_ranks
+def test_the_ranks_judge_the_result_together(ranked, data):
+    """No rank holds more neurons than its own to judge the network, and what rank 0 gets is what one process finds."""
+    from refgba.data.activations import open_activations
+    from refgba.runs import judging
+
+    network = folder.open_network(ranked[1])
+    rows = open_activations(data).sample(10**6, 100)
+    whole = judging.evaluate(network.params, network.config, backends.load("numpy"), rows, top=3, bins=4)
+    out = data.parent / "judged.npz"
+    status, _, err = on_ranks(2, sys.executable, ROOT / "tests/ranks_judge.py", ranked[1], data, out)
+    assert status == 0, err
+    found = dict(np.load(out))
+    for name, array in judging.arrays(whole).items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-9, atol=1e-12, err_msg=name)
+    assert found["neurons"].tolist() == [31, 31]
+    assert found["fvu"] == pytest.approx(whole.fvu, rel=1e-9)

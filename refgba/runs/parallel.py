@@ -184,9 +184,13 @@ def require_agreement(ranks: Ranks, about: Mapping[str, Any]) -> None:
                 where = f"{name}: rank {rank} has {value}, rank 0 has {values[0]}"
                 if isinstance(value, dict):
                     keys = [key for key in {**values[0], **value} if value.get(key) != values[0].get(key)]
-                    having = [", ".join(f"{key} {has.get(key)}" for key in keys) for has in (value, values[0])]
+                    having = [", ".join(_having(key, has.get(key)) for key in keys) for has in (value, values[0])]
                     where = f"{name}: rank {rank} has {having[0]}, rank 0 has {having[1]}"
                 raise InputError(f"ranks disagree on {where}; start all of them with the same command")
+
+
+def _having(key: str, value: Any) -> str:
+    return f"no {key}" if value is None else f"{key} {value}"
 
 
 def surveyed(
