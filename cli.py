@@ -11,6 +11,7 @@ from refgba.runs import loading  # isort: split
 import json
 import webbrowser
 from dataclasses import asdict
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
@@ -33,7 +34,7 @@ from refgba.report.gather import gather
 from refgba.runs import console, demo, folder, judging, launch, plane
 from refgba.runs.held_out import Choice
 from refgba.runs.options import drop_options, held_out_options, json_option, output_option, request_options
-from refgba.runs.parallel import Ranked
+from refgba.runs.parallel import Ranked, RankedSections
 from refgba.runs.sections import Sectioned
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
@@ -80,7 +81,7 @@ def demo_command(
     return console.show_demo(run, result)
 
 
-@main.command(cls=Ranked)
+@main.command(cls=RankedSections)
 @click.argument("data", type=Path, required=False)
 @output_option(files.refuse_folder, help="folder of the run")
 @click.option("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; --steps extends it")
@@ -88,6 +89,7 @@ def demo_command(
 @held_out_options
 @drop_options
 @click.option("--centre", type=click.Choice(get_args(Centring)), help="subtract what all rows share  [default: auto]")
+@click.option("--broadcast-rows", is_flag=True, help="under mpiexec: rank 0 alone reads the rows, and sends them")
 @request_options
 @json_option
 def train(
@@ -126,7 +128,7 @@ def train(
     return console.show_trained(run, result, as_json)
 
 
-@main.command()
+@main.command(cls=Ranked)
 @click.argument("network", type=Path)
 @click.argument("data", type=Path)
 @click.option("--truth", type=Path, help="V.npy, the true features (n, d), to report recovery")
@@ -138,22 +140,24 @@ def train(
 @json_option
 def evaluate(
     network: Path, data: Path, truth: Path | None, drop_zero_rows: bool, drop_below: float, backend: str | None,
-    dtype: Dtype | None, out: Path | None, top: int, as_json: bool,
+    dtype: Dtype | None, out: Path | None, top: int, as_json: bool, ranks: Ranks,
 ) -> None:  # fmt: skip
     """Judge NETWORK on DATA in one pass: reconstruction, sparsity, frequencies.
 
     NETWORK is a run, one of its checkpoints, or the folder of a dictionary (`refgba export`, SAELens); DATA is as for
-    `train`.  With -o: frequency, peak, mean, standard deviation, Z-score and top rows of every neuron.
+    `train`.  With -o: frequency, peak, mean, standard deviation, Z-score and top rows of every neuron.  `mpiexec -n P`
+    in front spreads the neurons of a run over P processes.
     """
     top = top if out is not None else 0
     judged = judging.judge(
-        network, data, backend, dtype, drop_zero_rows, top, truth, counting=console.counting, drop_below=drop_below
-    )
+        network, data, backend, dtype, drop_zero_rows, top, truth, counting=console.counting, drop_below=drop_below,
+        ranks=ranks,
+    )  # fmt: skip
     for remark in judged.remarks():
         console.remark(remark)
     if out is not None:
         about = {"network": str(network), "data": str(data)}
-        judging.save(judged.evaluation, out, about, judged.row)
+        ranks.first(partial(judging.save, judged.evaluation, out, about, judged.row))
     if as_json:
         return click.echo(json.dumps(judged.result))
     console.show_result(judged.result)

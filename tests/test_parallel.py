@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ranks_worker as worker
 from ranks import ROOT, TRAIN, needs_mpi, on_ranks
+from safetensors.numpy import load_file
 
 from refgba import backends, gba
 from refgba.backends.comm import Ranks
@@ -251,19 +252,34 @@ def test_export_evaluate_and_report_read_the_result(ranked, data, cli):
 
 
 @on_two_ranks
-def test_the_ranks_judge_the_result_together(ranked, data):
-    """No rank holds more neurons than its own to judge the network, and what rank 0 gets is what one process finds."""
-    from refgba.data.activations import open_activations
-    from refgba.runs import judging
-
-    network = folder.open_network(ranked[1])
-    rows = open_activations(data).sample(10**6, 100)
-    whole = judging.evaluate(network.params, network.config, backends.load("numpy"), rows, top=3, bins=4)
-    out = data.parent / "judged.npz"
-    status, _, err = on_ranks(2, sys.executable, ROOT / "tests/ranks_judge.py", ranked[1], data, out)
+def test_the_ranks_judge_a_network_together(ranked, data, cli, tmp_path):
+    """None holds more neurons than its own, and what is written is what one process writes."""
+    zero = np.load(data)
+    zero[[3, 400]] = 0
+    np.save(tmp_path / "x.npy", zero)
+    network, own = ranked[1] / "checkpoints/step-40", tmp_path / "own.safetensors"
+    flags = ["--json", "--top", 3, "--drop-zero-rows", "--drop-below", 0.2]
+    command = ["evaluate", network, tmp_path / "x.npy", *flags, "-o"]
+    result = cli(*command, tmp_path / "alone.safetensors")
+    assert result.exit_code == 0, result.output
+    status, out, err = on_ranks(3, sys.executable, "-m", "refgba", *command, own)
     assert status == 0, err
-    found = dict(np.load(out))
-    for name, array in judging.arrays(whole).items():
-        np.testing.assert_allclose(found[name], array, rtol=1e-9, atol=1e-12, err_msg=name)
-    assert found["neurons"].tolist() == [31, 31]
-    assert found["fvu"] == pytest.approx(whole.fvu, rel=1e-9)
+    expected, found = (json.loads(text.splitlines()[-1]) for text in (result.stdout, out))
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), key
+    expected = load_file(tmp_path / "alone.safetensors")
+    compare(load_file(own), expected)
+    assert expected["top_rows"].shape == (62, 3)
+
+
+@on_two_ranks
+def test_what_is_judged_in_one_process_only_is_refused_in_one_line(ranked, data, tmp_path, cli):
+    assert cli("export", ranked[1], "-o", tmp_path / "npz", "--format", "npz").exit_code == 0
+    for flags, complaint in (
+        ([ranked[1], data, "--truth", data], "--truth is compared with all neurons in one process, not on 2 ranks"),
+        ([tmp_path / "npz", data], "a dictionary is judged in one process, not on 2 ranks: start it without mpiexec"),
+    ):
+        status, out, err = on_ranks(2, sys.executable, "-m", "refgba", "evaluate", *flags)
+        assert (status, out, err.count("Error: ")) == (2, "", 1), err
+        assert complaint in err

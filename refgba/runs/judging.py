@@ -29,6 +29,7 @@ from refgba.metrics import frr, matched_recovery, per_group
 from refgba.runs import folder
 from refgba.runs.accumulate import Evaluation, quantiles
 from refgba.runs.held_out import HeldOut
+from refgba.runs.parallel import require_agreement
 from refgba.types import Array, Dtype, Float64, Int64
 
 THRESHOLDS = (0.8, 0.9)  # The cosines from which the paper calls a feature recovered.
@@ -320,6 +321,7 @@ def judge(
     counting: Counting = silent,
     drop_below: float = 0.0,
     bins: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Judged:
     """Evaluate a run, a checkpoint or a dictionary on data, or on its first `most` rows.
 
@@ -327,10 +329,15 @@ def judge(
     backend: numpy if it is not named.  dtype: that of the run if it is not named.  truth: the file of the true features
     (n, d).  drop_below: rows are left out if their norm is less than this share of the median norm of the rows that are
     read; above 0 they are read twice.  InputError, before any row is judged, for what cannot be read or does not fit,
-    and for a dictionary with a backend or a dtype, which it does not take; and for rows that `Check` refuses.
+    and for a dictionary with a backend or a dtype, which it does not take; and for rows that `Check` refuses.  ranks:
+    each judges its own neurons of a run or a checkpoint, on rows that rank 0 alone reads, and rank 0 gets what was
+    measured of all of them; all of them get the result.
     """
     config: AnyConfig | None = None
     refuse_share(drop_below)
+    if ranks.size > 1 and (truth is not None or formats.is_dictionary(network)):
+        what = f"{network}: a dictionary is judged" if truth is None else "--truth is compared with all neurons"
+        raise InputError(f"{what} in one process, not on {ranks.size} ranks: start it without mpiexec")
     if formats.is_dictionary(network):
         if backend is not None or dtype is not None:
             raise InputError(
@@ -339,9 +346,13 @@ def judge(
         dictionary = formats.read(network)
         W, master = dictionary.W_dec, str(dictionary.W_dec.dtype)
     else:
-        opened = folder.open_network(network)
+        opened = folder.open_network(network, ranks)
+        require_agreement(ranks, {"network": opened.state["sha256"]})
         config = opened.config if dtype is None else replace(opened.config, dtype=dtype)
-        engine = backends.load_for(backend or "numpy", config, trains=False)
+        name = backend or "numpy"
+        ranks.first(lambda: backends.load_for(name, config, trains=False) and None)  # which compiles for all
+        engine = backends.load_for(name, config, trains=False)
+        backends.refuse_ranks(name, engine, config, ranks)
         W, master = opened.params.V, config.master
     activations = open_activations(data, W.shape[1]) if isinstance(data, Path) else data
     held_out = None if isinstance(data, Path) else data.held_out
@@ -349,7 +360,7 @@ def judge(
     total = len(activations) if held_out is None else len(held_out)
     rows = total if most is None else min(most, total)
     median, check = None, Check(activations.store, master, drop_zero_rows)
-    if drop_below and held_out is None:
+    if drop_below and held_out is None and ranks.rank == 0:
         with counting("measuring norms", rows) as tick:
             for x in _first(rows, check.chunks(activations, CHUNK)):
                 tick(len(x))
@@ -361,8 +372,8 @@ def judge(
         if config is None:
             evaluation = evaluate_dictionary(dictionary, chunks, tick, top, bins)
         else:
-            evaluation = evaluate(opened.params, config, engine, chunks, tick, top, bins, opened.centre)
-    judged = result(evaluation, config) | check.record(drop_below, median) | recovered
+            evaluation = evaluate(opened.params, config, engine, chunks, tick, top, bins, opened.centre, ranks)
+    judged = ranks.first(lambda: result(evaluation, config) | check.record(drop_below, median) | recovered)
     return Judged(evaluation, judged, W, check, held_out)
 
 

@@ -32,14 +32,11 @@ from refgba.runs.sections import Sectioned
 from refgba.runs.signals import Stopped
 
 
-class Ranked(Sectioned):
-    """A command that gets `ranks`, those it was started with: one unless an MPI launcher started several."""
+class Ranked(click.Command):
+    """A command that gets `ranks`, those it was started with: one unless an MPI launcher started several.
 
-    def __init__(self, *args: Any, **named: Any) -> None:
-        """As `Sectioned`, with the flag `--broadcast-rows` besides."""
-        super().__init__(*args, **named)
-        about = "under mpiexec: rank 0 alone reads the rows, and sends them to the others"
-        self.params.append(click.Option(["--broadcast-rows"], is_flag=True, help=about))
+    The rows of its data are read by rank 0 alone, unless it has a flag `--broadcast-rows` that says so.
+    """
 
     def make_context(self, *args: Any, **named: Any) -> click.Context:
         """Read the flags; a mistake in those of all ranks is told once."""
@@ -52,10 +49,14 @@ class Ranked(Sectioned):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; InputError unless all ranks have the same flags."""
         flags = {param.opts[0]: _plain(ctx.params.get(param.name or "")) for param in self.params}
-        with joined(ctx.params.pop("broadcast_rows")) as ranks:
+        with joined(ctx.params.pop("broadcast_rows", True)) as ranks:
             require_agreement(ranks, {"flags": flags})
             ctx.params["ranks"] = ranks
             return super().invoke(ctx)
+
+
+class RankedSections(Ranked, Sectioned):
+    """The same with the help of a command that has many flags."""
 
 
 def _plain(value: Any) -> Any:
