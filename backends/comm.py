@@ -291,6 +291,7 @@ def world(broadcasts: bool = False) -> Ranks:
     launched = [os.environ[name] for name in LAUNCHED if name in os.environ]
     if not launched or launched[0] == "1":
         return Ranks()
+    os.environ.setdefault("UCX_DEBUG_SIGNO", "0")  # else mpich's UCX takes a SIGHUP for a wish to log every message
     try:
         MPI = import_module("mpi4py.MPI")
     except ImportError as error:
