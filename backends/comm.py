@@ -30,7 +30,8 @@ from refgba.types import Array, Float64
 
 T = TypeVar("T")
 
-LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMIX_RANK")  # what MPI launchers set
+# Where launchers say how many processes they started: mpich, Open MPI, MVAPICH and Slurm's srun.
+LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 # Where they say which of the processes on its machine this one is.
 LOCAL = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 PATIENCE = 2.0  # seconds in which ranks that fail alike all find out
