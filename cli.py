@@ -24,6 +24,7 @@ from refgba.data.centre import Centring
 from refgba.data.store import DTYPES, open_store
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
+from refgba.llm import records
 from refgba.llm.commands import attach
 from refgba.oracle.commands import oracle_group
 from refgba.report.demo import demo_page
@@ -110,11 +111,14 @@ def train(
         request.refuse_to_resume(**refused)
         run = launch.go_on(resume, data, request, console.remark, console.waiting, held_out.data)
     elif data is not None and dry_run:
-        run = launch.rehearse(out, data, request, console.remark, console.waiting, held_out)
+        drops = drop_zero_rows, drop_below
+        run = launch.rehearse(out, data, request, *drops, console.remark, console.waiting, held_out)
         return console.show_rehearsal(run, as_json)
     elif data is not None and out is not None:
-        drops = drop_zero_rows, drop_below, centre
-        run = launch.begin(out, data, request, *drops, console.counting, console.remark, console.waiting, held_out)
+        drops = drop_zero_rows, drop_below
+        run = launch.begin(
+            out, data, request, *drops, centre, console.counting, console.remark, console.waiting, held_out
+        )
     else:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
     console.train(run)
@@ -274,10 +278,15 @@ def data_info(store: Path, as_json: bool) -> None:
 @drop_options
 @json_option
 def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float, as_json: bool) -> None:
-    """Read all of STORE: checksums, shapes, and whether every row is finite and has a direction."""
+    """Read all of STORE: checksums, shapes, and whether every row is finite and has a direction.
+
+    Of a store that `refgba harvest` wrote also the tokens beside its rows: checksums, lengths, dtypes and ranges.
+    """
     opened = open_store(store)
     with console.counting("checking", len(opened)) as tick:
         facts = inspection.verify(opened, dtype, drop_zero_rows, tick, drop_below)
+    if records.is_harvest(store):
+        facts["contexts"] = records.open_harvest(store).verify_tokens()
     if as_json:
         return click.echo(json.dumps(facts))
     return console.show_soundness(store, facts, drop_below)
