@@ -36,6 +36,16 @@ $(VENV)/ready-all: $(VENV)/ready
 	$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision
 	touch $@
 
+# Libraries of others whose needs clash, each with all that it needs in an environment of its own, some 1 GB each.
+# torch comes first, with what it needs; the lists name the rest whole, so nothing is resolved.
+OTHERS := $(patsubst tests/others/%.txt,$(VENV)/others/%/ready,$(wildcard tests/others/*.txt))
+
+$(VENV)/others/%/ready: tests/others/%.txt
+	$(PYTHON) -m venv $(@D)
+	if grep '^torch==' $<; then $(@D)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' $<); fi
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
 $(VENV)/ready-docs: $(VENV)/ready
 	$(PIP) -e '.[dev,docs]'
 	touch $@
@@ -55,7 +65,7 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not interop' -n auto --dist loadfile
 
-test-all: lint $(VENV)/ready-all
+test-all: lint $(VENV)/ready-all $(OTHERS)
 	$(BIN)/python -m pytest
 
 docs: $(VENV)/ready-docs

@@ -24,7 +24,7 @@ from refgba.data.centre import Centring
 from refgba.data.store import DTYPES, open_store
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
-from refgba.llm import records
+from refgba.llm import networks, records
 from refgba.llm.commands import attach
 from refgba.oracle.commands import oracle_group
 from refgba.report.demo import demo_page
@@ -222,7 +222,8 @@ def reproduce(
 @click.argument("network", type=Path)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--format", type=click.Choice(formats.FORMATS), default="saelens", help="whose files to write")
-def export(network: Path, out: Path, format: str) -> None:
+@click.option("--store", type=Path, help="the harvest that NETWORK is for  [default: the one it was trained on]")
+def export(network: Path, out: Path, format: str, store: Path | None) -> None:
     """Write NETWORK, a run or one of its checkpoints, for other libraries.
 
     \b
@@ -230,10 +231,13 @@ def export(network: Path, out: Path, format: str) -> None:
     saelens-folded      the same without normalisation or input bias: takes unit rows
     dictionary-learning load_dictionary: takes unit rows; torch has to be installed
     npz                 NumPy, exact: W_enc, b_enc, threshold, W_dec, b_dec
+
+    Trained on a harvest, it says there of which model, site and text it is, which others need to open these.
     """
     formats.require(format)
     opened = folder.open_network(network)
-    rows = formats.export(opened.params, opened.config, opened.provenance(), out, format, opened.centre)
+    about = opened.provenance() | networks.origin(network, opened.params.b_pre.size, store)
+    rows = formats.export(opened.params, opened.config, about, out, format, opened.centre)
     console.line(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
     console.remark(f"the network in {out} {rows}")
 
