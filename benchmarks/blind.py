@@ -8,8 +8,9 @@ recognisable theme in a few words, or null where there is none, and what was see
 
     {"1": {"theme": "the word after a full stop"}, "2": {"theme": null, "seen": "punctuation of all kinds"}}
 
-A theme has to cover the contexts of all quantiles, not the highest alone.  Activations are shown in per cent of the
-neuron's highest, and neither scales nor frequencies are, since these would tell the methods apart.
+Beside the numbers, "remarks" may hold a few sentences.  A theme has to cover the contexts of all quantiles, not the
+highest alone.  Activations are shown in per cent of the neuron's highest, and neither scales nor frequencies are, since
+these would tell the methods apart.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def opened(place: Path, answers: Path) -> dict[str, Any]:
     """Answers and key together, and how many neurons of each method show a theme."""
     key = json.loads((place / "key.json").read_text(encoding="utf-8"))
     read = json.loads(answers.read_text(encoding="utf-8"))
+    remarks = read.pop("remarks", "")
     if set(read) != set(key["neurons"]):
         raise SystemExit(f"{answers}: should answer the numbers 1 to {len(key['neurons'])}, each once")
     neurons = [{"number": int(n), **about, **read[n]} for n, about in key["neurons"].items()]
@@ -94,7 +96,7 @@ def opened(place: Path, answers: Path) -> dict[str, Any]:
         mine = [neuron for neuron in neurons if neuron["method"] == method]
         themes = sum(neuron["theme"] is not None for neuron in mine)
         totals[method] = {"neurons": len(mine), "themes": themes, "l0": mine[0]["l0"]}
-    return {"seed": key["seed"], "shown": key["shown"], "totals": totals, "neurons": neurons}
+    return {"seed": key["seed"], "shown": key["shown"], "totals": totals, "remarks": remarks, "neurons": neurons}
 
 
 if __name__ == "__main__":

@@ -47,10 +47,10 @@ def flags(name: str, shared: list[str], k: int | None) -> list[str]:
 
 def trained(store: Path, run: Path, given: list[str]) -> Path:
     """Train on a store, or go on where an earlier call was stopped."""
-    if not run.exists():
-        main(["train", str(store), "-o", str(run), *given], standalone_mode=False)
-    elif not (run / "final").exists():
-        main(["train", "--resume", str(run)], standalone_mode=False)
+    if not (run / "final").exists():
+        what = ["--resume", str(run)] if run.exists() else [str(store), "-o", str(run), *given]
+        if status := main(["train", *what], standalone_mode=False):
+            raise SystemExit(status)
     return run
 
 
@@ -84,7 +84,7 @@ def on_held_out(run: Path) -> dict[str, float]:
 def about(run: Path) -> dict[str, Any]:
     """What a network was trained by."""
     config, record = folder.read_config(run), folder.read_about(run)
-    settings = {name: getattr(config, name) for name in ("steps", "lr", "seed", "k") if hasattr(config, name)}
+    settings = {n: getattr(config, n) for n in ("method", "steps", "lr", "seed", "k", "htf") if hasattr(config, n)}
     return settings | {"centred": bool(record["data"].get("centred", False)), "rows": record["data"]["rows"]}
 
 
@@ -124,6 +124,7 @@ if __name__ == "__main__":
     parser.add_argument("model")
     parser.add_argument("stores", nargs="+", type=Path)
     parser.add_argument("--text", required=True, action="append", type=Path)
+    parser.add_argument("--corpus", default="documents", help="what text and harvest are, in words, for the page")
     parser.add_argument("--files", help="of folders, such as '*.py'")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--per-document", type=int, default=1, help="contexts of each document")
@@ -144,5 +145,10 @@ if __name__ == "__main__":
             measure(model, store, runs, text, given.tokens, given.networks, shared, given.seed)
             for store in given.stores
         ]
-    whole = {"width": int(given.width), "contexts_per_document": given.per_document, "sites": sites}
+    whole = {
+        "corpus": given.corpus,
+        "width": int(given.width),
+        "contexts_per_document": given.per_document,
+        "sites": sites,
+    }
     given.out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
