@@ -1,10 +1,14 @@
 """What a language model loses by GBA, TopK and BatchTopK at the same L0: trained on harvests, put back into the model.
 
-    refgba harvest MODEL --site model.layers.15.mlp ... -o STORE
-    python benchmarks/llm.py MODEL STORE... --text TEXT --runs RUNS -o benchmarks/results/llm-loss-recovered.json
+    LIB=$(python -c 'import os; print(os.path.dirname(os.__file__))')
+    refgba harvest MODEL --site model.layers.4.mlp --site model.layers.15.mlp --site model.layers.26.mlp \\
+        $(ls -d $LIB/[a-p]* | sed 's/^/--text /') --files '*.py' --shuffle 0 --tokens 166000 -o STORES
+    python benchmarks/llm.py MODEL STORES/* --runs RUNS -o benchmarks/results/llm-loss-recovered.json \\
+        $(ls -d $LIB/[s-z]* | grep -v site-packages | sed 's/^/--text /') --files '*.py' --per-document 2 \\
+        --corpus "files of Python's standard library"
 
-GBA is trained first, by its defaults; its L0 on the text is the K of the others, which are trained at LR, the best of
-three rates at such sites, and otherwise by the same settings.  The text should be another than that of the harvest.
+GBA is trained first, by its defaults; its L0 on the text is the K of the others, which are trained at LR, which suits
+them best at such sites, and otherwise by the same settings.  The text should be another than that of the harvest.
 Runs and measurements that RUNS holds are not made again, so a call that was stopped can be given again.
 """
 
