@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results_llm
 
 from refgba.experiments import (
     NAMES,
@@ -384,7 +385,8 @@ def page(folder: Path = RESULTS) -> str:
         "The source named has the conditions.  Times are of one machine with two cores.\n\n"
         + table(("measurement", "network or setting", "value", "unit", "command", "source"), ELSEWHERE)
     )
-    return "\n".join([BEGINNING + overview, *(section(*item) for item in outcomes.items()), elsewhere])
+    models = results_llm.sections(folder, table)
+    return "\n".join([BEGINNING + overview, *(section(*item) for item in outcomes.items()), *models, elsewhere])
 
 
 if __name__ == "__main__":
