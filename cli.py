@@ -35,7 +35,7 @@ from refgba.report.gather import gather
 from refgba.runs import console, demo, folder, judging, launch, plane
 from refgba.runs.held_out import Choice
 from refgba.runs.options import drop_options, held_out_options, json_option, output_option, request_options
-from refgba.runs.parallel import on_ranks
+from refgba.runs.parallel import Ranked, RankedSections
 from refgba.runs.sections import Sectioned
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
@@ -82,7 +82,7 @@ def demo_command(
     return console.show_demo(run, result)
 
 
-@main.command(cls=Sectioned)
+@main.command(cls=RankedSections)
 @click.argument("data", type=Path, required=False)
 @output_option(files.refuse_folder, help="folder of the run")
 @click.option("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; --steps extends it")
@@ -90,9 +90,9 @@ def demo_command(
 @held_out_options
 @drop_options
 @click.option("--centre", type=click.Choice(get_args(Centring)), help="subtract what all rows share  [default: auto]")
+@click.option("--broadcast-rows", is_flag=True, help="under mpiexec: rank 0 alone reads the rows, and sends them")
 @request_options
 @json_option
-@on_ranks
 def train(
     data: Path | None, out: Path | None, resume: Path | None, dry_run: bool, held_out: Choice, drop_zero_rows: bool,
     drop_below: float, centre: Centring | None, as_json: bool, request: Request, ranks: Ranks,
@@ -106,11 +106,10 @@ def train(
     A run that was stopped or killed goes on with --resume, to the same result to the bit; DATA is then needed only if
     it has moved.
 
-    With `mpiexec -n P` in front, P processes share the neurons (docs/parallel.md).
-
     \b
     refgba train activations.npy -o runs/mine --width 4096
     refgba train --resume runs/mine --steps 8000
+    mpiexec -n 4 refgba train activations.npy -o runs/mine
     """
     if resume is not None:
         refused = {"-o": out, "--drop-zero-rows": drop_zero_rows, "--drop-below": drop_below, "--centre": centre}
@@ -119,21 +118,19 @@ def train(
         run = launch.go_on(resume, data, request, console.remark, console.waiting, held_out.data, ranks)
     elif data is not None and dry_run:
         drops = drop_zero_rows, drop_below
-        run = launch.rehearse(out, data, request, *drops, console.remark, console.waiting, held_out)
+        run = launch.rehearse(out, data, request, *drops, console.remark, console.waiting, held_out, ranks)
         return console.show_rehearsal(run, as_json)
     elif data is not None and out is not None:
-        drops = drop_zero_rows, drop_below
-        told = console.counting, console.remark, console.waiting
-        run = launch.begin(out, data, request, *drops, centre, *told, held_out, ranks)
+        choices = drop_zero_rows, drop_below, centre, console.counting, console.remark, console.waiting, held_out
+        run = launch.begin(out, data, request, *choices, ranks)
     else:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
     console.train(run)
-    judged = partial(judging.judge_trained, run.path, run.data, run.backend, run.held_out, console.counting)
-    result = ranks.first(judged)
+    result = judging.judge_trained(run.path, run.data, run.backend, run.held_out, console.counting, ranks)
     return console.show_trained(run, result, as_json)
 
 
-@main.command()
+@main.command(cls=Ranked)
 @click.argument("network", type=Path)
 @click.argument("data", type=Path)
 @click.option("--truth", type=Path, help="V.npy, the true features (n, d), to report recovery")
@@ -145,22 +142,24 @@ def train(
 @json_option
 def evaluate(
     network: Path, data: Path, truth: Path | None, drop_zero_rows: bool, drop_below: float, backend: str | None,
-    dtype: Dtype | None, out: Path | None, top: int, as_json: bool,
+    dtype: Dtype | None, out: Path | None, top: int, as_json: bool, ranks: Ranks,
 ) -> None:  # fmt: skip
     """Judge NETWORK on DATA in one pass: reconstruction, sparsity, frequencies.
 
     NETWORK is a run, one of its checkpoints, or the folder of a dictionary (`refgba export`, SAELens); DATA is as for
-    `train`.  With -o: frequency, peak, mean, standard deviation, Z-score and top rows of every neuron.
+    `train`.  With -o: frequency, peak, mean, standard deviation, Z-score and top rows of every neuron.  `mpiexec -n P`
+    in front spreads the neurons of a run over P processes.
     """
     top = top if out is not None else 0
     judged = judging.judge(
-        network, data, backend, dtype, drop_zero_rows, top, truth, counting=console.counting, drop_below=drop_below
-    )
+        network, data, backend, dtype, drop_zero_rows, top, truth, counting=console.counting, drop_below=drop_below,
+        ranks=ranks,
+    )  # fmt: skip
     for remark in judged.remarks():
         console.remark(remark)
     if out is not None:
         about = {"network": str(network), "data": str(data)}
-        judging.save(judged.evaluation, out, about, judged.row)
+        ranks.first(partial(judging.save, judged.evaluation, out, about, judged.row))
     if as_json:
         return click.echo(json.dumps(judged.result))
     console.show_result(judged.result)

@@ -13,13 +13,25 @@ from typing import Any, cast
 import numpy as np
 
 from refgba.backends import environment, shards
-from refgba.backends.base import AnyConfig, Backend, HostState, ParallelBackend
+from refgba.backends.base import AnyConfig, AnyParams, Backend, HostState, ParallelBackend
 from refgba.backends.comm import ALONE, Ranks
 from refgba.baselines import METHODS
 from refgba.config import GBAConfig
 from refgba.errors import InputError
 
-__all__ = ["AUTO", "NAMES", "Backend", "automatic", "begin", "go_on", "load", "load_for", "refuse_ranks", "status"]
+__all__ = [
+    "AUTO",
+    "NAMES",
+    "Backend",
+    "automatic",
+    "begin",
+    "given",
+    "go_on",
+    "load",
+    "load_for",
+    "refuse_ranks",
+    "status",
+]
 
 NAMES = ("numpy", "numba", "cupy")
 AUTO = "auto"  # a value of `--backend` that stands for one of them: `automatic`
@@ -127,15 +139,20 @@ def begin(backend: Backend, config: AnyConfig, d: int, ranks: Ranks = ALONE) -> 
     """The state of a run on data of d dimensions before its first step, whatever its method: this rank's neurons."""
     if ranks.size == 1:
         return backend.init(METHODS[config.method].random_params(config, d), config)
-    joined = cast(ParallelBackend, backend)
-    state = joined.init(shards.random_params(cast(GBAConfig, config), d, ranks), config)
-    joined.join(state, ranks)
-    return state
+    return given(backend, shards.random_params(cast(GBAConfig, config), d, ranks), config, ranks)
+
+
+def given(backend: Backend, params: AnyParams, config: AnyConfig, ranks: Ranks = ALONE) -> Any:
+    """The state of a network with these parameters, which are those of this rank's neurons."""
+    return _joined(backend, backend.init(params, config), ranks)
 
 
 def go_on(backend: Backend, saved: HostState, ranks: Ranks = ALONE) -> Any:
     """The state of a run that goes on from this rank's part of a checkpoint."""
-    state = backend.restore(saved)
+    return _joined(backend, backend.restore(saved), ranks)
+
+
+def _joined(backend: Backend, state: Any, ranks: Ranks) -> Any:
     if ranks.size > 1:
         cast(ParallelBackend, backend).join(state, ranks)
     return state

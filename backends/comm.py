@@ -30,7 +30,10 @@ from refgba.types import Array, Float64
 
 T = TypeVar("T")
 
-LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMIX_RANK")  # what MPI launchers set
+# Where launchers say how many processes they started: mpich, Open MPI, MVAPICH and Slurm's srun.
+LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+# Where they say which of the processes on its machine this one is.
+LOCAL = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 PATIENCE = 2.0  # seconds in which ranks that fail alike all find out
 MOMENT = 0.002  # seconds between two looks at a message that may take long
 BLOCK = 2**22  # entries of W that travel at a time, 32 MB in float64
@@ -104,6 +107,10 @@ class Ranks:
     ) -> Generator[Array]:  # fmt: skip
         """The batches of so many steps, each (L, d) of this shape and dtype: `rows`, which rank 0 alone reads."""
         return rows
+
+    def relayed(self, chunks: Iterator[Array]) -> Iterator[Array]:
+        """Chunks of rows (any, d), which rank 0 alone reads where it `broadcasts`."""
+        return chunks
 
     def gathered(self, array: Array, rows: int) -> Iterator[Array]:
         """On rank 0 the rows of all neurons in their order, a block at a time, from each rank's own (M / P, ..).
@@ -219,6 +226,22 @@ class MPIRanks(Ranks):
                 self.comm.Bcast(x)
                 yield x
 
+    def relayed(self, chunks: Iterator[Array]) -> Iterator[Array]:
+        """See `Ranks`."""
+        if not self.broadcasts:
+            yield from chunks
+            return
+        while True:
+            chunk = next(chunks, None) if self.rank == 0 else None
+            kind: Any = None if chunk is None else {"shape": chunk.shape, "dtype": str(chunk.dtype)}
+            kind = self.everyone(kind)[0]
+            if kind is None:
+                return
+            x = np.empty(**kind) if chunk is None else np.ascontiguousarray(chunk)
+            self.traffic["rows"] += x.nbytes if self.rank == 0 else 0
+            self.comm.Bcast(x)
+            yield x
+
     def gathered(self, array: Array, rows: int) -> Iterator[Array]:
         """See `Ranks`."""
         width = array[:1].size
@@ -269,6 +292,7 @@ def world(broadcasts: bool = False) -> Ranks:
     launched = [os.environ[name] for name in LAUNCHED if name in os.environ]
     if not launched or launched[0] == "1":
         return Ranks()
+    os.environ.setdefault("UCX_DEBUG_SIGNO", "0")  # else mpich's UCX takes a SIGHUP for a wish to log every message
     try:
         MPI = import_module("mpi4py.MPI")
     except ImportError as error:
@@ -284,6 +308,11 @@ def world(broadcasts: bool = False) -> Ranks:
     ranks = MPIRanks(MPI)
     ranks.broadcasts = broadcasts
     return ranks
+
+
+def first_here() -> bool:
+    """Whether this process is the first of its machine, by what the launcher says, without MPI."""
+    return next((os.environ[name] for name in LOCAL if name in os.environ), "0") == "0"
 
 
 def _described(error: Exception) -> list[Any]:

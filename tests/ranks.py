@@ -28,9 +28,9 @@ def environment():
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
-def start(ranks, *command, **more):
-    """A command on so many ranks, in the background, in a session of its own."""
-    whole = [str(MPIEXEC), "-n", str(ranks), *map(str, command)]
+def start(ranks, *command, before=(), **more):
+    """A command on so many ranks, in the background, in a session of its own.  before: what stands before mpiexec."""
+    whole = [*before, str(MPIEXEC), "-n", str(ranks), *map(str, command)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
     return subprocess.Popen(whole, text=True, env=environment(), start_new_session=True, **streams)
 

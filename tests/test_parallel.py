@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ranks_worker as worker
+from commands import last_json
 from ranks import ROOT, TRAIN, needs_mpi, on_ranks
+from safetensors.numpy import load_file
 
 from refgba import backends, gba
 from refgba.backends.comm import Ranks
@@ -82,8 +85,11 @@ def references():
     return found
 
 
-@pytest.mark.parametrize("name", ["numpy", "numba"])
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("ranks", "name"),
+    [(1, "numba"), (2, "numba"), (3, "numba"), (4, "numba"), (2, "numpy"), (3, "numpy"),
+     *(pytest.param(ranks, "numpy", marks=pytest.mark.slow) for ranks in (1, 4))],
+)  # fmt: skip
 def test_fifty_steps_and_five_adaptations_are_those_of_one_process(ranks, name, references, tmp_path):
     if name == "numba":
         pytest.importorskip("numba")
@@ -150,9 +156,8 @@ def test_a_result_is_the_bytes_that_safetensors_writes(ranked, tmp_path):
 def test_a_checkpoint_is_read_by_any_number_of_ranks(ranked, alone, readers):
     config, about = folder.read_config(alone[0]), folder.read_about(alone[0])
     expected, _ = checkpoints.load(alone[0] / "checkpoints/step-40", config, about["data"]["fingerprint"])
-    for rank in range(readers):
-        part = Ranks(rank, readers)
-        path = ranked[1] / "checkpoints/step-40"
+    for rank, written in product(range(readers), (ranked[1], alone[0])):
+        part, path = Ranks(rank, readers), written / "checkpoints/step-40"
         state, _ = checkpoints.load(path, config, about["data"]["fingerprint"], part)
         own = part.own(config.width)
         compare(
@@ -245,3 +250,63 @@ def test_export_evaluate_and_report_read_the_result(ranked, data, cli):
     ):
         result = cli(*command)
         assert result.exit_code == 0, result.output
+
+
+@on_two_ranks
+def test_the_ranks_judge_a_network_together(ranked, data, cli, tmp_path):
+    """None holds more neurons than its own, and what is written is what one process writes."""
+    zero = np.load(data)
+    zero[[3, 400]] = 0
+    np.save(tmp_path / "x.npy", zero)
+    network, own = ranked[1] / "checkpoints/step-40", tmp_path / "own.safetensors"
+    flags = ["--json", "--top", 3, "--drop-zero-rows", "--drop-below", 0.2]
+    command = ["evaluate", network, tmp_path / "x.npy", *flags, "-o"]
+    result = cli(*command, tmp_path / "alone.safetensors")
+    assert result.exit_code == 0, result.output
+    status, out, err = on_ranks(3, sys.executable, "-m", "refgba", *command, own)
+    assert status == 0, err
+    expected, found = (json.loads(text.splitlines()[-1]) for text in (result.stdout, out))
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), key
+    expected = load_file(tmp_path / "alone.safetensors")
+    compare(load_file(own), expected)
+    assert expected["top_rows"].shape == (62, 3)
+
+
+@on_two_ranks
+def test_what_is_judged_in_one_process_only_is_refused_in_one_line(ranked, data, tmp_path, cli):
+    assert cli("export", ranked[1], "-o", tmp_path / "npz", "--format", "npz").exit_code == 0
+    for flags, complaint in (
+        ([ranked[1], data, "--truth", data], "--truth is compared with all neurons in one process, not on 2 ranks"),
+        ([tmp_path / "npz", data], "a dictionary is judged in one process, not on 2 ranks: start it without mpiexec"),
+    ):
+        status, out, err = on_ranks(2, sys.executable, "-m", "refgba", "evaluate", *flags)
+        assert (status, out, err.count("Error: ")) == (2, "", 1), err
+        assert complaint in err
+
+
+@pytest.mark.slow
+def test_whole_runs_on_two_ranks_end_as_those_of_one_process(tmp_path, cli):
+    """In float32 rounding differs, and long runs agree in outcome: features are found, and as much is reconstructed."""
+    pytest.importorskip("numba")
+    rows = ROOT / "refgba/experiments/data/minilm-l3-mlp.npy"
+    truth, held_out = tmp_path / "set/V.npy", rows.with_name("minilm-l3-mlp.heldout.npy")
+    assert cli("synth", "-o", tmp_path / "set").exit_code == 0
+    runs = {
+        "imbalanced": [tmp_path / "set/X.npy", "--backend", "numba"],
+        "real": [rows, "--held-out", held_out, "--steps", 1000, "--backend", "numba"],
+    }
+    for name, flags in runs.items():
+        alone, ranked = tmp_path / f"{name}-alone", tmp_path / f"{name}-ranked"
+        assert cli("train", *flags, "-o", alone).exit_code == 0
+        status, _, err = on_ranks(2, *TRAIN, *flags, "-o", ranked, seconds=600)
+        assert status == 0, err
+        if name == "imbalanced":
+            for run in (alone, ranked):
+                found = folder.open_network(run).params.V
+                assert frr(found, np.load(truth), 0.8) == 1
+                assert frr(found, np.load(truth), 0.9) >= 0.98
+        else:
+            fvu = [last_json(cli("evaluate", run, held_out, "--json"))["fvu"] for run in (alone, ranked)]
+            assert fvu[1] == pytest.approx(fvu[0], rel=0.02)

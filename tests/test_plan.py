@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 from commands import assert_one_line, last_json
@@ -38,11 +39,16 @@ def test_memory_is_what_the_gpu_backend_says_that_it_needs():
     pytest.importorskip("cupy")
     from refgba.backends import cupy_memory
 
-    for dtype in ("bfloat16", "tf32", "float64"):
-        for untied in (True, False):
-            size = 65536, 4096, 1536
-            planned = costs.gpu_bytes(1536, 65536, 4096, 1 + untied, dtype)
-            assert 0.85 * planned < cupy_memory.needs(dtype, *size, untied) < 1.05 * planned
+    for dtype, untied in product(("bfloat16", "tf32", "float32", "float64"), (True, False)):
+        for M, L, d in (
+            (3072, 1024, 384),
+            (8192, 512, 768),
+            (65536, 512, 1536),
+            (65536, 4096, 1536),
+            (10**6, 64, 8190),
+        ):
+            planned = costs.gpu_bytes(d, M, L, 1 + untied, dtype)
+            assert planned == pytest.approx(cupy_memory.needs(dtype, M, L, d, untied), rel=0.01)
 
 
 @given(st.integers(1, 2000), st.floats(1, 1e10))

@@ -41,11 +41,12 @@ def work(d: int, m: int, L: int, decoders: int, dtype: str) -> Work:
 def gpu_bytes(d: int, m: int, L: int, decoders: int, dtype: str) -> float:
     """Memory of one rank of the GPU backend: parameters, moments and copies, a batch and its codes, room for pieces."""
     real, code = master(dtype), CODE[dtype]
-    piece = min(m, max(256, PIECES // (L * real) // 256 * 256))
+    most = max(256, PIECES // (L * real) // 256 * 256)
+    piece = min(m, -(-m // -(-m // most) // 256) * 256)
     weights = decoders * m * d * (3 * real + (code if code != real else 0)) + m * d * code
-    batch = L * d * (6 * real + 2 * code) + L * m * code
-    room = L * piece * (real + code) + piece * d * (code + decoders * real)
-    return float(weights + batch + room + m * (6 * real + code + 14) + 2**25)
+    batch = L * d * (6 * real + 2 * code) + L * m * code + min(piece, 1024) * d * real
+    room = L * piece * (real + code) + piece * d * decoders * real
+    return float(weights + batch + room + m * (6 * real + 13) + 2**25)
 
 
 class Step(NamedTuple):

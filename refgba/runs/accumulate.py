@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from refgba.backends.comm import ALONE, Ranks
 from refgba.errors import InputError
 from refgba.runs.histograms import Histograms
 from refgba.types import Array, Float64, Int64
@@ -16,6 +19,7 @@ from refgba.types import Array, Float64, Int64
 QUANTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}  # names and percents
 
 _CACHED = 2**17  # Entries per block: it is passed over several times, and 1 MB in float64 stays in a core's cache.
+_SENT = 2**16  # Neurons of each rank whose measurements travel at a time.
 _FEWEST = 32  # Rows per block at least, which share the cost of its (M,) arrays.
 
 
@@ -116,36 +120,41 @@ class Evaluation:
     pre-activations, and a neuron active where y_m > 0.  Every property raises InputError while no row has been seen.
     """
 
-    def __init__(self, M: int, d: int, top: int = 0, bins: int = 0) -> None:
+    def __init__(self, M: int, d: int, top: int = 0, bins: int = 0, ranks: Ranks = ALONE) -> None:
         """Start an evaluation of a network with M neurons on d-dimensional data, keeping `top` rows for each neuron.
 
-        bins: of a histogram of each neuron's activations; 0 keeps none.  Raises InputError unless M, d >= 1 and
-        top >= 0.
+        bins: of a histogram of each neuron's activations; 0 keeps none.  ranks: those that share the neurons; what is
+        measured of a neuron is on its own rank, until `gather`.  Raises InputError unless M, d >= 1 and top >= 0.
         """
         if M < 1 or d < 1 or top < 0:
             raise InputError(f"M and d must be at least 1 and top at least 0, got {M}, {d} and {top}")
-        self.top, self.bins = top, bins
+        own = ranks.count(M)
+        self.top, self.bins, self._ranks = top, bins, ranks
         self._x = _Moments(d, "x")
-        self._y = _Moments(M, "y")
+        self._y = _Moments(own, "y")
         self._error = 0.0  # sum ||x - f||^2
-        self._active = np.zeros(M, np.int64)
+        self._active = np.zeros(own, np.int64)
         self._l0 = np.zeros(M + 1, np.int64)
-        self._peak = np.full(M, -np.inf)
-        self._highest = _Top(M, top)
-        self._histograms = Histograms(M, bins) if bins else None
+        self._peak = np.full(own, -np.inf)
+        self._highest = _Top(own, top)
+        self._histograms = Histograms(own, bins) if bins else None
 
     def update(self, x: Array, x_hat: Array, y: Array) -> None:
         """Take in L rows: data x (L, d), reconstructions x_hat (L, d), pre-activations y (L, M).  L may be 0.
 
-        Raises InputError for shapes that do not fit or values that are not finite, which end the evaluation.
+        Several ranks take in the same rows together, each with the y of its own neurons.  Raises InputError for shapes
+        that do not fit or values that are not finite, which end the evaluation.
         """
         d, M = len(self._x.first), len(self._y.first)
         if x.shape != (len(y), d) or x_hat.shape != x.shape or y.shape != (len(x), M):
             raise InputError(f"x and x_hat must be (L, {d}) and y (L, {M}), got {x.shape}, {x_hat.shape} and {y.shape}")
         for rows in _blocks(len(x), d):
             self._update_error(x[rows], x_hat[rows])
+        count = np.empty(len(y), np.int64)  # (L,) active neurons per row
         for rows in _blocks(len(y), M):
-            self._update_activity(y[rows])
+            count[rows] = self._update_activity(y[rows])
+        every = self._ranks.totals(count)[0].astype(np.int64)
+        self._l0 += np.bincount(every, minlength=len(self._l0))
 
     def _update_error(self, x: Array, x_hat: Array) -> None:
         row = self._x.rows
@@ -157,18 +166,40 @@ class Evaluation:
             _require_finite("x_hat", x_hat, row)
         self._error += error
 
-    def _update_activity(self, y: Array) -> None:
+    def _update_activity(self, y: Array) -> Int64:
+        """Take in pre-activations; how many are active per row."""
         row = self._y.rows
         self._y.update(y)
         on = (y > 0).view(np.int8)  # summing these is several times faster than counting booleans along an axis
         self._active += on.sum(axis=0, dtype=np.int32)
-        self._l0 += np.bincount(on.sum(axis=1, dtype=np.int32), minlength=len(self._l0))
         highest = y.max(axis=0)
         np.maximum(self._peak, highest, out=self._peak)
         if self.top:
             self._highest.update(y, highest, row)
         if self._histograms is not None:
             self._histograms.update(y, highest)
+        count: Int64 = on.sum(axis=1, dtype=np.int64)
+        return count
+
+    def gather(self) -> None:
+        """Give rank 0 what was measured of all neurons; after that nothing more can be taken in.
+
+        All ranks do so together, and those other than rank 0 are left without any.
+        """
+        if self._ranks.size == 1:
+            return
+
+        def whole(own: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            return np.concatenate(list(self._ranks.gathered(own, _SENT)))
+
+        y, highest = self._y, self._highest
+        y.first, y.shift, y.deviation = whole(y.first), whole(y.shift), whole(y.deviation)
+        self._active, self._peak = whole(self._active), whole(self._peak)
+        if self.top:
+            highest.merge()
+            highest.rows, highest.values = whole(highest.rows), whole(highest.values)
+        if self._histograms is not None:
+            self._histograms.counts, self._histograms.end = whole(self._histograms.counts), whole(self._histograms.end)
 
     @property
     def rows(self) -> int:

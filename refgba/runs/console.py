@@ -151,7 +151,7 @@ def waiting(text: str) -> Iterator[None]:
 def show_rehearsal(run: Launch, as_json: bool) -> None:
     """The settings of a `refgba.runs.launch.rehearse`, and the time and memory that its run is expected to take."""
     with waiting("Timing a few steps"):
-        expected = forecast(run.config, run.backend, run.data)
+        expected = expectation(run)
     if as_json:
         facts = {"backend": run.name, "rows": len(run.data), "d": run.data.d}
         click.echo(json.dumps(facts | asdict(expected) | {"config": asdict(run.config)}))
@@ -179,12 +179,17 @@ def show_trained(run: Launch, result: dict[str, Any], as_json: bool) -> None:
     )
 
 
+def expectation(run: Launch) -> Forecast:
+    """What this rank is expected to take, with its own neurons."""
+    own = replace(run.config, width=run.ranks.count(run.config.width))
+    return forecast(own, run.backend, run.data, run.done)
+
+
 def foretell(run: Launch) -> None:
     """One line on what is going to be trained, and what time and memory are expected; nothing where all is done."""
     if run.done < run.config.steps:
         with waiting("Timing a few steps"):
-            own = replace(run.config, width=run.ranks.count(run.config.width))  # what this rank has of it
-            expected = forecast(own, run.backend, run.data, run.done)
+            expected = expectation(run)
         remark(what(run, expected))
 
 

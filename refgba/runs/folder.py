@@ -302,7 +302,7 @@ def _write_state(
         (path / STATE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def open_network(path: Path) -> Network:
+def open_network(path: Path, ranks: Ranks = ALONE) -> Network:
     """Read the result of a run, or a checkpoint; InputError, naming the file, when there is none or it is damaged.
 
     `path`: the folder of a run that has finished, or one in its checkpoints/.  The example writes the last folder of a
@@ -333,13 +333,14 @@ def open_network(path: Path) -> Network:
             f"{path}: not a run, it has no {lacks}; nor a checkpoint, it has no {STATE}; `refgba import` makes a "
             "dictionary of the parameters of a port"
         )
-    return read_network(path)
+    return read_network(path, ranks)
 
 
 def read_network(path: Path, ranks: Ranks = ALONE) -> Network:
     """Read the folder of a network and check it; Damaged, naming the file, when it is not as it was written.
 
-    Each of several ranks reads and checks what has neurons of its own, and gets those.
+    Each of several ranks gets its own neurons.  The checksum of each file is checked by one of them: it is for all of
+    them to find out (`Ranks.everyone`) whether one has raised an error, before they use what they got.
     """
     try:
         state = files.read_json(path / STATE)
@@ -347,7 +348,7 @@ def read_network(path: Path, ranks: Ranks = ALONE) -> Network:
         config = config_from_json(json.dumps(state["config"]))
         of = state.get("shards") or 1
         for whole in sorted(set(map(whole_name, state["sha256"]))):
-            for name in (parts.shard(whole, r, of) for r in parts.needed(of, ranks)):
+            for name in (parts.shard(whole, r, of) for r in range(ranks.rank, of, ranks.size)):
                 if _checksum(path / name) != state["sha256"].get(name):
                     raise InputError(f"{path / name}: damaged: it does not match its checksum in {STATE}")
         params, centre = _load_params(path, config, state["step"], of, ranks), None

@@ -15,6 +15,7 @@ from safetensors.numpy import save as to_safetensors
 
 from refgba import backends, formats
 from refgba.backends.base import AnyConfig, AnyParams, Backend
+from refgba.backends.comm import ALONE, Ranks
 from refgba.baselines import METHODS
 from refgba.config import Settings
 from refgba.data import files
@@ -28,6 +29,7 @@ from refgba.metrics import frr, matched_recovery, per_group
 from refgba.runs import folder
 from refgba.runs.accumulate import Evaluation, quantiles
 from refgba.runs.held_out import HeldOut
+from refgba.runs.parallel import require_agreement
 from refgba.types import Array, Dtype, Float64, Int64
 
 THRESHOLDS = (0.8, 0.9)  # The cosines from which the paper calls a feature recovered.
@@ -75,21 +77,26 @@ def evaluate(
     top: int = 0,
     bins: int = 0,
     centre: Float64 | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Everything that `Evaluation` measures, on the rows of `chunks` (rows, d), each scaled to unit norm.
 
     centre: (d,) is subtracted first, as in training (`refgba.data.centre`).  Calls `tick` with the number of rows of
     each chunk done.  Keeps the `top` highest rows of each neuron, counted from 0 in the order of the chunks, and
-    histograms of so many bins.  Raises InputError for a row of zeros, values that are not finite, or top < 0.
+    histograms of so many bins.  ranks: where several share the network, params are of this rank's neurons, and rank 0
+    gets the evaluation of all of them.  Raises InputError for a row of zeros, values that are not finite, or top < 0.
     """
-    state = backend.init(params, config)
+    state = backends.given(backend, params, config, ranks)
 
     def forward(chunk: Array) -> tuple[Array, Array, Array]:
         x = prepared(chunk, config.master, centre)
         y, s = backend.encode(state, backend.put(state, x))
         return x, backend.get(backend.decode(state, s)), backend.get(y)
 
-    return _evaluate(params.W, forward, chunks, tick, top, bins, config.batch)
+    evaluation = Evaluation(config.width, params.W.shape[1], top, bins, ranks)
+    return _evaluate(
+        evaluation, -(-config.width // ranks.size), forward, ranks.relayed(iter(chunks)), tick, config.batch
+    )
 
 
 def evaluate_dictionary(
@@ -102,23 +109,25 @@ def evaluate_dictionary(
         y, s = dictionary.encode(x)
         return x, dictionary.decode(s), y
 
-    return _evaluate(dictionary.W_enc, forward, chunks, tick, top, bins)
+    M, d = dictionary.W_enc.shape
+    return _evaluate(Evaluation(M, d, top, bins), M, forward, chunks, tick)
 
 
 def _evaluate(
-    W: Array, forward: Callable[[Array], tuple[Array, Array, Array]], chunks: Iterable[Array], tick: Tick, top: int,
-    bins: int, batch: int = 1,
+    evaluation: Evaluation, M: int, forward: Callable[[Array], tuple[Array, Array, Array]], chunks: Iterable[Array],
+    tick: Tick, batch: int = 1,
 ) -> Evaluation:  # fmt: skip
     """Evaluate piece by piece: no more rows at a time than take the memory of a training step, or than ENTRIES allow.
 
     A step holds W, its gradient and its moments, (M, d) each, beside the activity of its batch: so d rows are no more.
+    M: the most neurons that a rank has.
     """
-    M, d = W.shape
-    evaluation, size = Evaluation(M, d, top, bins), max(batch, d, ENTRIES // M)
     for chunk in chunks:
+        size = max(batch, chunk.shape[1], ENTRIES // M)
         for l in range(0, len(chunk), size):
             evaluation.update(*forward(chunk[l : l + size]))
         tick(len(chunk))
+    evaluation.gather()
     return evaluation
 
 
@@ -312,6 +321,7 @@ def judge(
     counting: Counting = silent,
     drop_below: float = 0.0,
     bins: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Judged:
     """Evaluate a run, a checkpoint or a dictionary on data, or on its first `most` rows.
 
@@ -319,10 +329,15 @@ def judge(
     backend: numpy if it is not named.  dtype: that of the run if it is not named.  truth: the file of the true features
     (n, d).  drop_below: rows are left out if their norm is less than this share of the median norm of the rows that are
     read; above 0 they are read twice.  InputError, before any row is judged, for what cannot be read or does not fit,
-    and for a dictionary with a backend or a dtype, which it does not take; and for rows that `Check` refuses.
+    and for a dictionary with a backend or a dtype, which it does not take; and for rows that `Check` refuses.  ranks:
+    each judges its own neurons of a run or a checkpoint, on rows that rank 0 alone reads, and rank 0 gets what was
+    measured of all of them; all of them get the result.
     """
     config: AnyConfig | None = None
     refuse_share(drop_below)
+    if ranks.size > 1 and (truth is not None or formats.is_dictionary(network)):
+        what = f"{network}: a dictionary is judged" if truth is None else "--truth is compared with all neurons"
+        raise InputError(f"{what} in one process, not on {ranks.size} ranks: start it without mpiexec")
     if formats.is_dictionary(network):
         if backend is not None or dtype is not None:
             raise InputError(
@@ -331,9 +346,13 @@ def judge(
         dictionary = formats.read(network)
         W, master = dictionary.W_dec, str(dictionary.W_dec.dtype)
     else:
-        opened = folder.open_network(network)
+        opened = folder.open_network(network, ranks)
+        require_agreement(ranks, {"network": opened.state["sha256"]})
         config = opened.config if dtype is None else replace(opened.config, dtype=dtype)
-        engine = backends.load_for(backend or "numpy", config, trains=False)
+        name = backend or "numpy"
+        ranks.first(lambda: backends.load_for(name, config, trains=False) and None)  # which compiles for all
+        engine = backends.load_for(name, config, trains=False)
+        backends.refuse_ranks(name, engine, config, ranks)
         W, master = opened.params.V, config.master
     activations = open_activations(data, W.shape[1]) if isinstance(data, Path) else data
     held_out = None if isinstance(data, Path) else data.held_out
@@ -341,7 +360,7 @@ def judge(
     total = len(activations) if held_out is None else len(held_out)
     rows = total if most is None else min(most, total)
     median, check = None, Check(activations.store, master, drop_zero_rows)
-    if drop_below and held_out is None:
+    if drop_below and held_out is None and ranks.rank == 0:
         with counting("measuring norms", rows) as tick:
             for x in _first(rows, check.chunks(activations, CHUNK)):
                 tick(len(x))
@@ -353,29 +372,36 @@ def judge(
         if config is None:
             evaluation = evaluate_dictionary(dictionary, chunks, tick, top, bins)
         else:
-            evaluation = evaluate(opened.params, config, engine, chunks, tick, top, bins, opened.centre)
-    judged = result(evaluation, config) | check.record(drop_below, median) | recovered
+            evaluation = evaluate(opened.params, config, engine, chunks, tick, top, bins, opened.centre, ranks)
+    judged = ranks.first(lambda: result(evaluation, config) | check.record(drop_below, median) | recovered)
     return Judged(evaluation, judged, W, check, held_out)
 
 
 def judge_trained(
-    path: Path, data: Activations, backend: Backend, held_out: HeldOut | None = None, counting: Counting = silent
-) -> dict[str, Any]:
+    path: Path, data: Activations, backend: Backend, held_out: HeldOut | None = None, counting: Counting = silent,
+    ranks: Ranks = ALONE,
+) -> dict[str, Any]:  # fmt: skip
     """What a run that has just been trained does on a sample of its own data, at most SAMPLE rows; for `train`.
 
-    `held_out` in it is the summary of what the run does on the rows held out, None where there are none.
+    `held_out` in it is the summary of what the run does on the rows held out, None where there are none.  ranks: those
+    that trained it, each of which judges its own neurons; all of them get the result.
     """
-    network = folder.open_network(path)
-    with counting("evaluating", min(len(data), SAMPLE)) as tick, trained(path):
-        rows = data.sample(SAMPLE, CHUNK)
-        evaluation = evaluate(network.params, network.config, backend, rows, tick, centre=network.centre)
-    on_others = None
-    if held_out is not None:
-        with counting("held out", min(held_out.rows, SAMPLE)) as tick, trained(path):
-            rows = held_out.chunks(SAMPLE, CHUNK)
-            found = evaluate(network.params, network.config, backend, rows, tick, centre=network.centre)
-        on_others = {name: value for name, value in result(found, network.config).items() if name != "groups"}
-    return trained_result(evaluation, network, path) | {folder.HELD_OUT: on_others}
+    network = folder.open_network(path, ranks)
+
+    def over(label: str, rows: int, chunks: Iterator[Array]) -> Evaluation:
+        with counting(label, min(rows, SAMPLE)) as tick, trained(path):
+            return evaluate(network.params, network.config, backend, chunks, tick, centre=network.centre, ranks=ranks)
+
+    evaluation = over("evaluating", len(data), data.sample(SAMPLE, CHUNK))
+    others = None if held_out is None else over("held out", held_out.rows, held_out.chunks(SAMPLE, CHUNK))
+
+    def summed() -> dict[str, Any]:
+        on_others = None if others is None else result(others, network.config)
+        if on_others is not None:
+            on_others.pop("groups", None)
+        return trained_result(evaluation, network, path) | {folder.HELD_OUT: on_others}
+
+    return ranks.first(summed)
 
 
 def trained_result(evaluation: Evaluation, network: folder.Network, path: Path) -> dict[str, Any]:

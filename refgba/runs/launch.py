@@ -205,7 +205,7 @@ def begin(
 
 def rehearse(
     path: Path | None, data: Path, request: Request, drop_zero_rows: bool = False, drop_below: float = 0.0,
-    say: Say = id, waiting: Waiting = nullcontext, choice: held_out.Choice = NOTHING,
+    say: Say = id, waiting: Waiting = nullcontext, choice: held_out.Choice = NOTHING, ranks: Ranks = ALONE,
 ) -> Launch:  # fmt: skip
     """The run that `begin` would make ready, but with no steps: its rows are not read, and nothing is written.
 
@@ -217,7 +217,7 @@ def rehearse(
     if choice.data is not None:
         open_activations(choice.data, activations.d)
     request, defaults = customary(request)
-    choices = choose(request, activations.d, say, waiting, **defaults)
+    choices = choose(request, activations.d, say, waiting, ranks, **defaults)
     if path is not None:
         folder.refuse_existing(path)
     activations, _ = held_out.keep_back(activations, choice, say)
@@ -226,7 +226,8 @@ def rehearse(
     if asked:
         say(f"which rows {asked} leaves out is known once they are read, which a dry run does not: here all count")
     name = choices.names["backend"]
-    return Launch(path or Path(), choices.config, activations, choices.backend, lambda _stop: iter(()), name)
+    config, backend = choices.config, choices.backend
+    return Launch(path or Path(), config, activations, backend, lambda _stop: iter(()), name, ranks=ranks)
 
 
 def go_on(

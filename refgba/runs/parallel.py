@@ -13,10 +13,9 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
-from functools import wraps
 from importlib import import_module
 from typing import Any
 
@@ -29,50 +28,85 @@ from refgba.data.activations import Activations
 from refgba.data.survey import Survey
 from refgba.errors import InputError
 from refgba.runs import witness
+from refgba.runs.sections import Sectioned
 from refgba.runs.signals import Stopped
 
-_rows = click.option(
-    "--broadcast-rows", is_flag=True, help="under mpiexec: rank 0 alone reads the rows, and sends them to the others"
-)
 
+class Ranked(click.Command):
+    """A command that gets `ranks`, those it was started with: one unless an MPI launcher started several.
 
-def on_ranks(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command that gets `ranks`, those it was started with: one unless an MPI launcher started several."""
+    The rows of its data are read by rank 0 alone, unless it has a flag `--broadcast-rows` that says so.
+    """
 
-    @wraps(command)
-    def started(*arguments: Any, broadcast_rows: bool, **named: Any) -> Any:
-        ranks = comm.world(broadcast_rows)
-        if not isinstance(ranks, comm.MPIRanks):
-            return command(*arguments, ranks=ranks, **named)
-        handle = os.dup(2)
-        _be_quiet(ranks)
-        share_cores(ranks)
-        watch = Watch(ranks, handle)
+    def make_context(self, *args: Any, **named: Any) -> click.Context:
+        """Read the flags; a mistake in those of all ranks is told once."""
         try:
-            result = command(*arguments, ranks=ranks, **named)
-            ranks.wait()
-        except BaseException as error:
-            if not ranks.together():
-                watch.end()
-                os.write(handle, _alone(ranks, error).encode(errors="backslashreplace") + b"\n")
-                ranks.abort(_status(error))
-            own = _told(error)
-            for rank, told in enumerate(ranks.everyone(own)):
-                if told != own and ranks.rank == 0:  # which tells its own error on the way out
-                    text = f"Error: rank {rank} of {ranks.size}: {told}"
-                    os.write(handle, text.encode(errors="backslashreplace") + b"\n")
-            watch.end()
-            raise
-        watch.end()
-        return result
+            return super().make_context(*args, **named)
+        except (click.UsageError, InputError):
+            with joined():
+                raise
 
-    return _rows(started)
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; InputError unless all ranks have the same flags."""
+        flags = {param.opts[0]: _plain(ctx.params.get(param.name or "")) for param in self.params}
+        with joined(ctx.params.pop("broadcast_rows", True)) as ranks:
+            require_agreement(ranks, {"flags": flags})
+            ctx.params["ranks"] = ranks
+            return super().invoke(ctx)
 
 
-def _be_quiet(ranks: Ranks) -> None:
-    """From here on only rank 0 writes to stdout and stderr."""
+class RankedSections(Ranked, Sectioned):
+    """The same with the help of a command that has many flags."""
+
+
+def _plain(value: Any) -> Any:
+    """The value of a flag as JSON holds it."""
+    return value if value is None or isinstance(value, int | float) else str(value)
+
+
+@contextmanager
+def joined(broadcasts: bool = False) -> Iterator[Ranks]:
+    """The ranks that this process was started with; where there are several, none of them is left waiting by a failure.
+
+    broadcasts: as in `Ranks`.
+    """
+    try:
+        ranks = comm.world(broadcasts)
+    except InputError:
+        if not comm.first_here():
+            _be_quiet()
+        raise
+    if not isinstance(ranks, comm.MPIRanks):
+        yield ranks
+        return
+    handle = os.dup(2)
     if ranks.rank:
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+        _be_quiet()
+    share_cores(ranks)
+    watch = Watch(ranks, handle)
+    try:
+        yield ranks
+        ranks.wait()
+    except BaseException as error:
+        if not ranks.together():
+            watch.end()
+            os.write(handle, _alone(ranks, error).encode(errors="backslashreplace") + b"\n")
+            ranks.abort(_status(error))
+        own = _told(error)
+        for rank, told in enumerate(ranks.everyone(own)):
+            if told != own and ranks.rank == 0:  # which tells its own error on the way out
+                text = f"Error: rank {rank} of {ranks.size}: {told}"
+                os.write(handle, text.encode(errors="backslashreplace") + b"\n")
+        watch.end()
+        if ranks.rank and isinstance(error, click.ClickException):
+            raise click.exceptions.Exit(_status(error)) from None  # click would show it, and rank 0 has
+        raise
+    watch.end()
+
+
+def _be_quiet() -> None:
+    """From here on this process writes nothing to stdout and stderr."""
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
 
 
 def share_cores(ranks: Ranks) -> None:
@@ -115,6 +149,8 @@ class Watch:
 
 def _told(error: BaseException) -> str:
     """An error in one line."""
+    if isinstance(error, click.ClickException):
+        return error.format_message().replace("\n", " ")
     if isinstance(error, MemoryError):
         return f"not enough memory ({error})" if str(error) else "not enough memory"
     if isinstance(error, OSError) and error.filename:
@@ -125,7 +161,10 @@ def _told(error: BaseException) -> str:
 def _alone(ranks: Ranks, error: BaseException) -> str:
     """What a rank says that fails alone: one line, under the traceback of a mistake in the program."""
     line = f"Error: rank {ranks.rank} of {ranks.size}: {_told(error)}"
-    expected = (InputError, RuntimeError, MemoryError, OSError, Stopped, KeyboardInterrupt, click.exceptions.Exit)
+    expected = (
+        InputError, RuntimeError, MemoryError, OSError, Stopped, KeyboardInterrupt, click.exceptions.Exit,
+        click.ClickException,
+    )  # fmt: skip
     return line if isinstance(error, expected) else "".join(traceback.format_exception(error)) + line
 
 
@@ -135,7 +174,7 @@ def _status(error: BaseException) -> int:
         return 128 + signal.SIGINT
     if isinstance(error, click.exceptions.Exit):
         return int(error.exit_code)
-    return 2 if isinstance(error, InputError | OSError) else 1
+    return 2 if isinstance(error, InputError | OSError | click.UsageError) else 1
 
 
 def require_agreement(ranks: Ranks, about: Mapping[str, Any]) -> None:
@@ -146,9 +185,13 @@ def require_agreement(ranks: Ranks, about: Mapping[str, Any]) -> None:
                 where = f"{name}: rank {rank} has {value}, rank 0 has {values[0]}"
                 if isinstance(value, dict):
                     keys = [key for key in {**values[0], **value} if value.get(key) != values[0].get(key)]
-                    having = [", ".join(f"{key} {has.get(key)}" for key in keys) for has in (value, values[0])]
+                    having = [", ".join(_having(key, has.get(key)) for key in keys) for has in (value, values[0])]
                     where = f"{name}: rank {rank} has {having[0]}, rank 0 has {having[1]}"
                 raise InputError(f"ranks disagree on {where}; start all of them with the same command")
+
+
+def _having(key: str, value: Any) -> str:
+    return f"no {key}" if value is None else f"{key} {value}"
 
 
 def surveyed(
@@ -171,6 +214,8 @@ def surveyed(
     data = replace(data, dropped=dropped, crc=crc, centre=centre)
     if len(crc) != len(data.counts):
         raise InputError(f"{data.store.path}: rank {ranks.rank} of {ranks.size} has other data than rank 0")
+    for k in () if ranks.broadcasts else (0, len(crc) - 1):  # other blocks are checked when they are read
+        data.stored(k)
     return data, Survey(**found["survey"])
 
 
