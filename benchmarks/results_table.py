@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results_llm
 
 from refgba.experiments import (
     NAMES,
@@ -435,7 +436,8 @@ def page(folder: Path = RESULTS) -> str:
         + table(("measurement", "network or setting", "value", "unit", "command", "source"), ELSEWHERE)
     )
     sections = (section(*item) for item in outcomes.items())
-    return "\n".join([BEGINNING + overview, *sections, of_scaling(folder), of_plan(folder), elsewhere])
+    models = results_llm.sections(folder, table)
+    return "\n".join([BEGINNING + overview, *sections, *models, of_scaling(folder), of_plan(folder), elsewhere])
 
 
 if __name__ == "__main__":

@@ -86,8 +86,8 @@ def random_store(path: Path, seed: int = 0, d: int = 6, contexts: int = 40, shar
     return write_store(path, [made[a:b] for a, b in pairwise(cut)])
 
 
-def write_run(path: Path, params: Params, config: AnyConfig | None = None) -> Path:
-    """The folder of a network without its training."""
+def write_run(path: Path, params: Params, config: AnyConfig | None = None, centre: np.ndarray | None = None) -> Path:
+    """The folder of a network without its training; centre: what its rows lose before they are scaled."""
     config = config or GBAConfig(width=len(params.W), groups=2, htf=0.5, ltf=0.25)
-    folder.write_network(path, params.astype(config.master), config, {"step": 0})
+    folder.write_network(path, params.astype(config.master), config, {"step": 0}, centre=centre)
     return path

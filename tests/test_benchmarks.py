@@ -13,9 +13,12 @@ from pathlib import Path
 import emulated_cupy
 import numpy as np
 import pytest
+from dictionaries import network, topk
 from engines import CUDA_KERNELS, engine
+from llm_stores import random_store, write_run
 
 from refgba import backends
+from refgba.llm.dashboard import survey_features
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,6 +47,39 @@ def test_train_compares_whole_runs(rows):
     result = json.loads(printed.splitlines()[-1])
     assert result["numba"]["fvu"] == pytest.approx(result["numpy"]["fvu"], rel=1e-3)
     assert result["numpy"]["faster"] == 1
+
+
+def test_neurons_are_read_blind_and_then_opened(tmp_path):
+    store = random_store(tmp_path / "store", d=6)
+    params, config = network(M=40, d=6)
+    params.b[:] = -0.2
+    runs = {"gba": write_run(tmp_path / "a", params, config)}
+    plain, config = topk(k=4, M=40, d=6)
+    runs["topk"] = write_run(tmp_path / "b", plain, config)
+    place = tmp_path / "out"
+    flags = ["--store", str(store), "--neurons", "5", "-o", str(place)]
+    benchmark("blind.py", "draw", *map(str, runs.values()), *flags)
+    text, key = (place / "contexts.txt").read_text(encoding="utf-8"), json.loads((place / "key.json").read_text())
+    assert not any(method in text for method in runs)
+    chosen = {method: [k["neuron"] for k in key["neurons"].values() if k["method"] == method] for method in runs}
+    for method, run in runs.items():
+        features = survey_features(run, store)
+        assert len(set(chosen[method])) == 5
+        assert features.survey.count[chosen[method]].min() > 0
+    assert [line for line in text.splitlines() if line.startswith("#")] == [f"#{n}" for n in range(1, 11)]
+    for number, part in enumerate(text.split("\n#")[1:], 1):
+        entry = key["neurons"][str(number)]
+        found = survey_features(runs[entry["method"]], store, top=8).examples(entry["neuron"])
+        first = part.splitlines()[1]
+        assert first.startswith("top  100  ")
+        assert f"【{found.tokens(0)[found.peak(0)]}】".replace("\n", "⏎").replace("\t", "→") in first
+    answers = {n: {"theme": "a word" if int(n) % 2 else None} for n in key["neurons"]}
+    (tmp_path / "answers.json").write_text(json.dumps(answers))
+    printed = benchmark("blind.py", "open", str(place), str(tmp_path / "answers.json"), "-o", str(tmp_path / "r.json"))
+    totals, result = json.loads(printed), json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert sum(totals[method]["themes"] for method in runs) == 5
+    odd = sum(n["number"] % 2 for n in result["neurons"] if n["method"] == "gba")
+    assert totals["gba"]["themes"] == odd
 
 
 SMALL = ("--d", "16", "--width", "64", "--batch", "32", "--rounds", "1", "--threads", "1", "--no-peers", "--json")

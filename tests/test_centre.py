@@ -21,6 +21,7 @@ from refgba.data.memory import held
 from refgba.data.unit_rows import prepared
 from refgba.errors import InputError
 from refgba.model import imbalanced
+from refgba.report.gather import gather
 from refgba.runs import folder
 from refgba.sae import unit_rows
 
@@ -122,6 +123,14 @@ def test_a_run_goes_on_with_its_centre_to_the_bit(cli, tmp_path):
     assert cli("train", "--resume", "short", "--steps", "40").exit_code == 0
     assert (folder.open_network(tmp_path / "short").centre == state.centre).all()
     assert_one_line(cli("train", "--resume", "short", "--centre", "off"), "--centre")
+
+
+@pytest.mark.usefixtures("offset")
+def test_a_report_judges_a_run_of_centred_rows_on_those_held_out(cli, tmp_path):
+    trained = last_json(cli("train", "x.npy", "-o", "run", *QUICK, "--held-out-share", "0.2", "--json"))
+    assert folder.read_record(tmp_path / "run").centre is not None
+    [run] = gather([tmp_path / "run"])
+    assert run.summary["fvu"] == pytest.approx(trained["held_out"]["fvu"], rel=1e-5)
 
 
 @pytest.mark.usefixtures("offset")

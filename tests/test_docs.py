@@ -9,9 +9,7 @@ import doctest
 import pkgutil
 import re
 import shlex
-import sys
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -257,20 +255,18 @@ def test_readmes_python_runs(tmp_path, monkeypatch, capsys):
 # ---- pages that are made, and the site -------------------------------------------------------------------------------
 
 
-def program(name):
-    """A program of benchmarks/ as a module."""
-    spec = spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for their module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def program(monkeypatch):
+    """What opens a program of benchmarks/ as a module; it may import its neighbours."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return import_module
 
 
-def test_the_page_of_results_is_what_its_program_writes():
+def test_the_page_of_results_is_what_its_program_writes(program):
     assert PAGES["benchmarks/results/README.md"] == program("results_table").page()
 
 
-def test_a_row_of_results_has_one_number_per_cell():
+def test_a_row_of_results_has_one_number_per_cell(program):
     row = program("results_table").Row
     assert row("FVU", "GBA", [0.25, 0.5], "fraction", 2).cells() == [
         "FVU", "GBA", "0.3750", "0.2500", "0.5000", "fraction", "2",
@@ -280,7 +276,7 @@ def test_a_row_of_results_has_one_number_per_cell():
     assert row("width", "GBA", [4.0, None], "neurons", 2).cells()[2:5] == ["not reached", "", ""]
 
 
-def test_the_picture_of_readme_can_be_drawn(tmp_path):
+def test_the_picture_of_readme_can_be_drawn(tmp_path, program):
     picture = program("picture")
     drawn, last = picture.draw(steps=10, width=32, backend="numpy")
     assert last.step == 10

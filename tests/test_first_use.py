@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -261,3 +262,24 @@ def test_a_dry_run_refuses_what_a_run_would(cli, data):
     assert_one_line(cli("train", data, *QUICK, "--dry-run", "--lr", "-1"), "lr must not be negative")
     assert_one_line(cli("train", "none.npy", "--dry-run"), "none.npy: no such file")
     assert_one_line(cli("train", "--resume", "run", "--dry-run"), "--dry-run cannot be given with --resume")
+    assert_one_line(cli("train", data, *QUICK, "--dry-run", "--drop-below", "1"), "from 0 to under 1, not 1.0")
+    assert_one_line(cli("train", data, *QUICK, "--dry-run", "--batch", "501"), "batch 501 is more than the 500 rows")
+    assert_one_line(cli("train", data, *QUICK, "--dry-run", "--held-out", "none.npy"), "none.npy: no such file")
+
+
+def test_a_dry_run_says_that_rows_to_be_left_out_still_count(cli, data):
+    result = cli("train", data, *QUICK, "--dry-run", "--drop-below", "0.5", "--drop-zero-rows", "--json")
+    assert "--drop-zero-rows and --drop-below 0.5 leaves out" in result.stderr
+    assert last_json(result)["rows"] == 500
+    assert "leaves out" not in cli("train", data, *QUICK, "--dry-run").stderr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_help_says_with_which_settings_a_run_of_any_method_trains(cli, data, method):
+    small = "--width", 32, "--batch", 32, "--backend", "numpy"
+    text = " ".join(CliRunner().invoke(main, ["train", "--help-all"], terminal_width=200).stdout.split())
+    chosen = last_json(cli("train", data, "--method", method, *small, "--dry-run", "--json"))["config"]
+    for name in ("lr", "lr_decay", "steps", "dtype"):
+        [stated] = re.findall(rf"{METHODS['gba'].Config.__dataclass_fields__[name].metadata['help']} \[([^]]*)\]", text)
+        values = dict(part.split(": ", 1) for part in stated.split("; "))
+        assert values.get("baselines" if method != "gba" else "default", values["default"]) == str(chosen[name]), name

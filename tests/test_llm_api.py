@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import llm_models
 import numpy as np
@@ -12,10 +16,12 @@ from llm_models import SITES, TEXT, llm
 from refgba.errors import InputError
 from refgba.llm import text as texts
 from refgba.llm.console import describe
+from refgba.llm.evaluation import compare
 from refgba.llm.harvesting import Progress
 from refgba.llm.keeping import Keeping
 from refgba.llm.text import Fingerprint, TextOptions, pieces
 
+ROOT = Path(__file__).parents[1]
 models, corpus = llm_models.models, llm_models.corpus  # fixtures
 
 
@@ -46,6 +52,63 @@ def test_a_notebooks_few_lines(models, corpus, tmp_path):
     with pytest.raises(InputError, match=r"^context 65 is longer than the 64 tokens"):
         room.harvest(model, SITES["gpt2"], corpus, tmp_path / "other", context=65)
     assert run is not None
+
+
+@llm
+def test_networks_that_are_compared_have_the_numbers_that_each_has_alone(models, corpus, tmp_path):
+    import refgba
+    from refgba import llm as room
+    from refgba.llm.networks import open_network
+    from refgba.llm.splice import place
+
+    model = room.open_model(str(models("gpt2")))
+    [store] = room.harvest(model, SITES["gpt2"], corpus, tmp_path / "store", context=32)
+    for seed in range(2):
+        refgba.GBA(width=32, steps=40, batch=64, groups=2, seed=seed).fit(store.store).save(tmp_path / f"run{seed}")
+    where = {"store": tmp_path / "store"}
+    alone = [room.evaluate(tmp_path / f"run{seed}", model, corpus, tokens=200, **where) for seed in range(2)]
+    places = [place(open_network(tmp_path / f"run{seed}", tmp_path / "store"), model) for seed in range(2)]
+    together = compare(places, TextOptions((corpus,)), tokens=200, sinks=False)
+    for one, other in zip(alone, together, strict=True):
+        whole, part = one.record(), other.record()
+        assert whole.pop("all")["zero"]["kl"]["value"] > 0
+        assert part == whole
+        assert "sinks too" in repr(one)
+        assert "sinks too" not in repr(other)
+    elsewhere = place(open_network(tmp_path / "run1", tmp_path / "store"), model, keeping=Keeping(2))
+    with pytest.raises(InputError, match=r"run0 and .*run1 are not put into one place$"):
+        compare([places[0], elsewhere], TextOptions((corpus,)), tokens=200)
+
+
+@llm
+def test_the_benchmark_trains_at_the_l0_of_gba_and_does_nothing_twice(models, corpus, tmp_path):
+    from refgba import llm as room
+
+    pytest.importorskip("numba")
+    model = str(models("qwen2"))
+    room.harvest(room.open_model(model), SITES["qwen2"], corpus, tmp_path / "store", context=32)
+    command = [sys.executable, str(ROOT / "benchmarks" / "llm.py"), model, "store", "--text", str(corpus)]
+    command += ["--width", "32", "--steps", "20", "--tokens", "300", "--per-document", "2", "--runs", "runs"]
+    command += ["--networks", "gba", "gba-centred", "gba-uncentred", "topk", "-o"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for out in ("first.json", "second.json"):
+        done = subprocess.run(
+            [*command, out], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / out).read_text()) for out in ("first.json", "second.json"))
+    assert first == second
+    assert "training" not in done.stderr
+    [site] = first["sites"]
+    other = "gba-uncentred" if site["gba"]["trained"]["centred"] else "gba-centred"
+    assert list(site) == ["gba", other, "topk"]
+    assert site[other]["trained"]["centred"] is not site["gba"]["trained"]["centred"]
+    assert site["topk"]["trained"]["k"] == round(site["gba"]["l0"])
+    assert site["topk"]["trained"]["lr"] == 3e-3
+    for network in site.values():
+        assert {"zero", "mean"} == set(network["kept"]["loss_recovered"])
+        held_out = network["held_out"]
+        assert 0 < held_out["fvu_of_rows"] < 1.5
 
 
 def test_a_long_document_comes_in_pieces_and_whole(tmp_path, monkeypatch):

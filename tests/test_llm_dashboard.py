@@ -33,19 +33,23 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-    """A run of GBA, whose neuron 3 never fires, and dictionaries whose neurons compete or take other rows."""
+    """Runs of GBA, whose neuron 3 never fires, one of them of centred rows, and dictionaries of other kinds.
+
+    In these neurons compete, or rows are scaled to another norm.
+    """
     path = tmp_path_factory.mktemp("networks")
     params, config = network(M=M, d=D)
     params.b[:] = -0.2
     params.a[:] = 1 + np.arange(M) / M
     params.b[3] = -1e9
     made = {"gba": write_run(path / "gba", params, config)}
+    made["centred"] = write_run(path / "centred", params, config, centre=np.linspace(-2.0, 3.0, D))
     formats.export(*topk(k=4, M=M, d=D), {}, path / "topk", "npz")
     formats.export(params, config, {}, path / "saelens", "saelens")
     return made | {name: path / name for name in ("topk", "saelens")}
 
 
-KINDS = ("gba", "topk", "saelens")
+KINDS = ("gba", "centred", "topk", "saelens")
 
 
 def dense(features):

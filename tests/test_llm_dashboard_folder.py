@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 import shutil
@@ -178,3 +179,21 @@ def test_a_folder_that_fails_half_way_is_not_there(features, tmp_path, monkeypat
     with pytest.raises(InputError, match="damaged"):
         write_dashboard(features, tmp_path / "page")
     assert not [path for path in tmp_path.iterdir() if path.name not in ("store", "run")]
+
+
+def test_a_run_that_was_centred_is_surveyed_as_it_was_trained(cli, tmp_path):
+    store = random_store(tmp_path / "store", contexts=120)
+    for k in range(2):  # rows far from the origin, which training therefore moves
+        np.save(
+            store / f"{k:05d}.npy", np.load(store / f"{k:05d}.npy") / 20 + np.array([5.0, 3, 0, 0, 0, 1], np.float32)
+        )
+    meta = json.loads((store / "meta.json").read_text())
+    for shard in meta["shards"]:
+        shard["sha256"] = hashlib.sha256((store / shard["file"]).read_bytes()).hexdigest()
+    (store / "meta.json").write_text(json.dumps(meta))
+    small = ["--width", 24, "--groups", 2, "--htf", 0.3, "--steps", 40, "--batch", 32, "--backend", "numpy"]
+    assert cli("train", "store", "-o", "run", "--centre", "on", "--held-out-share", 0, *small).exit_code == 0
+    judged = last_json(cli("evaluate", "run", "store", "--json"))
+    found = survey_features(tmp_path / "run", store)
+    assert found.dictionary.centre is not None
+    assert found.frequency.sum() == pytest.approx(judged["l0"], rel=1e-3)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from commands import assert_one_line, last_json
+from llm_stores import random_store
 
 from refgba.errors import InputError
 from refgba.llm.contexts import Context
@@ -56,6 +60,10 @@ def test_rows_contexts_and_text_come_back(tmp_path):
         ("starts", lambda a: a[::-1].copy(), "starts should rise from 0 to 9"),
         ("text_starts", lambda a: a + 1, "text_starts should rise from 0 to"),
         ("ends", lambda a: a + 100, "ends should lie in the text"),
+        ("norm", lambda a: a * np.nan, "norm should be finite and not negative"),
+        ("norm", lambda a: -a, "norm should be finite and not negative"),
+        ("document", lambda a: a - 1, "document should not be negative"),
+        ("offset", lambda a: a - 9, "offset should not be negative"),
     ],
 )
 def test_what_cannot_be_right_is_named(tmp_path, field, change, complaint):
@@ -71,3 +79,57 @@ def test_a_file_of_anything_else_is_refused(tmp_path):
         (tmp_path / str(k)).write_bytes(damaged)
         with pytest.raises(InputError, match=f"{tmp_path / str(k)}: damaged or cannot be read"):
             read_tokens(tmp_path / str(k), 5)
+
+
+# ---- `refgba data verify` of a harvest -------------------------------------------------------------------------------
+
+
+def rewritten(store, **changes):
+    """The store with other tokens beside its second shard, and their checksum in meta.json."""
+    meta = json.loads((store / "meta.json").read_text())
+    entry = meta["shards"][1]["tokens"]
+    tokens = read_tokens(store / entry["file"], meta["shards"][1]["rows"])
+    data = replace(tokens, **{name: change(getattr(tokens, name)) for name, change in changes.items()}).to_bytes()
+    (store / entry["file"]).write_bytes(data)
+    entry["sha256"] = hashlib.sha256(data).hexdigest()
+    (store / "meta.json").write_text(json.dumps(meta))
+
+
+def test_verify_reads_the_tokens_of_a_harvest_too(cli, tmp_path):
+    random_store(tmp_path / "store")
+    assert last_json(cli("data", "verify", "store", "--json"))["contexts"] == 40
+    assert "tokens of these rows, of 40 contexts, are sound" in cli("data", "verify", "store").stdout
+    plain = tmp_path / "plain.npy"
+    np.save(plain, np.eye(3, dtype=np.float32))
+    assert "contexts" not in last_json(cli("data", "verify", plain, "--json"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"token": lambda a: a + 1}, "rows do not fit the contexts"),
+        ({"position": lambda a: a[:-1]}, "position has"),
+        ({"norm": lambda a: a.astype(np.float64)}, "norm should be there, of one dimension and float32"),
+        ({"context": lambda a: a + 99}, "context should be from 0 to 19"),
+        (
+            {name: lambda a: np.append(a, a[-1]) for name in ("starts", "text_starts", "first_document", "offset")},
+            "holds 21 contexts, meta.json lists 20",
+        ),
+    ],
+    ids=["token", "length", "dtype", "range", "contexts"],
+)
+def test_verify_names_tokens_that_do_not_fit_the_rows(cli, tmp_path, changes, complaint):
+    rewritten(random_store(tmp_path / "store"), **changes)
+    result = cli("data", "verify", "store")
+    assert_one_line(result, complaint)
+    assert "00001.tokens.safetensors" in result.stderr
+
+
+def test_verify_names_tokens_that_are_damaged_or_gone(cli, tmp_path):
+    file = random_store(tmp_path / "store") / "00000.tokens.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert_one_line(cli("data", "verify", "store"), f"{file.name}: does not match its checksum")
+    file.unlink()
+    assert_one_line(cli("data", "verify", "store"), file.name)

@@ -36,6 +36,7 @@ COMMANDS = {
     "llm evaluate": ["llm", "evaluate", "absent", "absent", "--text", "absent.txt"],
     "llm effects": ["llm", "effects", "absent", "absent", "--text", "absent.txt"],
     "llm steer": ["llm", "steer", "absent", "absent", "--neuron", 0, "--prompt", "absent"],
+    "llm explore": ["llm", "explore", "absent", "--site", "mlp", "--text", "absent.txt"],
     "llm dashboard": ["llm", "dashboard", "absent", "absent"],
     "llm features": ["llm", "features", "absent", "absent"],
 }

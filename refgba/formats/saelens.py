@@ -8,6 +8,9 @@ Written for version 6, under two names:
 SAELens divides by a row's norm unchecked: of a row of zeros, `saelens` makes NaN there, and its note says to leave such
 rows out.  `saelens-folded` takes them as they are.
 
+Where the provenance of a network holds its harvest, the metadata say of which model and site it is, and on what it was
+trained, so that SAELens opens the model (`load_model`) and its rows (`ActivationsStore.from_sae`).
+
 Read: standard and jumprelu, of version 6 or before, and topk.  Nothing is believed, and a dictionary whose numbers
 would mean something else is refused.
 """
@@ -35,6 +38,7 @@ VERSION = "6.54.12"  # of the format that is written; a folder without a version
 NORMALISATIONS: dict[str, Input] = {"none": "raw", "constant_norm_rescale": "sqrt_d", "layer_norm": "layer_norm"}
 # SAELens' name of the dtype it computes in: the dtype that computes here.
 DTYPES = {"float64": "float64", "float32": "float32", "bfloat16": "float32", "float16": "float32"}
+CLASSES = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM", "encoder": "AutoModel"}
 DTYPES |= {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
 
 
@@ -69,13 +73,43 @@ def write(dictionary: Dictionary, provenance: dict[str, Any], out: Path) -> None
         "dtype": str(dictionary.W_enc.dtype),
         "apply_b_dec_to_input": dictionary.subtract_b_dec,
         "normalize_activations": normalisation[dictionary.input],
-        "metadata": {"sae_lens_version": VERSION} | note(dictionary, provenance),
+        "metadata": {"sae_lens_version": VERSION} | place(provenance) | note(dictionary, provenance),
     } | k_field(dictionary)
     # safetensors writes an array's memory as it lies, whatever its strides say: a transpose would be scrambled.
     arrays = dictionary.arrays() | {"W_enc": np.ascontiguousarray(dictionary.W_enc.T)}  # (d, M)
     if dictionary.k is not None:
         del arrays["threshold"]
     write_new_folder(out, {INDEX: json_bytes(cfg), WEIGHTS: save(arrays)})
+
+
+def place(provenance: dict[str, Any]) -> dict[str, Any]:
+    """SAELens' names for what `harvest` of a provenance, as of a store's meta.json, says; nothing where there is none.
+
+    SAELens hooks outputs: of the input of a site there is no hook_name.  It takes the tokenizer of a .gguf file for
+    missing.
+    """
+    if "harvest" not in provenance:
+        return {}
+    settings, tokenizer = provenance["harvest"]["settings"], provenance["harvest"]["tokenizer"]
+    model, options = str(settings["model"]), {"torch_dtype": settings.get("computed_in", "float32")}
+    if model.lower().endswith(".gguf"):
+        options["gguf_file"], model = os.path.basename(model), os.path.dirname(model)
+    drop, pack, text = settings.get("drop_first", 0), settings.get("pack", False), settings.get("text", {})
+    hook = {"hook_name": settings["site"]} if settings["of"] == "output" else {"refgba_input_of": settings["site"]}
+    return {
+        "model_name": model,
+        "model_class_name": CLASSES.get(settings.get("kind", "causal")),
+        "model_from_pretrained_kwargs": options,
+        **hook,
+        "hook_head_index": None,
+        "context_size": settings.get("context"),
+        "prepend_bos": bool(tokenizer.get("prefix")),
+        "seqpos_slice": [drop, None] if drop else [None],
+        "exclude_special_tokens": not settings.get("keep_special", False),
+        "dataset_path": ", ".join(str(path) for path in text.get("paths", [])),
+        "disable_concat_sequences": not pack,
+        "sequence_separator_token": "eos" if pack else None,
+    }
 
 
 def read(path: Path) -> Dictionary:

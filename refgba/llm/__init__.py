@@ -14,6 +14,7 @@ evaluation.py    `refgba llm evaluate`: what the model loses by it
 effects.py       `refgba llm effects`: what its neurons do
 unembedding.py   what they do directly, through the residual stream alone
 steering.py      `refgba llm steer`: text written while neurons are held
+explore.py       `refgba llm explore`: harvest, training and dashboard, one after another
 dashboard/       `refgba llm dashboard`, `features`: what neurons fire on, from a harvest alone, without torch
 api.py           the same from Python
 commands.py      the commands

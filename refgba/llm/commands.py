@@ -13,8 +13,9 @@ from refgba.data import files
 from refgba.errors import InputError
 from refgba.llm.console import Meter
 from refgba.llm.dashboard.commands import dashboard_command, features_command
-from refgba.runs import console
+from refgba.runs import console, judging
 from refgba.runs.options import json_option, output_option
+from refgba.runs.settings import Request
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -303,6 +304,57 @@ def steer_command(
     for part in written:
         console.lines(repr(part))
     return None
+
+
+@llm_group.command("explore")
+@click.argument("model")
+@click.option("--site", required=True, help="submodule, or a wildcard that matches one")
+@text_options
+@output_option(files.refuse_folder, required=True, help="folder for store, run and dashboard")
+@click.option("--tokens", type=click.IntRange(1), default=200_000, help="how many of the text the model sees")
+@click.option("--context", type=click.IntRange(1), help="tokens in a context  [default: 128, or what the model takes]")
+@click.option("--width", type=click.IntRange(1), help="M, the number of neurons  [default: 8 d, at least 1024]")
+@click.option("--steps", type=click.IntRange(1), help="of training  [default: 4000]")
+@click.option("--seed", type=click.IntRange(0), default=0, help="of training")
+@model_options
+@json_option
+def explore_command(
+    model: str, site: str, texts: tuple[Path, ...], column: str, pattern: str | None, shuffle: int | None,
+    per_document: int | None, out: Path, tokens: int, context: int | None, width: int | None, steps: int | None,
+    seed: int, bos: bool | None, device: str, compute: str, as_json: bool,
+) -> None:  # fmt: skip
+    """From MODEL and a text to a dashboard of what neurons fire on: harvest, train and dashboard, in one command.
+
+    It says first how long that will take.  -o holds what the three commands write, `store`, `run` and `dashboard`;
+    their other settings are their defaults.  Given again after whatever stopped it, it goes on.
+    """
+    from refgba.llm import harvesting
+    from refgba.llm.explore import explore
+    from refgba.llm.models import open_model
+    from refgba.llm.text import TextOptions
+    from refgba.llm.text import files as listed
+
+    text = TextOptions(texts, column, pattern, shuffle, per_document)
+    listed(text)
+    settings = harvesting.Settings(tokens=tokens, context=context)
+    request = Request({"width": width, "steps": steps, "seed": seed})
+    with console.waiting("Opening the model"):
+        opened = open_model(model, compute, device, bos)
+    exploration = explore(opened, site, text, out, settings, request)
+    if not exploration.page.exists():
+        with console.waiting("Timing a few batches and steps"):
+            expected = exploration.expected()
+        console.remark(f"{expected}; what is done already is not done again")
+    with Meter("harvesting") as meter:
+        exploration.harvest(meter, console.remark)
+    run = exploration.launch(console.counting, console.remark, console.waiting)
+    console.train(run)
+    result = judging.judge_trained(run.path, run.data, run.backend, run.held_out, console.counting)
+    exploration.dashboard(console.counting, console.remark)
+    if as_json:
+        return click.echo(json.dumps(result | {"page": str(exploration.page)}))
+    console.show_trained(run, result, False)
+    return console.line(f"Open {exploration.page}")
 
 
 def attach(main: click.Group) -> None:

@@ -11,8 +11,8 @@ An encoder without a head has no loss: the cosine between its final embeddings, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from refgba.llm.draws import generator
 from refgba.llm.harvesting import Progress, run
 from refgba.llm.keeping import Keeping, norms
 from refgba.llm.models import Model
+from refgba.llm.networks import Coder
 from refgba.llm.splice import EVERYWHERE, Place, Rows, replacing, splicing
 from refgba.llm.text import Fingerprint, TextOptions
 from refgba.types import Array, Float64, Int64
@@ -95,42 +96,78 @@ def evaluate(
     tokens: how many are read, None for all.  batch: contexts at a time; fewer where logits would be too many.  seed: of
     the bootstrap and of what a masked model has to guess.  InputError where the text holds no token.
     """
+    return compare([place], text, tokens, batch, pack, seed, tick=tick)[0]
+
+
+def compare(
+    places: Sequence[Place], text: TextOptions, tokens: int | None = TOKENS, batch: int = 8, pack: bool = False,
+    seed: int = 0, sinks: bool = True, tick: Callable[[Progress], object] = id,
+) -> list[Evaluation]:  # fmt: skip
+    """`evaluate` for several networks, one result each: the model runs clean and ablated once for all of them.
+
+    places: of one site of one model, with the same positions kept.  sinks: whether to measure `all`, too.  InputError
+    as `evaluate`, and for networks that are not put into one place.
+    """
     import torch
 
+    place = places[0]
     model = place.model
+    for other in places[1:]:
+        if other.model is not model or _where(other) != _where(place):
+            raise InputError(f"{place.network.path} and {other.network.path} are not put into one place")
     vocabulary = 1
     if model.kind != "encoder":
         vocabulary = int(model.head().weight.shape[0])
     batch = max(1, min(batch, LOGITS // (place.context * vocabulary)))
-    means, l0, fvu = _survey(place, text, batch, pack, tokens)
-    changes: dict[str, Rows] = {"spliced": place.coder.reconstruct, "zero": replacing(torch.zeros_like(means["all"]))}
-    points, seen = Points(), 0
+    scopes = SCOPES if sinks else SCOPES[:1]
+    means, judged = _survey(places, text, batch, pack, tokens)
+    points, seen = [Points() for _ in places], 0
+    changes: list[tuple[str, Rows, Keeping, list[Points]]] = []  # and whose points are measured with it
+    for scope in scopes:
+        mean, keeping = means[scope], _keeping(place, scope)
+        changes += [
+            (f"{scope} {name}", replacing(row), keeping, points)
+            for name, row in (("zero", torch.zeros_like(mean)), ("mean", mean))
+        ]
+        changes += [
+            (f"{scope} spliced", each.coder.reconstruct, keeping, [own])
+            for each, own in zip(places, points, strict=True)
+        ]
     for number, part in enumerate(_batches(place, text, batch, pack, tokens)):
         ids, mask = (torch.from_numpy(a).to(model.device) for a in padded(part, model.pad))
         goal = target(model, part, ids, mask, number, seed)
         c, t = goal.at
-        points.document.append(np.array([part[i].document[j] for i, j in zip(c, t, strict=True)], np.int64))
-        points.position.append(t)
+        document = np.array([part[i].document[j] for i, j in zip(c, t, strict=True)], np.int64)
         clean = _answer(model, goal, mask)
-        if model.kind != "encoder":
-            points.add("clean", _losses(clean, goal.labels))
-        for scope, keeping in _scopes(place.keeping):
-            for variant, change in (*changes.items(), ("mean", replacing(means[scope]))):
-                with splicing(model, place.site, place.of, ids, mask, change, keeping):
-                    answer = _answer(model, goal, mask)
-                if model.kind == "encoder":
-                    points.add(f"{scope} {variant} cosine", _cosine(clean, answer))
-                else:
-                    points.add(f"{scope} {variant} loss", _losses(answer, goal.labels))
-                    points.add(f"{scope} {variant} kl", _divergences(clean, answer))
+        for own in points:
+            own.document.append(document)
+            own.position.append(t)
+            if model.kind != "encoder":
+                own.add("clean", _losses(clean, goal.labels))
+        for name, change, keeping, concerned in changes:
+            with splicing(model, place.site, place.of, ids, mask, change, keeping):
+                answer = _answer(model, goal, mask)
+            if model.kind == "encoder":
+                measured = {"cosine": _cosine(clean, answer)}
+            else:
+                measured = {"loss": _losses(answer, goal.labels), "kl": _divergences(clean, answer)}
+            for own in concerned:
+                for measure, values in measured.items():
+                    own.add(f"{name} {measure}", values)
         seen += sum(len(context) for context in part)
         tick(Progress(seen, 0, None if tokens is None else seen / tokens))
-    return Evaluation(place, seen, l0, fvu, points, seed)
+    return [
+        Evaluation(each, seen, *found, own, seed, scopes)
+        for each, found, own in zip(places, judged, points, strict=True)
+    ]
 
 
-def _scopes(keeping: Keeping) -> Iterator[tuple[str, Keeping]]:
-    yield "kept", keeping
-    yield "all", EVERYWHERE
+def _where(place: Place) -> tuple[Any, ...]:
+    return place.site, place.of, place.context, astuple(place.keeping)
+
+
+def _keeping(place: Place, scope: str) -> Keeping:
+    return EVERYWHERE if scope == "all" else place.keeping
 
 
 def _batches(place: Place, text: TextOptions, size: int, pack: bool, tokens: int | None) -> Iterator[list[Context]]:
@@ -139,17 +176,18 @@ def _batches(place: Place, text: TextOptions, size: int, pack: bool, tokens: int
 
 
 def _survey(
-    place: Place, text: TextOptions, size: int, pack: bool, tokens: int | None
-) -> tuple[dict[str, Any], float, float]:
-    """Mean rows of each scope, and L0 and FVU of the kept rows as the network takes them, on the first tokens."""
+    places: Sequence[Place], text: TextOptions, size: int, pack: bool, tokens: int | None
+) -> tuple[dict[str, Any], list[tuple[float, float]]]:
+    """Mean rows of each scope, and L0 and FVU of the kept rows as each network takes them, on the first tokens."""
     import torch
 
+    place = places[0]
     rows: dict[str, list[Any]] = {scope: [] for scope in SCOPES}
     most = MEAN_TOKENS if tokens is None else min(tokens, MEAN_TOKENS)
     for part in _batches(place, text, size, pack, most):
         activation = run(place.model, [place.site], place.of, part)[place.site]
-        for scope, keeping in _scopes(place.keeping):
-            kept, _ = keeping(*padded(part, place.model.pad), norms(activation))
+        for scope in SCOPES:
+            kept, _ = _keeping(place, scope)(*padded(part, place.model.pad), norms(activation))
             rows[scope].append(activation[torch.from_numpy(kept).to(activation.device)].float())
     if not rows["all"]:
         raise InputError(f"{', '.join(str(path) for path in text.paths)}: the text holds no token")
@@ -157,12 +195,17 @@ def _survey(
     if not len(x):
         raise InputError("every position is left out; nothing is there to splice")
     with torch.inference_mode():
-        prepared = place.coder.prepare(x)[0]
-        codes = place.coder.encode(prepared)
-        missing = (place.coder.decode(codes) - prepared).double().square().sum()
-        fvu = missing / (prepared - prepared.mean(dim=0)).double().square().sum()
         means = {scope: torch.cat(parts).double().mean(dim=0).float() for scope, parts in rows.items()}
-    return means, float((codes > 0).sum() / len(x)), float(fvu)
+        return means, [_judged(each.coder, x) for each in places]
+
+
+def _judged(coder: Coder, x: Any) -> tuple[float, float]:
+    """L0 and FVU of rows x (R, d)."""
+    prepared = coder.prepare(x)[0]
+    codes = coder.encode(prepared)
+    missing = (coder.decode(codes) - prepared).double().square().sum()
+    fvu = missing / (prepared - prepared.mean(dim=0)).double().square().sum()
+    return float((codes > 0).sum() / len(x)), float(fvu)
 
 
 def _answer(model: Model, goal: Target, mask: Any) -> Any:
@@ -209,9 +252,11 @@ def _cosine(clean: Any, other: Any) -> Float64:
 class Evaluation:
     """What splicing does; `table` shows it, `record` is for JSON."""
 
-    def __init__(self, place: Place, seen: int, l0: float, fvu: float, points: Points, seed: int) -> None:
-        """Take over the measurements; seen: how many tokens were read."""
-        self.place, self.seen, self.l0, self.fvu, self.seed = place, seen, l0, fvu, seed
+    def __init__(
+        self, place: Place, seen: int, l0: float, fvu: float, points: Points, seed: int, scopes: tuple[str, ...]
+    ) -> None:
+        """Take over the measurements; seen: how many tokens were read.  scopes: in which it was spliced and ablated."""
+        self.place, self.seen, self.l0, self.fvu, self.seed, self.scopes = place, seen, l0, fvu, seed, scopes
         self.position = np.concatenate(points.position)
         self.values = {name: np.concatenate(parts) for name, parts in points.measured.items()}
         documents = np.concatenate(points.document)
@@ -291,7 +336,7 @@ class Evaluation:
         }
         if "clean" in self.values:
             result["clean"] = self.mean("clean")
-        for scope in SCOPES:
+        for scope in self.scopes:
             part: dict[str, Any] = {
                 variant: {measure: self.mean(f"{scope} {variant} {measure}") for measure in self.measures}
                 for variant in VARIANTS
@@ -312,7 +357,7 @@ class Evaluation:
         titles = {"kept": "positions that a harvest leaves out are left alone", "all": "all positions, sinks too"}
         if "clean" in self.values:
             lines.append(f"clean cross-entropy {_shown(self.mean('clean'))}")
-        for scope in SCOPES:
+        for scope in self.scopes:
             lines.append(f"{titles[scope]}:")
             for variant in VARIANTS:
                 means = (f"{m} {_shown(self.mean(f'{scope} {variant} {m}'))}" for m in self.measures)

@@ -25,8 +25,7 @@ from refgba.llm.models import Model
 from refgba.llm.records import VERSION, Harvest, open_harvest
 from refgba.llm.shards import Seen, Site
 from refgba.llm.sites import Of
-from refgba.llm.text import TABLES, Fingerprint, TextOptions
-from refgba.llm.text import files as listed
+from refgba.llm.text import TABLES, Fingerprint, TextOptions, resolved
 from refgba.types import Array
 
 CONTEXT, BATCH, SHARD = 128, 8, 32_768  # tokens in a context, contexts in a batch, tokens in a shard
@@ -101,7 +100,10 @@ def harvest(
     settings = replace(settings, context=settings.context or min(CONTEXT, model.longest or CONTEXT))
     assert settings.context is not None
     model.refuse_context(settings.context)
-    first = _first(model, text, settings)
+    listed = resolved(text)
+    first = _first(model, listed, settings)
+    if not first:
+        raise InputError(f"{', '.join(str(path) for path in text.paths)}: the text holds no token")
     remark(check(model, found, settings.of, first[0]))
     special = frozenset() if settings.keep_special else frozenset(model.tokenizer.special)
     keeping = Keeping(settings.drop_first, special)
@@ -115,7 +117,7 @@ def harvest(
             stores[site] = Site(place, _about(model, site, text, settings, dtype))
         if not all(store.complete for store in stores.values()):
             _begin(model, stores, first, keeping, settings, dtype)
-            _go_on(model, stores, text, keeping, settings, tick)
+            _go_on(model, stores, listed, keeping, settings, tick)
     except BaseException:
         for store in stores.values():
             store.abandon()
@@ -140,14 +142,12 @@ def _source(model: Model, text: TextOptions, settings: Settings, fingerprint: Fi
 
 
 def _first(model: Model, text: TextOptions, settings: Settings) -> list[list[Context]]:
-    """The first batches, enough to measure the median norm; InputError where the text has no token."""
+    """The first batches, enough to measure the median norm; none where the text has no token."""
     held: list[list[Context]] = []
     for batch in batches(_source(model, text, settings, Fingerprint()), settings.batch, settings.tokens):
         held.append(batch)
         if sum(len(context) for part in held for context in part) >= MEASURED:
             break
-    if not held:
-        raise InputError(f"{', '.join(str(path) for path in text.paths)}: the text holds no token")
     return held
 
 
@@ -251,11 +251,10 @@ def _go_on(
 
 
 def _size(text: TextOptions) -> int | None:
-    """Bytes of all text, None where files hold more than text."""
-    found = listed(text)
-    if any(path.suffix.lower() in (*TABLES, ".jsonl") for path in found):
+    """Bytes of all files of a text that is `resolved`, None where they hold more than text."""
+    if any(path.suffix.lower() in (*TABLES, ".jsonl") for path in text.paths):
         return None
-    return sum(path.stat().st_size for path in found)
+    return sum(path.stat().st_size for path in text.paths)
 
 
 def _add(store: Site, batch: list[Context], activation: Any, keeping: Keeping, pad: int) -> None:

@@ -79,6 +79,18 @@ def open_network(path: Path, store: Path | None = None) -> Network:
     return Network(path, dictionary, about, hook, store)
 
 
+def origin(path: Path, d: int, store: Path | None = None) -> dict[str, Any]:
+    """`harvest` of the store that a run on rows of d dimensions was trained on, for those who export the run.
+
+    store: as for `open_network`.  Nothing where no harvest wrote the data, or they are not there any more.  InputError
+    for a store that cannot be opened, or has another d.
+    """
+    if store is None:
+        data = _data(path)
+        store = data if data is not None and is_harvest(data) else None
+    return {} if store is None else {"harvest": open_harvest(store, d).about}
+
+
 def _data(path: Path) -> Path | None:
     """The data that a run was trained on, by its about.json, if that is a folder that is still there."""
     for run in (path, path.parent, path.parent.parent):  # of a checkpoint, two folders up

@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from refgba.data.files import read_file
-from refgba.data.store import META, Raw, Store, checksum, open_store, read_meta, values
+from refgba.data.store import META, Raw, Store, open_store, read_meta, values
 from refgba.errors import InputError, brief
 from refgba.types import Array, Int64
 
@@ -147,6 +147,11 @@ def read_tokens(path: Path, rows: int, sha256: str | None = None) -> Tokens:
     lasting = np.diff(tokens.starts)[tokens.context]
     if ((tokens.position < 0) | (tokens.position >= lasting)).any() or (tokens.ids[tokens.at] != tokens.token).any():
         raise InputError(f"{path}: rows do not fit the contexts")
+    if not (np.isfinite(tokens.norm) & (tokens.norm >= 0)).all():
+        raise InputError(f"{path}: norm should be finite and not negative")
+    for name in ("ids", "document", "first_document", "offset"):
+        if (arrays[name] < 0).any():
+            raise InputError(f"{path}: {name} should not be negative")
     if (tokens.ends < 0).any() or (tokens.ends > np.repeat(np.diff(tokens.text_starts), np.diff(tokens.starts))).any():
         raise InputError(f"{path}: ends should lie in the text")
     return tokens
@@ -233,11 +238,21 @@ class Harvest:
         )
 
     def verify(self) -> None:
-        """InputError unless all files, activations and tokens, match their checksums."""
-        for shard, file, expected in zip(self.store.shards, self.files, self.sums, strict=True):
+        """InputError unless all activations match their checksums, and as `verify_tokens`."""
+        for shard in self.store.shards:
             shard.verify()
-            if checksum(file) != expected:
-                raise InputError(f"{file}: does not match its checksum in {META}: the file is damaged or was changed")
+        self.verify_tokens()
+
+    def verify_tokens(self) -> int:
+        """How many contexts there are; InputError for a file of tokens that `read_tokens` refuses, or of other numbers.
+
+        Checksums, and the length, dtype and range of every array against the rows of its shard.
+        """
+        for k, (shard, file, expected) in enumerate(zip(self.store.shards, self.files, self.sums, strict=True)):
+            contexts, listed = read_tokens(file, shard.rows, expected).contexts, int(np.diff(self.context_starts)[k])
+            if contexts != listed:
+                raise InputError(f"{file}: holds {contexts} contexts, {META} lists {listed}")
+        return int(self.context_starts[-1])
 
     def __repr__(self) -> str:
         shape = f"{len(self)} rows of d = {self.store.d} in {self.store.dtype}"

@@ -18,7 +18,7 @@ import json
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,11 @@ def files(options: TextOptions) -> list[Path]:
     if options.shuffle is not None:
         random.Random(options.shuffle).shuffle(found)
     return found
+
+
+def resolved(options: TextOptions) -> TextOptions:
+    """The same text by its files, in order, so that folders are not looked through again."""
+    return replace(options, paths=tuple(files(options)), pattern=None, shuffle=None)
 
 
 def _folder(folder: Path, options: TextOptions) -> list[Path]:

@@ -68,7 +68,7 @@ def _rows_of(path: Path, run: RunData, data: Path | None) -> tuple[Path | Activa
     if kept.get("path") is not None:
         return Path(kept["path"]), Seen.NO
     record = folder.read_record(path)
-    return reopen(record.about["data"], record.dropped, record.crc, None, record.held_out), Seen.NO
+    return reopen(record.about["data"], record.dropped, record.crc, None, record.held_out, record.centre), Seen.NO
 
 
 def _named(run: RunData, source: Path | Activations, judged: Judged) -> str:

@@ -314,6 +314,8 @@ def show_soundness(store: Path, facts: dict[str, Any], drop_below: float) -> Non
         f"{store}: {facts['rows']} rows are sound{dropped}; {facts['checksums']} of {facts['shards']} shards have a "
         "checksum, and match it"
     )
+    if "contexts" in facts:
+        line(f"The tokens of these rows, of {facts['contexts']} contexts, are sound, too")
     if facts["faint"]:
         line(
             f"{facts['faint']} of these rows have a norm under a thousandth of the median, {facts['median_norm']:.3g}, "

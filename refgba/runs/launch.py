@@ -204,19 +204,27 @@ def begin(
 
 
 def rehearse(
-    path: Path | None, data: Path, request: Request, say: Say = id, waiting: Waiting = nullcontext,
-    choice: held_out.Choice = NOTHING, ranks: Ranks = ALONE,
+    path: Path | None, data: Path, request: Request, drop_zero_rows: bool = False, drop_below: float = 0.0,
+    say: Say = id, waiting: Waiting = nullcontext, choice: held_out.Choice = NOTHING, ranks: Ranks = ALONE,
 ) -> Launch:  # fmt: skip
     """The run that `begin` would make ready, but with no steps: its rows are not read, and nothing is written.
 
-    InputError as `plan`; without a path no folder is looked at.
+    So rows that would be left out are counted, and `say` is told of that.  InputError as `plan`, for a batch that is
+    too large, and for other data to judge on that cannot be opened; without a path no folder is looked at.
     """
+    refuse_share(drop_below)
     activations = open_activations(data)
+    if choice.data is not None:
+        open_activations(choice.data, activations.d)
     request, defaults = customary(request)
     choices = choose(request, activations.d, say, waiting, ranks, **defaults)
     if path is not None:
         folder.refuse_existing(path)
     activations, _ = held_out.keep_back(activations, choice, say)
+    Plan(path or Path(), *choices).refuse_batch(len(activations), len(activations.held_out))
+    asked = " and ".join(["--drop-zero-rows"] * drop_zero_rows + [f"--drop-below {drop_below:g}"] * (drop_below > 0))
+    if asked:
+        say(f"which rows {asked} leaves out is known once they are read, which a dry run does not: here all count")
     name = choices.names["backend"]
     config, backend = choices.config, choices.backend
     return Launch(path or Path(), config, activations, backend, lambda _stop: iter(()), name, ranks=ranks)

@@ -116,12 +116,13 @@ class Flag:
 def flags() -> Iterator[Flag]:
     """Every setting of every method, GBA's first, in the order in which people are to read them."""
     known = {"method"}  # it has an option of its own
+    configs = [method.configure(1, "default", **CUSTOMARY) for method in METHODS.values()]
     for config in dict.fromkeys(method.Config for method in METHODS.values()):
         for setting in fields(config):
             name = setting.name
             if name not in known:
                 known.add(name)
-                about = f"{setting.metadata['help']}  [{_default(name, setting.default)}]"
+                about = f"{setting.metadata['help']}  [{_default(name, setting.default, configs)}]"
                 yield Flag(name, _declaration(config, name), get_type_hints(config)[name], about)
 
 
@@ -134,9 +135,14 @@ def _declaration(config: type[Settings], name: str) -> str:
     return f"{switch(name)}/{switch(name, False)}" if get_type_hints(config)[name] is bool else switch(name)
 
 
-def _default(name: str, paper: Any) -> str:
-    """What the recipes make of a setting that is not given."""
+def _default(name: str, paper: Any, configs: list[AnyConfig]) -> str:
+    """What a setting is that is not given: by default, in baselines if that differs, and by the paper's recipe.
+
+    configs: of all methods, where nothing is given.
+    """
+    if name in derive(1):
+        return f"default: from the data and the run; recipe paper: {paper}"
     fixed = (FIXED | CUSTOMARY).get(name, paper)
-    if fixed != paper:
-        return f"default: {fixed}; recipe paper: {paper}"
-    return f"default: from the data and the run; recipe paper: {paper}" if name in derive(1) else f"default: {paper}"
+    others = sorted({getattr(config, name) for config in configs if hasattr(config, name)} - {fixed})
+    parts = [f"default: {fixed}", *(f"baselines: {value}" for value in others)]
+    return "; ".join(parts + [f"recipe paper: {paper}"] * (fixed != paper))

@@ -93,7 +93,7 @@ def open_dictionary(path: Path) -> tuple[Dictionary, Float64 | None]:
     opened = folder.open_network(path)
     groups = METHODS[opened.config.method].groups(opened.config)
     target = None if groups is None else np.asarray(groups.target, np.float64)[groups.group]
-    return from_params(opened.params, opened.config), target
+    return from_params(opened.params, opened.config, opened.centre), target
 
 
 def survey_features(

@@ -1,0 +1,123 @@
+"""The sections of benchmarks/results/README.md on language models, from what benchmarks/llm.py and blind.py wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+LOSS, BLIND = "llm-loss-recovered.json", "llm-blind.json"
+METHODS = {"gba": "GBA", "topk": "TopK", "batchtopk": "BatchTopK"}
+
+ENDS = ("value", "low", "high")
+
+Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]  # heads and rows in Markdown
+
+
+def sections(folder: Path, table: Table) -> Iterator[str]:
+    """Both sections."""
+    yield loss_recovered(json.loads((folder / LOSS).read_text(encoding="utf-8")), table)
+    yield read_blind(json.loads((folder / BLIND).read_text(encoding="utf-8")), table)
+
+
+def loss_recovered(data: dict[str, Any], table: Table) -> str:
+    """What a language model loses by networks at some sites."""
+    heads = (
+        "site", "network", "rows centred", "seed", "learning rate", "L0", "FVU of rows held out", "KL, nats per token",
+        "loss recovered of zeros, %", "lowest", "highest", "of the mean row, %", "lowest", "highest",
+    )  # fmt: skip
+    rows, networks = [], [network for site in data["sites"] for network in site.values()]
+    for network in networks:
+        trained, kept = network["trained"], network["kept"]
+        shares = [kept["loss_recovered"][against][end] for against in ("zero", "mean") for end in ENDS]
+        of_run = (
+            network["site"],
+            METHODS[trained["method"]],
+            "yes" if trained["centred"] else "no",
+            str(trained["seed"]),
+        )
+        numbers = f"{trained['lr']:g}", f"{network['l0']:.1f}", f"{network['held_out']['fvu_of_rows']:.4f}"
+        kl = f"{kept['spliced']['kl']['value']:.4f}"
+        rows.append((*of_run, *numbers, kl, *(f"{100 * share:.1f}" for share in shares)))
+    first = networks[0]
+    corpus, trained = data["corpus"], first["trained"]
+    return (
+        "## loss recovered in a language model\n\n"
+        f"What {first['model']} loses when the output of an MLP is replaced by its reconstruction, at all positions "
+        f"but the first of a context: {first['tokens']} tokens, at most {data['contexts_per_document']} contexts of "
+        f"each of {first['documents']} {corpus}, with 95% intervals over these.  Networks have {data['width']} neurons "
+        f"and took {trained['steps']} steps on {trained['rows']} rows of other {corpus}.  TopK and BatchTopK got as K "
+        "the L0 that GBA by its defaults has on this text, and the learning rate that suits them best at such sites; "
+        "BatchTopK's threshold lets another number of neurons through here.  FVU is that of rows as the model has "
+        f"them, whether or not a network takes them centred.  {verdict(data['sites'])}\n\n"
+        f"[{LOSS}]({LOSS}) has every number.  `python benchmarks/llm.py MODEL STORE --text TEXT -o FILE` measures them "
+        f"again; its first lines say how.\n\n{table(heads, rows)}"
+    )
+
+
+def verdict(sites: Sequence[dict[str, Any]]) -> str:
+    """How GBA compares with TopK at each site, and what its centre does, by the loss of zeros that is recovered."""
+    said = []
+    for site in sites:
+        share = {name: 100 * n["kept"]["loss_recovered"]["zero"]["value"] for name, n in site.items()}
+        name = site["gba"]["site"]
+        said.append(f"At {name} GBA is {compared(share['gba'] - share['topk'])} TopK.")
+        for other, n in site.items():
+            if other.startswith("gba-"):
+                with_, without = ("gba-centred", "gba") if n["trained"]["centred"] else ("gba", "gba-uncentred")
+                said.append(
+                    f"With its rows centred it is there {compared(share[with_] - share[without])} itself without that, "
+                    f"at an L0 of {site[with_]['l0']:.0f} instead of {site[without]['l0']:.0f}."
+                )
+    return " ".join(said)
+
+
+def compared(points: float) -> str:
+    """A difference in words."""
+    return f"{abs(points):.1f} points {'ahead of' if points > 0 else 'behind'}"
+
+
+FREQUENCIES = (0.01, 0.002)  # shares of rows by which neurons are grouped
+
+
+def by_frequency(neurons: Sequence[dict[str, Any]]) -> list[str]:
+    """How many of the neurons have a theme, of how many: frequent ones, medium ones and rare ones."""
+    cells = []
+    for high, low in pairwise((2.0, *FREQUENCIES, 0.0)):
+        here = [n["theme"] is not None for n in neurons if low <= n["frequency"] < high]
+        cells += [str(sum(here)), str(len(here))]
+    return cells
+
+
+def read_blind(data: dict[str, Any], table: Table) -> str:
+    """Which neurons showed a theme to a reader who did not know whose they were."""
+    more, less = (f"{100 * share:g}%" for share in FREQUENCIES)
+    parts = (f"on {more} of rows or more", f"on {less} to {more}", f"on less than {less}")
+    heads = (
+        "method",
+        "L0",
+        "with one theme",
+        "read",
+        *(f"{what}, {part}" for part in parts for what in ("theme", "read")),
+    )
+    totals = [
+        (
+            METHODS[method], f"{total['l0']:.1f}", str(total["themes"]), str(total["neurons"]),
+            *by_frequency([n for n in data["neurons"] if n["method"] == method]),
+        )
+        for method, total in data["totals"].items()
+    ]  # fmt: skip
+    rows = []
+    for n in sorted(data["neurons"], key=lambda n: (n["method"], n["theme"] is None, -n["frequency"])):
+        target = f"{100 * n['target']:.2f}" if "target" in n else ""
+        seen = ("no", n["seen"]) if n["theme"] is None else ("yes", n["theme"])
+        rows.append((METHODS[n["method"]], str(n["neuron"]), f"{100 * n['frequency']:.2f}", target, *seen))
+    return (
+        f"## neurons read blind\n\n{data['remarks']}\n\n[{BLIND}]({BLIND}) has the answers by the number under which "
+        f"each neuron was read, in the order of `python benchmarks/blind.py draw --seed {data['seed']}`.\n\n"
+        + table(heads, totals)
+        + "\n"
+        + table(("method", "neuron", "fires on, % of rows", "target, %", "one theme", "theme, or what was seen"), rows)
+    )
