@@ -313,7 +313,7 @@ def of_scaling(folder: Path) -> str:
         "## Several processes\n\n"
         "Weak scaling: each rank has as many neurons, whatever their number.  `python benchmarks/scaling.py` measures "
         f"it with `numba` and one thread per rank, d = {here['d']}, {here['width_per_rank']} neurons per rank, "
-        f"L = {here['batch']}, on two cores that other programs were using (load {found['load']:.1f}).  It compares P "
+        f"L = {here['batch']}, on two cores, of which other programs used {found['load']:.1f}.  It compares P "
         "ranks with P processes that share nothing; with one rank both are the same, and the difference is noise.\n\n"
         f"Simulated: {there['device']} GPUs with {there['width']} neurons each, d = {there['d']}, "
         f"L = {there['batch']}, {there['dtype']}, by peak numbers that their makers state.  Products reach "

@@ -8,6 +8,8 @@ alone names itself and ends the others.  If one is killed, a process beside the 
 from __future__ import annotations
 
 import os
+import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -120,29 +123,45 @@ def share_cores(ranks: Ranks) -> None:
             return  # then BLAS has as many threads as it chose
 
 
+def _place() -> list[str]:
+    """What processes have in common that know each other by number and can connect to each other."""
+    spaces = [Path("/proc/self/ns") / kind for kind in ("net", "pid")]
+    return [socket.gethostname(), *(os.readlink(space) for space in spaces if space.is_symlink())]
+
+
 class Watch:
     """A process beside the ranks of each machine that says which of them has died (`witness`), until it is ended."""
 
     def __init__(self, ranks: comm.MPIRanks, handle: int) -> None:
         """Begin to watch; all ranks do so together.  handle: of the real stderr."""
-        places, processes = ranks.everyone(socket.gethostname()), ranks.everyone(os.getpid())
+        places, processes = ranks.everyone(_place()), ranks.everyone(os.getpid())
         here = [r for r in range(ranks.size) if places[r] == places[ranks.rank]]
         self._witness: subprocess.Popen[bytes] | None = None
-        if ranks.rank == here[0] and hasattr(os, "pidfd_open"):
-            pairs = [f"{r}:{processes[r]}" for r in here]
-            command = [sys.executable, "-I", "-S", witness.__file__, str(ranks.size), *pairs]
-            nothing = subprocess.DEVNULL
-            self._witness = subprocess.Popen(
-                command, stdin=nothing, stdout=nothing, stderr=handle, start_new_session=True
-            )
-        own = self._witness.pid if self._witness else 0
-        self._process = ranks.everyone(own)[here[0]]
+        self._connection: socket.socket | None = None
+        if not hasattr(select, "epoll"):
+            return  # On such a system only the launcher tells.
+        name = "\0refgba-" + ranks.everyone(secrets.token_hex(16))[here[0]]  # a name that no file has
+        with socket.socket(socket.AF_UNIX) as listening:
+            if ranks.rank == here[0]:
+                listening.bind(name)
+                listening.listen(len(here))
+                pairs = [f"{r}:{processes[r]}" for r in here]
+                own = str(listening.fileno())
+                nothing = subprocess.DEVNULL
+                self._witness = subprocess.Popen(
+                    [sys.executable, "-I", "-S", witness.__file__, str(ranks.size), own, *pairs],
+                    stdin=nothing, stdout=nothing, stderr=handle, start_new_session=True, pass_fds=[listening.fileno()],
+                )  # fmt: skip
+            ranks.wait()
+            self._connection = socket.socket(socket.AF_UNIX)
+            self._connection.connect(name)
+        ranks.wait()
 
     def end(self) -> None:
         """All ranks end as they should, or this one has told why they do not."""
-        if self._process:
-            with suppress(ProcessLookupError):
-                os.kill(self._process, signal.SIGKILL)
+        if self._connection:
+            with suppress(OSError):  # of a witness that another rank has ended
+                self._connection.send(b".")
         if self._witness:
             self._witness.wait()
 
