@@ -353,6 +353,10 @@ RUN = "`python benchmarks/train.py D/X.npy --held-out D/Y.npy`"
 BAND = "`refgba theory --n 128 --d 42 --s 3 --simulate --p {}`"
 DEFAULT = "`python benchmarks/seeds.py --dtype float32 --backend numba`"
 PAPER = "`python benchmarks/seeds.py --seeds 3 --dtype float32 --recipe paper`"
+STEER, STEERING = (
+    '`refgba llm steer RUN MODEL --neuron 2103 --by 4 "${CODE[@]}" --random 2`',
+    "[steering.md](steering.md)",
+)
 ELSEWHERE = (  # measurement, network or setting, value, unit, command, source
     ("one training step", "refgba `numba`", "45.7", "ms", STEP, CPU),
     ("one training step", "refgba `numpy`", "233.5", "ms", STEP, CPU),
@@ -371,6 +375,14 @@ ELSEWHERE = (  # measurement, network or setting, value, unit, command, source
     ("FRR(0.9), mean of seeds 0 to 2", "the paper's algorithm from a = 1, trainable", "0.0", "%", PAPER, RECIPE),
     ("FRR(0.9) after 3 steps", "Modified BA, p = 0.01, in the resonance band", "100", "%", BAND.format(0.01), THEORY),
     ("FRR(0.9) after 3 steps", "Modified BA, p = 0.1, outside the band", "0", "%", BAND.format(0.1), THEORY),
+    (
+        "neurons whose steering shows in the text",
+        "the seven plainest of GBA, layer 15 of SmolLM2",
+        "5",
+        "",
+        STEER,
+        STEERING,
+    ),
 )
 
 # ---- the page --------------------------------------------------------------------------------------------------------
