@@ -25,8 +25,9 @@ def sections(folder: Path, table: Table) -> Iterator[str]:
 def loss_recovered(data: dict[str, Any], table: Table) -> str:
     """What a language model loses by networks at some sites."""
     heads = (
-        "site", "network", "rows centred", "seed", "learning rate", "L0", "FVU of rows held out", "KL, nats per token",
+        "site", "network", "rows centred", "seed", "learning rate", "L0", "KL, nats per token",
         "loss recovered of zeros, %", "lowest", "highest", "of the mean row, %", "lowest", "highest",
+        "L0 on rows held out", "FVU of rows held out",
     )  # fmt: skip
     rows, networks = [], [network for site in data["sites"] for network in site.values()]
     for network in networks:
@@ -38,11 +39,11 @@ def loss_recovered(data: dict[str, Any], table: Table) -> str:
             "yes" if trained["centred"] else "no",
             str(trained["seed"]),
         )
-        numbers = f"{trained['lr']:g}", f"{network['l0']:.1f}", f"{network['held_out']['fvu_of_rows']:.4f}"
-        kl = f"{kept['spliced']['kl']['value']:.4f}"
-        rows.append((*of_run, *numbers, kl, *(f"{100 * share:.1f}" for share in shares)))
+        numbers = f"{trained['lr']:g}", f"{network['l0']:.1f}", f"{kept['spliced']['kl']['value']:.4f}"
+        held_out = f"{network['held_out']['l0']:.1f}", f"{network['held_out']['fvu_of_rows']:.4f}"
+        rows.append((*of_run, *numbers, *(f"{100 * share:.1f}" for share in shares), *held_out))
     first = networks[0]
-    corpus, trained = data["corpus"], first["trained"]
+    corpus, trained, words = data["corpus"], first["trained"], verdict(data["sites"])
     return (
         "## loss recovered in a language model\n\n"
         f"What {first['model']} loses when the output of an MLP is replaced by its reconstruction, at all positions "
@@ -50,8 +51,9 @@ def loss_recovered(data: dict[str, Any], table: Table) -> str:
         f"each of {first['documents']} {corpus}, with 95% intervals over these.  Networks have {data['width']} neurons "
         f"and took {trained['steps']} steps on {trained['rows']} rows of other {corpus}.  TopK and BatchTopK got as K "
         "the L0 that GBA by its defaults has on this text, and the learning rate that suits them best at such sites; "
-        "BatchTopK's threshold lets another number of neurons through here.  FVU is that of rows as the model has "
-        f"them, whether or not a network takes them centred.  {verdict(data['sites'])}\n\n"
+        "BatchTopK's threshold lets another number of neurons through here.  Rows held out are of the documents that "
+        "were trained on, where GBA has fewer active neurons than on this text: there FVU is not at one L0.  It is "
+        f"that of rows as the model has them, whether a network takes them centred or not.  {words}\n\n"
         f"[{LOSS}]({LOSS}) has every number.  `python benchmarks/llm.py MODEL STORE --text TEXT -o FILE` measures them "
         f"again; its first lines say how.\n\n{table(heads, rows)}"
     )
@@ -62,7 +64,7 @@ def verdict(sites: Sequence[dict[str, Any]]) -> str:
     said = []
     for site in sites:
         share = {name: 100 * n["kept"]["loss_recovered"]["zero"]["value"] for name, n in site.items()}
-        name = site["gba"]["site"]
+        name = f"{site['gba']['site']}, seed {site['gba']['trained']['seed']},"
         said.append(f"At {name} GBA is {compared(share['gba'] - share['topk'])} TopK.")
         for other, n in site.items():
             if other.startswith("gba-"):
