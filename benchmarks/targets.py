@@ -7,7 +7,7 @@ falling as i^-2/3.  Every network has 1024 neurons and the default recipe's sett
 `measured` departs from Algorithm 2 and from the recipe (all of it ours) in three things:
 
     release   when forming ends, of neurons that agree (cos >= `hold`) one is kept, the others begin again at random
-    target    p_m is how often matching pursuit uses v_m on a sample of rows, again after each eighth of the fit
+    target    p_m is how often matching pursuit uses v_m on a sample of rows, before the fit and after each eighth of it
     floor     a neuron is raised below 0.8 p_m, where the recipe has 0.5
 
 Pursuit takes the feature v_m with the largest v_m · r from the residual r, again and again, until that is no more than
