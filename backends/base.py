@@ -4,8 +4,8 @@ A backend is a module of this package; its file name, one of `refgba.backends.NA
 backend's other files stand beside it under its name: numba_kernels.py, cupy_kernels.cu.  It owns device arrays and
 nothing else: configuration, random numbers, minibatches, the loop (`refgba.gba.train`), files and metrics are shared.
 
-tests/test_conformance.py judges every backend against backends/numpy.py, the reference itself: gradient by gradient and
-step by step, in float64 to 1e-10 relative and in float32 to 1e-5 per step; in dtypes that round the factors of
+tests/test_conformance.py judges every backend against backends/numpy.py, to the bit the reference: gradient by gradient
+and step by step, in float64 to 1e-10 relative and in float32 to 1e-5 per step; in dtypes that round the factors of
 products, to what that rounding can do.  `counters` are equal but for gates that rounding flips, which are reported.
 `TWINS`, at the end, lays the reference and its fast versions side by side; tests/test_twins.py keeps it true.
 

@@ -24,10 +24,11 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from refgba import backends, gba, recipe, sae
+from refgba import gba, recipe, sae
 from refgba.bias import Buffer, moved
 from refgba.config import GBAConfig
 from refgba.data.laws import zipf_frequencies
+from refgba.experiments.training import trained
 from refgba.model import Independent, SyntheticModel, imbalanced
 from refgba.sae import Params, unit_rows
 from refgba.types import Array, Mask
@@ -85,12 +86,9 @@ def adapt(state: gba.State, target: Array) -> None:
 
 def measured(x: Array, config: GBAConfig) -> Params:
     """A network trained on unit rows x (N, d): formed as by the recipe, fitted to measured targets."""
-    engine = backends.load("numba")
     rng = np.random.default_rng(config.seed)
     forming = replace(config, steps=recipe.forming_steps(config), form=1.0, hold=1.0)
-    state = engine.init(gba.random_params(forming, x.shape[1]), forming)
-    for _ in gba.train(state, gba.minibatches(x, forming), engine.step, engine.adapt):
-        pass
+    engine, state = trained(gba.minibatches(x, forming), x.shape[1], forming, "numba")
     W = distinct(engine.params(state).W, config.hold)
     fresh = unit_rows(rng.standard_normal((config.width - len(W), x.shape[1])))
     W = np.concatenate([W, fresh.astype(x.dtype)])  # (M, d)
@@ -113,10 +111,7 @@ def measured(x: Array, config: GBAConfig) -> Params:
 
 def default(x: Array, config: GBAConfig) -> Params:
     """A network trained on unit rows x (N, d) by the default recipe."""
-    engine = backends.load("numba")
-    state = engine.init(gba.random_params(config, x.shape[1]), config)
-    for _ in gba.train(state, gba.minibatches(x, config), engine.step, engine.adapt):
-        pass
+    engine, state = trained(gba.minibatches(x, config), x.shape[1], config, "numba")
     return engine.params(state)
 
 

@@ -129,6 +129,14 @@ def gradient_sizes(params, x, config, s, on):
     return {name: float(size.max()) for name, size in terms.items()}
 
 
+def some_config(method, M, k, L, dtype):
+    """Settings whose every term counts, and that round little: few steps, a wide bandwidth, a large epsilon."""
+    return BaselineConfig(
+        method=method, width=M, k=min(k, M), batch=L, steps=9, sparsity=0.1, bandwidth=0.3, weight_decay=0.1, lr=0.01,
+        adam_eps=1e-3, dtype=dtype,
+    )  # fmt: skip
+
+
 def some_params(rng, config, d):
     M = config.width
     W = rng.standard_normal((M, d)) / np.sqrt(d)

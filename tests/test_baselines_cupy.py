@@ -10,7 +10,7 @@ from itertools import islice
 import emulated_cupy
 import numpy as np
 import pytest
-from baseline_cases import gradient_sizes, some_params, with_dead_neurons
+from baseline_cases import gradient_sizes, some_config, some_params, with_dead_neurons
 from engines import engine
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -48,10 +48,7 @@ def fast(method, place="cupy emulated"):
 )  # fmt: skip
 def test_gradients_and_a_step_are_those_of_the_reference(place, method, dtype, L, d, M, k, seed):
     rng = np.random.default_rng(seed)
-    config = BaselineConfig(
-        method=method, width=M, k=min(k, M), batch=L, steps=9, sparsity=0.1, bandwidth=0.3, weight_decay=0.1, lr=0.01,
-        adam_eps=1e-3, dtype=dtype,
-    )  # fmt: skip
+    config = some_config(method, M, k, L, dtype)
     params, x = some_params(rng, config, d), sae.unit_rows(rng.standard_normal((L, d)) + 1e-3).astype(dtype)
     with fast(method, place) as (ours, theirs):
         a, b = ours.init(params, config), theirs.init(params, config)
