@@ -81,8 +81,11 @@ class Backend(Protocol):
         zero need not be noticed here.
         """
 
-    def adapt(self, state: Any) -> None:
-        """Line 6: Algorithm 2 on the buffers, which are then empty; `counters` keeps what they held."""
+    def adapt(self, state: Any, x: DeviceArray | None = None) -> None:
+        """Line 6: Algorithm 2 on the buffers, which are then empty; `counters` keeps what they held.
+
+        x: the rows of the step before, from `put`; needed where targets are measured (`refgba.measured`).
+        """
 
     def counters(self, state: Any) -> Buffer:
         """Counts and peaks that the last adaptation used (before the first: so far), on the host."""

@@ -32,7 +32,7 @@ from typing import Any, Protocol
 import cupy as cp
 import numpy as np
 
-from refgba import gba, recipe
+from refgba import gba, measured, recipe
 from refgba.adam import AdamW
 from refgba.backends import cupy_memory as memory
 from refgba.backends.base import AdamWFactors, adamw_factors
@@ -43,7 +43,7 @@ from refgba.bias import adapt as algorithm_2
 from refgba.errors import InputError
 from refgba.gba import Metrics
 from refgba.sae import Params
-from refgba.types import Array
+from refgba.types import Array, Float64
 
 __all__ = [
     "DTYPES", "adapt", "counters", "decode", "encode", "export", "get", "gradients", "init", "params", "put", "restore",
@@ -79,6 +79,7 @@ def export(state: State) -> gba.State:
         last=state.last,
         held=cp.asnumpy(state.held),
         t=state.t,
+        shares=deepcopy(state.shares),
     )
 
 
@@ -96,7 +97,7 @@ def restore(state: gba.State) -> State:
         array.set(host)
     run.feed.steps.synchronize()  # before any of the host's arrays goes: they are not pinned
     run.updates.update({name: adam.t for name, adam in state.optimiser.items()})
-    run.rows, run.last, run.t = state.buffer.rows, state.last, state.t
+    run.rows, run.last, run.t, run.shares = state.buffer.rows, state.last, state.t, deepcopy(state.shares)
     return run
 
 
@@ -194,15 +195,40 @@ def hold(state: State) -> None:
         state.device.launch("agree", len(block), (256,), *numbers, cosine, held)
 
 
-def adapt(state: State) -> None:
+def adapt(state: State, x: Rows | None = None) -> None:
     """Line 6: Algorithm 2, the reference's own, on the host; the arrays (M,) that it needs are small."""
     c, b = state.config, state.theta["b"]
     state.last = buffer(state)
-    after = algorithm_2(cp.asnumpy(b), state.last, c.group(), c.target(), c.gamma_minus, c.gamma_plus, c.eps, c.floor)
-    b[...] = cp.asarray(after)
+    gammas = c.gamma_minus, c.gamma_plus
+    own = own_targets(state, x)
+    b[...] = cp.asarray(
+        algorithm_2(cp.asnumpy(b), state.last, c.group(), c.target(), *gammas, c.eps, c.floor, own)
+    )  # fmt: skip
     state.rows = 0
     state.counts.fill(0)
     state.peaks.fill(0)
+
+
+def own_targets(state: State, x: Rows | None) -> Float64 | None:
+    """`refgba.measured.own_targets`, from products on the device; only the shares (M,) come to the host."""
+    if state.shares is None:
+        return None
+    if x is None:
+        raise measured.no_rows()
+    rows = arrived(state, x)[: measured.ROWS]
+    z = product_of(state, rows) * state.theta["a"]
+
+    def count() -> float:
+        V = state.theta.get("W_dec", state.theta["W"])
+        return measured.counted(rows[: measured.PURSUED], V, state.d)
+
+    def rank(l0: float) -> Float64:
+        share: Float64 = cp.asnumpy(measured.ranked(z, l0))
+        return share
+
+    own = measured.targets(state.shares, state.config, state.d, state.t, rank, count)
+    done_with(state, x)
+    return own
 
 
 def buffer(state: Counted) -> Buffer:
@@ -234,13 +260,18 @@ def gradients(state: State, x: Rows) -> Params:
 
 def pre_activations(state: Any, x: Rows) -> tuple[Any, Any]:
     """z = w_m · (x - b_pre) and y = z + b_m of rows x (L, d), each (L, M); of a baseline's state too."""
-    rows, device = arrived(state, x), state.device
-    (L, d), M = rows.shape, len(state.counts)
+    z = product_of(state, arrived(state, x))
+    done_with(state, x)
+    return z, z + state.theta["b"]
+
+
+def product_of(state: Any, rows: Any) -> Any:
+    """z = w_m · (x - b_pre) of rows x (L, d) that are on the device, (L, M)."""
+    device, (L, d), M = state.device, rows.shape, len(state.counts)
     xc, z = cp.empty((L, d), device.code), cp.empty((L, aligned(M)), device.real)[:, :M]
     device.each("center", L * d, np.int32(d), rows, state.theta["b_pre"], xc)
-    done_with(state, x)
     device.product(xc, state.low["W"], z, tB=True)
-    return z, z + state.theta["b"]
+    return z
 
 
 def encode(state: State, x: Rows) -> tuple[Any, Any]:

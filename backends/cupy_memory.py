@@ -26,11 +26,13 @@ from typing import Any, Protocol
 import cupy as cp
 import numpy as np
 
+from refgba import measured
 from refgba.backends.base import AnyConfig
 from refgba.backends.cupy_device import PRODUCTS, ROW_BLOCKS, Device, aligned
 from refgba.bias import Buffer
 from refgba.config import GBAConfig
 from refgba.errors import InputError
+from refgba.measured import Shares
 from refgba.sae import Params
 from refgba.types import Array
 
@@ -103,8 +105,8 @@ class State:
     read them, `theta` itself where they need no copy.  aV: (M, d) code, a_m v_m, which the forward pass reads and every
     step writes.  moments: m and v by name.  updates: how many AdamW has made of each parameter.  decoder: memory for
     W_dec while it is not there yet, as `weight` orders it.  held: (M,) as in `refgba.gba.State`.  rows, counts, peaks:
-    the buffer, and last, on the host, the one that the last adaptation used.  steps: the stream of steps.  feed: how
-    rows come in.  t: steps done.
+    the buffer, and last, on the host, the one that the last adaptation used.  feed: how rows come in.  t: steps done.
+    shares: on the host, as in `refgba.gba.State`.
     """
 
     config: GBAConfig
@@ -124,6 +126,7 @@ class State:
     rows: int = 0
     last: Buffer | None = None
     t: int = 0
+    shares: Shares | None = None
 
 
 @dataclass
@@ -180,7 +183,13 @@ def needs(dtype: str, M: int, L: int, d: int, untied: bool = False) -> int:
 
 def too_large(config: GBAConfig, d: int) -> InputError:
     """The error of a device that is too small: what the run needs, and which width or batch would fit."""
-    return refusal(config, d, lambda M, L: needs(config.dtype, M, L, d, config.untied))
+    return refusal(config, d, lambda M, L: needs(config.dtype, M, L, d, config.untied) + looks(config, M))
+
+
+def looks(config: GBAConfig, M: int) -> int:
+    """Bytes of device memory by which targets are measured: pre-activations, and their copies to sort; else 0."""
+    rows = min(config.batch, measured.ROWS)
+    return (config.targets_from == "data") * 4 * rows * aligned(M) * np.dtype(config.master).itemsize
 
 
 def refusal(config: AnyConfig, d: int, bytes_of: Callable[[int, int], int]) -> InputError:
@@ -238,12 +247,15 @@ def allocated(params: Params, config: GBAConfig) -> State:
         peaks=cp.zeros(M, device.real),
         held=cp.zeros(M, np.bool_),
         feed=feed(device, config.batch, aligned(d)),
+        shares=measured.first(config, M),
     )
     if config.untied and "W_dec" not in theta:
         W, m, v, low_W = weight(state, "W")
         own = [cp.empty_like(array) for array in (W, m, v)]
         state.decoder = (*own, cp.empty_like(low_W) if device.copies else own[0])
     state.work = work_for(state, config.batch, state.counts, state.peaks, state.held, state.moments)
+    if state.shares is not None:
+        cp.empty(looks(config, M), np.uint8)  # goes back to the pool, for the first look
     for c in state.work.chunks:
         V, scaled = c.weights[-1][0], c.weights[-1][-1]
         cp.multiply(c.a[0][:, None], V, out=scaled)

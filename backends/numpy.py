@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from refgba import gba, recipe, sae
+from refgba import gba, measured, recipe, sae
 from refgba.adam import AdamW
 from refgba.backends import shards
 from refgba.backends.comm import ALONE, Ranks
@@ -45,7 +45,8 @@ def init(params: Params, config: GBAConfig) -> State:
     """The state before the first step; the arrays of `params` are not shared with it."""
     params = params.astype(config.master)
     optimiser = {name: AdamW.like(theta) for name, theta in params.arrays().items() if name != "b"}
-    return State(config, params, optimiser, Buffer(params.b.size), None, np.zeros(params.b.size, bool))
+    M = params.b.size
+    return State(config, params, optimiser, Buffer(M), None, np.zeros(M, bool), shares=measured.first(config, M))
 
 
 def join(state: State, ranks: Ranks) -> None:
@@ -119,9 +120,10 @@ def step(state: State, x: Array) -> Metrics:
     return Metrics(sae.loss(x, fwd.f), active / len(x))
 
 
-def adapt(state: State) -> None:
+def adapt(state: State, x: Array | None = None) -> None:
     """Line 6 of Algorithm 1, as `refgba.gba.adapt`."""
-    state.params.b = shards.adapted(state.params.b, state.buffer, state.config, state.ranks)
+    own = measured.own_targets(state, x, lambda highest: shards.gathered(highest, state.ranks))
+    state.params.b = shards.adapted(state.params.b, state.buffer, state.config, state.ranks, own)
     state.last, state.buffer = state.buffer, Buffer(state.params.b.size)
 
 

@@ -13,13 +13,17 @@ from refgba.config import GBAConfig
 from refgba.errors import InputError
 from refgba.sae import Params, unit_rows
 from refgba.streams import stream
-from refgba.types import Array, Mask
+from refgba.types import Array, Float64, Mask
 
 DRAWN = 2**20  # random numbers drawn at a time, 8 MB
 
 
 def refuse_too_many(config: GBAConfig, ranks: Ranks) -> None:
-    """InputError where some rank would have no neuron of some group."""
+    """InputError where some rank would have no neuron of some group, or several would have to pursue features."""
+    if ranks.size > 1 and config.targets_from == "data" and not config.l0:
+        raise InputError(
+            f"{ranks.size} ranks cannot count the features of a row: say how many neurons are to be active, as --l0 32"
+        )
     fewest = config.width // config.groups
     if ranks.size > fewest:
         raise InputError(
@@ -61,7 +65,9 @@ def agreeing_elsewhere(W: Array, tau: float, ranks: Ranks) -> Mask:
     return agrees
 
 
-def adapted(b: Array, buffer: bias.Buffer, config: GBAConfig, ranks: Ranks) -> Array:
+def adapted(
+    b: Array, buffer: bias.Buffer, config: GBAConfig, ranks: Ranks, own: Float64 | None = None
+) -> Array:  # fmt: skip
     """`refgba.bias.adapt` of this rank's biases (M / P,), with the mean peaks T_k of all ranks' neurons."""
     if buffer.rows == 0:
         raise InputError("the buffers are empty: add at least one batch of pre-activations before adapting")
@@ -69,6 +75,11 @@ def adapted(b: Array, buffer: bias.Buffer, config: GBAConfig, ranks: Ranks) -> A
     p, r = buffer.counts / buffer.rows, buffer.peaks  # (M / P,)
     sums, positive = ranks.totals(np.bincount(group, r, K), np.bincount(group, r > 0, K))  # (K,) each
     T = sums / np.maximum(positive, 1)
-    target = config.target()[group]
+    target = config.target()[group] if own is None else own
     over, under = bias.too_often(p, target), bias.never(p, target, config.eps, config.floor)
     return bias.moved(b, r, T[group], over, under, config.gamma_minus, config.gamma_plus).astype(b.dtype)
+
+
+def gathered(values: Array, ranks: Ranks) -> Array:
+    """The values (n,) of all ranks, this one's first."""
+    return np.concatenate([values, *(others[:, 0] for others in ranks.others(values[:, None]))])

@@ -96,6 +96,7 @@ def adapt(
     gamma_plus: float,
     eps: float,
     floor: float = 0.0,
+    own: Float64 | None = None,
 ) -> Array:
     """Algorithm 2: the new biases (M,), in the dtype of b (M,).
 
@@ -104,6 +105,8 @@ def adapt(
     floor (ours): a neuron that fires less often than this share of its target is raised, too.  At the paper's 0 nothing
     brings back a neuron that still fires now and then; with 0.5 every neuron settles between half its target and the
     target.
+
+    own (ours): (M,) a target for each neuron in place of its group's, as `measured` finds them.
 
     Two neurons of one group, with the target 1/4 and peaks 0.5 and 0.  The first fires on all four rows and is lowered
     by 0.1 * 0.5; the second never does and is raised by 0.1 T = 0.1 * 0.5, as the first has the only positive peak:
@@ -120,6 +123,7 @@ def adapt(
         raise InputError("the buffers are empty: add at least one batch of pre-activations before adapting")
     p, r = buffer.counts / buffer.rows, buffer.peaks  # (M,)  p_m = |B_m|^-1 Σ_{y in B_m} 1{y > 0}
     T = mean_positive_peaks(r, group, len(target))  # (K,)
-    over = too_often(p, target[group])  # (M,)
-    under = never(p, target[group], eps, floor)  # (M,)
+    p_k = target[group] if own is None else own  # (M,)
+    over = too_often(p, p_k)  # (M,)
+    under = never(p, p_k, eps, floor)  # (M,)
     return moved(b, r, T[group], over, under, gamma_minus, gamma_plus).astype(b.dtype)

@@ -20,6 +20,7 @@ from refgba.types import Activation, Dtype, Float64, Int64
 
 Baseline: TypeAlias = Literal["l1", "topk", "batchtopk", "jumprelu"]  # the names of the baselines
 
+Source: TypeAlias = Literal["groups", "data"]  # where the frequencies come from that Algorithm 2 aims at
 LARGEST = 2**31 - 1  # no count may exceed it: a larger one is mistyped, and asks for memory that no machine has
 ROLLED = 150  # a baseline's counters are emptied about so often in a run, as the default recipe adapts biases
 
@@ -153,6 +154,8 @@ class GBAConfig(Settings):
     form: float = _setting(0.0, "ours: share of the steps, from the first, that form features: a and b_pre stay fixed")
     hold: float = _setting(1.0, "ours: cosine from which neurons that agree when forming ends are held; 1 holds none")
     lr_decay: float = _setting(0.0, "ours: share of each phase, to its end, over which lr falls linearly to zero")
+    targets_from: Source = _setting("groups", "ours: data measures a target for each neuron, in place of its group's")
+    l0: float = _setting(0.0, "ours, targets from data: active neurons per row; 0 takes as many as rows show features")
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
         yield from super()._rules()
@@ -163,6 +166,11 @@ class GBAConfig(Settings):
         yield self.groups == 1 or self.htf > self.ltf, f"htf ({self.htf}) must be above ltf ({self.ltf})"
         yield from self._not_negative("gamma_minus", "gamma_plus", "eps")
         yield from self._shares("floor", "form", "hold")
+        yield 0 <= self.l0 <= self.width, f"l0 must lie between 0 and width ({self.width}), not {self.l0}"
+        yield (
+            self.targets_from == "data" or not self.l0,
+            f"l0 ({self.l0:g}) is for measured targets, and here they are the groups': choose the recipe measured",
+        )
 
     def target(self) -> Float64:
         """The target activation frequency of each group, (K,)."""

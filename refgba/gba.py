@@ -2,7 +2,7 @@
 
 `minibatches` is line 1, `step` is lines 2 to 5, `adapt` is line 6, and `train` is the loop around them.  What this
 project adds to the steps lives in `recipe` and is called `ours` here: at the paper's settings each call of `ours.`
-does, or returns, what the paper's line says.  Two additions are elsewhere: `floor` in `bias`, W_dec in `sae`.
+does, or returns, what the paper's line says.  Additions elsewhere: `floor` in `bias`, W_dec in `sae`, and `measured`.
 `refgba.paper` is the same algorithm without any of them.
 
 These functions are the reference behind the contract of `backends/base.py`: a backend repeats `init`, `step` and
@@ -20,12 +20,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from refgba import measured, sae
 from refgba import recipe as ours
-from refgba import sae
 from refgba.adam import AdamW
 from refgba.bias import Buffer
 from refgba.bias import adapt as algorithm_2
 from refgba.config import GBAConfig, Settings
+from refgba.measured import Shares
 from refgba.sae import Params, unit_rows
 from refgba.streams import stream
 from refgba.types import Array, Int64, Mask
@@ -43,7 +44,8 @@ class State:
     """A run between two steps.
 
     buffer: counts and peaks since the last adaptation.  last: those that the last adaptation used, None before the
-    first.  held: (M,) neurons that no longer turn (see `recipe`).  t: steps done.
+    first.  held: (M,) neurons that no longer turn (see `recipe`).  t: steps done.  shares: from which targets are
+    measured (see `measured`), None where they are the groups'.
     """
 
     config: GBAConfig
@@ -53,6 +55,7 @@ class State:
     last: Buffer | None
     held: Mask
     t: int = 0
+    shares: Shares | None = None
 
 
 def random_params(config: GBAConfig, d: int) -> Params:
@@ -92,7 +95,8 @@ def init(params: Params, config: GBAConfig) -> State:
     """The state before the first step; the arrays of `params` are not shared with it."""
     params = params.astype(config.master)
     optimiser = {name: AdamW.like(theta) for name, theta in params.arrays().items() if name != "b"}
-    return State(config, params, optimiser, Buffer(config.width), None, np.zeros(config.width, bool))
+    M = config.width
+    return State(config, params, optimiser, Buffer(M), None, np.zeros(M, bool), shares=measured.first(config, M))
 
 
 def step(state: State, x: Array) -> Metrics:
@@ -113,11 +117,16 @@ def step(state: State, x: Array) -> Metrics:
     return Metrics(sae.loss(x, fwd.f), np.count_nonzero(fwd.on) / len(x))
 
 
-def adapt(state: State) -> None:
-    """Line 6 of Algorithm 1: b <- A(b, B), then empty the buffers.  `floor` is ours, 0 in the paper."""
+def adapt(state: State, x: Array | None = None) -> None:
+    """Line 6 of Algorithm 1: b <- A(b, B), then empty the buffers.
+
+    Ours: `floor`, 0 in the paper; and x (L, d), the minibatch of lines 2 to 5, on which targets are measured where they
+    are not the groups'.
+    """
     c = state.config
+    own = measured.own_targets(state, x)
     state.params.b = algorithm_2(
-        state.params.b, state.buffer, c.group(), c.target(), c.gamma_minus, c.gamma_plus, c.eps, c.floor
+        state.params.b, state.buffer, c.group(), c.target(), c.gamma_minus, c.gamma_plus, c.eps, c.floor, own
     )  # fmt: skip
     state.last, state.buffer = state.buffer, Buffer(c.width)
 
@@ -138,11 +147,11 @@ def train(
     state: AnyState,
     minibatches: Iterable[Array],
     step: Callable[[Any, Array], Metrics] = step,
-    adapt: Callable[[Any], None] = adapt,
+    adapt: Callable[[Any, Any], None] = adapt,
 ) -> Iterator[Metrics]:
     """Algorithm 1, from the state's step on: yields after every step.  A backend passes its own two verbs."""
     for x in minibatches:  # 1. draw a minibatch, rows at unit norm
         metrics = step(state, x)  # 2. to 5.
         if state.t % state.config.adapt_every == 0:
-            adapt(state)  # 6.
+            adapt(state, x)  # 6.
         yield metrics

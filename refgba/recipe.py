@@ -22,6 +22,8 @@ dead neurons but all that fire less often than the share `floor` of their target
 neurons sharpen, and nothing else brings them back.  With `form`, `lr_decay` and `floor` = 0, `hold` = 1 and tied
 weights, none of this has any effect: that is `--recipe paper`.
 
+The recipe measured has none of these phases and no groups: its targets come from the data (`measured`).
+
 The experiments behind each choice are in benchmarks/recipe.md.
 """
 
@@ -33,10 +35,11 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.special import betaincinv
+from scipy.special import betaincinv, ndtri
 
 from refgba.adam import AdamW
 from refgba.config import GBAConfig
+from refgba.measured import START
 from refgba.sae import Params, unit_rows
 from refgba.types import Array, Mask
 
@@ -195,4 +198,32 @@ def default(d: int, **given: Any) -> GBAConfig:
     return GBAConfig(**FIXED | derive(d, **given) | given)
 
 
-RECIPES = {"default": default, "paper": paper}
+MEASURED: dict[str, Any] = {
+    "steps": 4000,
+    "groups": 1,
+    "lr": 7.5e-3,
+    "floor": 0.8,
+    "lr_decay": 0.5,
+    "untied": True,
+    "targets_from": "data",
+    "a_init": 0.5,
+}
+
+
+def measured(d: int, **given: Any) -> GBAConfig:
+    """Targets from the data (`refgba.measured`), for data of d dimensions; `l0` is all there is to choose.
+
+    There is no forming: neurons begin as BatchTopK's do, untied at a_init = 0.5, and all are trained to reconstruct
+    from the first step.  M, `adapt_every` and γ are as by default.  b_init lets a random neuron fire on as large a
+    share of the rows as the mean target, l0 / M, if w . x is normal; without an l0, d / START stands for it.
+    """
+    settings = MEASURED | given
+    sized = {name: settings[name] for name in ("width", "steps", "adapt_every") if name in settings}
+    names = ("width", "adapt_every", "gamma_minus", "gamma_plus")
+    settings = {name: value for name, value in derive(d, **sized).items() if name in names} | settings
+    l0 = GBAConfig(**settings).l0 or d / START
+    b_init = float(ndtri(min(0.5, l0 / settings["width"]))) / math.sqrt(d)
+    return GBAConfig(**{"b_init": b_init} | settings)
+
+
+RECIPES = {"default": default, "measured": measured, "paper": paper}

@@ -190,7 +190,7 @@ def export(state: State) -> baselines.State:
     )
 
 
-def adapt(state: State) -> None:
+def adapt(state: State, x: Rows | None = None) -> None:  # noqa: ARG001 - all backends are called alike
     """Empty the counters, as `refgba.baselines.adapt`."""
     state.last, state.rows = buffer(state), 0
     state.counts.fill(0)

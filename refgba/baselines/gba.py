@@ -85,13 +85,17 @@ def optimised(config: Config, t: int) -> tuple[str, ...]:
 
 
 def groups(config: Config) -> Groups | None:
-    """The groups of neurons and their target frequencies (section 3)."""
+    """The groups of neurons and their target frequencies (section 3); None where targets are measured."""
+    if config.targets_from == "data":
+        return None
     return Groups(config.group(), config.target())
 
 
 def description(config: Config, recipe: str | None) -> Description:
     """What a report says of a run."""
     name = "GBA" if config.groups > 1 else "BA (one group)"
+    if config.targets_from == "data":
+        name = f"GBA, measured targets for L0 {config.l0:g}" if config.l0 else "GBA, measured targets"
     formed = recipes.forming_steps(config)
     by = f", recipe {recipe}" if recipe is not None else ""
     phases = f"; features form until step {formed:,}" if config.form else ""

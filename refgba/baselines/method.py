@@ -120,8 +120,11 @@ class Method(Protocol):
     def step(self, state: Any, x: Array) -> Metrics:
         """One step on a minibatch x (L, d) of unit rows, in the dtype of the run."""
 
-    def adapt(self, state: Any) -> None:
-        """What happens every `config.adapt_every` steps: the counters are used, kept as `last`, and emptied."""
+    def adapt(self, state: Any, x: Array | None = None) -> None:
+        """What happens every `config.adapt_every` steps: the counters are used, kept as `last`, and emptied.
+
+        x: (L, d) the minibatch of the step before.
+        """
 
     # ---- settings, and a run on disk
 

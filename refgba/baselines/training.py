@@ -98,6 +98,6 @@ def across(g: Array, V: Array) -> Array:
     return rest
 
 
-def adapt(state: State) -> None:
+def adapt(state: State, x: Array | None = None) -> None:
     """Empty the counters.  Nothing adapts here: the loop calls it every `adapt_every` steps, and logs read `last`."""
     state.last, state.buffer = state.buffer, Buffer(state.config.width)

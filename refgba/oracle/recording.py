@@ -85,13 +85,15 @@ def record(config: GBAConfig, X: Array, start: Params | None = None) -> Trace:
         raise InputError(f"{N} rows should be from 1 to {config.steps} batches of {L} rows")
     if config.dtype != "float64":
         raise InputError(f"a trace is recorded in float64, not in {config.dtype}")
-    refuse_large(config, d, N // L)
+    refuse(config, d, N // L)
     state = gba.init(start or gba.random_params(config, d), config)
     return continued(state, np.split(X.astype(np.float64), N // L))
 
 
-def refuse_large(config: GBAConfig, d: int, steps: int) -> None:
-    """InputError where a trace of so many steps would have more than LARGEST bytes."""
+def refuse(config: GBAConfig, d: int, steps: int) -> None:
+    """InputError where a trace of so many steps would have more than LARGEST bytes, or lack what line 6 looks at."""
+    if config.targets_from == "data":
+        raise InputError("a trace is of Algorithm 2 with the targets of groups, and those of this run are measured")
     L, M = config.batch, config.width
     if (size := 8 * steps * (L * (3 * d + 2 * M) + 10 * M * d)) > LARGEST:
         raise InputError(f"the trace would take {size / 1e9:.1f} GB; record fewer steps or a smaller network")

@@ -26,7 +26,7 @@ from refgba.data import feed
 from refgba.data.activations import Activations, reopen
 from refgba.data.prefetch import prefetched
 from refgba.errors import InputError
-from refgba.oracle.recording import Trace, continued, refuse_large
+from refgba.oracle.recording import Trace, continued, refuse
 from refgba.runs import checkpoints, folder
 from refgba.runs.folder import Record
 
@@ -95,7 +95,7 @@ def opened(run: Path, steps: tuple[int, int] | None = None, data: Path | None = 
     if data is None and not about["data"]["path"]:
         raise InputError(f"{run}: was trained on an array in memory; save those rows to a file and give it with --data")
     rows = reopen(about["data"], record.dropped, record.crc, data, record.held_out, record.centre)
-    refuse_large(cast(GBAConfig, config), rows.d, last - first + 1)
+    refuse(cast(GBAConfig, config), rows.d, last - first + 1)
     backend = backends.load_for(about["backend"], config)
     saved = (int(path.name.removeprefix("step-")) for path in checkpoints.found(run))
     start = max((t for t in saved if t < first), default=0)

@@ -2,7 +2,7 @@
 
     checkpoints/step-N/
         params.safetensors      the parameters
-        training.safetensors    moments m.* and v.* of the optimiser, the buffers, the neurons held
+        training.safetensors    moments m.* and v.* of the optimiser, the buffers, the neurons held, measured shares
         state.json              step, updates of each parameter, data and settings, seconds so far, checksums
 
 Where several ranks trained, each wrote its part, as params-0-of-4.safetensors (`parts`); any number of ranks can go on
@@ -29,6 +29,7 @@ from refgba.baselines import METHODS
 from refgba.bias import Buffer
 from refgba.data import files
 from refgba.errors import InputError
+from refgba.measured import Shares
 from refgba.runs import folder
 from refgba.runs.folder import TRAINING
 from refgba.runs.schema import Damaged, Table, number, optional, require, whole
@@ -43,6 +44,7 @@ FIELDS: Table = {
     "last_rows": optional(whole(1)),
     "seconds": number(0, 1e15),
 }
+MEASURED: Table = {"looks": whole(0), "active": number(0, 1e9)}  # These a run has whose targets are measured.
 
 
 def found(run: Path) -> list[Path]:
@@ -67,6 +69,9 @@ def save(
     arrays: dict[str, Any] = {"counts": state.buffer.counts, "peaks": state.buffer.peaks}
     own = METHODS[state.config.method].OWN.name
     arrays[own] = getattr(state, own)
+    shares = getattr(state, "shares", None)
+    if shares is not None:
+        arrays["shares"] = shares.p
     if state.last is not None:
         arrays |= {"last.counts": state.last.counts, "last.peaks": state.last.peaks}
     for name, adam in state.optimiser.items():
@@ -77,6 +82,8 @@ def save(
         "rows": state.buffer.rows,
         "last_rows": state.last.rows if state.last is not None else None,
     }
+    if shares is not None:
+        counters |= {"looks": shares.looks, "active": shares.active}
     place = run / CHECKPOINTS
     ranks.first(lambda: place.mkdir(exist_ok=True))
     network = state.params, state.config, counters | about, {TRAINING: arrays}
@@ -131,7 +138,12 @@ def load(path: Path, config: AnyConfig, fingerprint: str, ranks: Ranks = ALONE) 
     optimiser = {name: AdamW(arrays[f"m.{name}"], arrays[f"v.{name}"], saved["updates"][name]) for name in trained}
     buffer, last = _buffer(rows, arrays, ""), _buffer(last_rows, arrays, "last.") if last_rows else None
     own = arrays[method.OWN.name]
-    return method.State(config, params, optimiser, buffer, last, own, saved["step"]), saved["seconds"]
+    state = method.State(config, params, optimiser, buffer, last, own, saved["step"])
+    if "shares" in arrays:
+        require(path / folder.STATE, saved, MEASURED)
+        state.shares = Shares(len(own), saved["active"], saved["looks"])
+        state.shares.p = arrays["shares"]
+    return state, saved["seconds"]
 
 
 def _require_same_run(network: folder.Network, config: AnyConfig, fingerprint: str) -> None:
@@ -163,6 +175,8 @@ def _load_arrays(
     for name in trained:
         theta = network.params.arrays()[name]
         shapes |= {f"m.{name}": (theta.shape, theta.dtype), f"v.{name}": (theta.shape, theta.dtype)}
+    if getattr(network.config, "targets_from", None) == "data":
+        shapes["shares"] = ((M,), np.float64)
     for prefix in rows:
         shapes |= {prefix + "counts": ((M,), np.int64), prefix + "peaks": ((M,), np.float64)}
     of = network.state.get("shards") or 1

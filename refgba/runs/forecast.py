@@ -22,6 +22,7 @@ from scipy.special import ndtri
 from refgba import recipe
 from refgba.backends.base import AnyConfig, Backend
 from refgba.baselines import METHODS
+from refgba.config import GBAConfig
 from refgba.data.activations import Activations
 from refgba.sae import unit_rows
 from refgba.types import Array, Float64
@@ -89,6 +90,8 @@ def _targets(config: AnyConfig) -> Float64 | None:
     groups = METHODS[config.method].groups(config)
     if groups is not None:
         return groups.target[groups.group]
+    if isinstance(config, GBAConfig):  # targets come from the data, and their mean is known where l0 is
+        return np.full(config.width, config.l0 / config.width or SPARSE)
     return None if config.uses("k") else np.full(config.width, SPARSE)
 
 
