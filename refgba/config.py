@@ -18,7 +18,7 @@ from refgba.errors import InputError
 from refgba.groups import assign_groups, target_frequencies
 from refgba.types import Activation, Dtype, Float64, Int64
 
-Baseline: TypeAlias = Literal["l1", "topk", "batchtopk", "jumprelu"]  # the names of the baselines
+Baseline: TypeAlias = Literal["l1", "topk", "batchtopk", "jumprelu", "matryoshka"]  # the names of the baselines
 
 LARGEST = 2**31 - 1  # no count may exceed it: a larger one is mistyped, and asks for memory that no machine has
 ROLLED = 150  # a baseline's counters are emptied about so often in a run, as the default recipe adapts biases
@@ -173,7 +173,7 @@ class GBAConfig(Settings):
         return assign_groups(self.width, self.groups)
 
 
-CHOOSING = ("topk", "batchtopk")  # the baselines that choose k neurons per row
+CHOOSING = ("topk", "batchtopk", "matryoshka")  # the baselines that choose k neurons per row
 PENALISED = ("l1", "jumprelu")  # the baselines whose loss has a penalty
 
 
@@ -202,13 +202,14 @@ class BaselineConfig(Settings):
 
     method: Baseline = _setting("topk", "the baseline")
     width: int = _as_in_gba("width")
-    k: int = _setting(32, "active neurons per row; batchtopk: in the mean of a batch", *CHOOSING)
+    k: int = _setting(32, "active neurons per row; batchtopk, matryoshka: in the mean of a batch", *CHOOSING)
     sparsity: float = _setting(0.01, "λ, what a code of 1 costs in l1, an active neuron in jumprelu", *PENALISED)
     bandwidth: float = _setting(0.01, "width around a threshold of the pre-activations that move it", "jumprelu")
     theta_init: float = _setting(1e-3, "initial threshold of every neuron", "jumprelu")
     aux: float = _setting(1 / 32, "weight of AuxK, dead neurons' reconstruction of the residual", *CHOOSING)
     aux_k: int = _setting(0, "dead neurons per row that AuxK uses; 0 is d/2", *CHOOSING)
     dead_after: int = _setting(20_000, "rows without firing after which a neuron is dead to AuxK", *CHOOSING)
+    prefixes: int = _setting(5, "nested prefixes that reconstruct alone, each half of the next", "matryoshka")
     steps: int = _as_in_gba("steps")
     batch: int = _as_in_gba("batch")
     lr: float = _as_in_gba("lr")
@@ -225,11 +226,23 @@ class BaselineConfig(Settings):
         """Steps between two calls of `baselines.adapt`, which only empties the counters: about ROLLED times per run."""
         return max(1, round(self.steps / ROLLED))
 
+    def ends(self) -> tuple[int, ...]:
+        """How many neurons each prefix of the dictionary has that is to reconstruct alone, the last all of them, (P,).
+
+        >>> from refgba.config import BaselineConfig
+        >>> BaselineConfig(method="matryoshka", width=1000).ends()
+        (63, 125, 250, 500, 1000)
+        """
+        return tuple(-(-self.width // 2**halved) for halved in reversed(range(self.prefixes)))
+
     def _rules(self) -> Iterator[tuple[bool, str]]:
         yield from super()._rules()
-        yield from self._at_least_one("k", "dead_after")
+        yield from self._at_least_one("k", "dead_after", "prefixes")
         enough = self.width >= self.k or not self.uses("k")
         yield enough, f"width ({self.width}) must be at least k ({self.k})"
+        smallest = 2 ** min(self.prefixes - 1, 31)
+        enough = self.width >= smallest or not self.uses("prefixes")
+        yield enough, f"width ({self.width}) must be at least {smallest:,} to have {self.prefixes} prefixes"
         yield from self._not_negative("sparsity", "theta_init", "aux", "aux_k")
         yield self.bandwidth > 0, f"bandwidth must be positive, not {self.bandwidth}: thresholds would never move"
 

@@ -16,13 +16,19 @@ from refgba.model import SyntheticModel, Uniform
 from refgba.sae import unit_rows
 
 BASELINES = [name for name in METHODS if name != "gba"]
-CHOOSING = ["topk", "batchtopk"]
+CHOOSING = ["topk", "batchtopk", "matryoshka"]
 
 
 def config_of(method, **settings_):
     """Settings for the small cases here; no two penalties alike."""
     settings = {"width": 8, "k": 2, "sparsity": 0.3, "bandwidth": 0.2, "theta_init": 0.1, "aux": 0.7, "aux_k": 2}
-    return BaselineConfig(**{"method": method, "batch": 6, "steps": 40, "lr": 0.01, **settings, **settings_})
+    given_ = {"method": method, "batch": 6, "steps": 40, "lr": 0.01, **settings, **settings_}
+    return BaselineConfig(**{"prefixes": prefixes_of(given_["width"]), **given_})
+
+
+def prefixes_of(M):
+    """Three nested prefixes, or as many as M neurons have."""
+    return min(3, M.bit_length())
 
 
 def random_case(method, L, d, M, seed):
@@ -117,6 +123,7 @@ def gradient_sizes(params, x, config, s, on):
     s: (L, M) the codes, or more than they are.  on: (L, M) where a gradient may pass.
     """
     r = np.abs(x) + np.abs(params.b_pre) + np.abs(s) @ np.abs(params.W_dec)  # (L, d)
+    r = r * (config.prefixes if config.uses("prefixes") else 1)
     dz = (r @ np.abs(params.W_dec).T + config.sparsity) * on  # (L, M)
     db = dz.mean(axis=0)
     terms = {
@@ -133,7 +140,7 @@ def some_config(method, M, k, L, dtype):
     """Settings whose every term counts, and that round little: few steps, a wide bandwidth, a large epsilon."""
     return BaselineConfig(
         method=method, width=M, k=min(k, M), batch=L, steps=9, sparsity=0.1, bandwidth=0.3, weight_decay=0.1, lr=0.01,
-        adam_eps=1e-3, dtype=dtype,
+        adam_eps=1e-3, dtype=dtype, prefixes=prefixes_of(M),
     )  # fmt: skip
 
 
@@ -150,6 +157,6 @@ def with_dead_neurons(method, dtype, **others):
     """Settings of 40 steps in which neurons die, and rows to train on."""
     config = BaselineConfig(
         method=method, width=60, k=5, steps=40, batch=33, lr=0.02, sparsity=0.05, bandwidth=0.1, theta_init=0.05,
-        dead_after=100, aux=0.5, aux_k=6, dtype=dtype, **others,
+        dead_after=100, aux=0.5, aux_k=6, dtype=dtype, prefixes=4, **others,
     )  # fmt: skip
     return config, np.random.default_rng(0).standard_normal((200, 11))

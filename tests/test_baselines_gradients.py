@@ -134,6 +134,32 @@ def test_in_training_rows_compete_for_batchtopk_and_in_inference_a_threshold_dec
     assert alone.tolist() == [[True, True]]  # whatever the other rows are
 
 
+def test_matryoshka_worked_by_hand():
+    config, params, x = config_of("matryoshka", width=2), axes(b=(1.0, -0.5)), np.array([[3.0, 2.0]])
+    assert config.ends() == (1, 2)
+    fwd = forward(params, x, config)
+    assert fwd.s.tolist() == [[4.0, 1.5]]
+    assert fwd.r.tolist() == [[[1.0, -2.0]], [[1.0, -0.5]]]  # the first neuron alone, and both
+    assert loss(params, x, fwd, config) == (3.125, 0.625, 2.5)
+    g = gradients(params, x, fwd, config)  # the first neuron sees (2, -2.5), the second (1, -0.5)
+    assert g.b.tolist() == [2.0, -0.5]
+    assert g.W.tolist() == [[6.0, 4.0], [-1.5, -1.0]]
+    assert g.W_dec.tolist() == [[8.0, -10.0], [1.5, -0.75]]
+    assert g.b_pre.tolist() == [0.0, -2.0]
+
+
+def test_with_one_prefix_matryoshka_is_batchtopk():
+    _, params, x, dead = random_case("matryoshka", 6, 5, 8, 2)
+    found = []
+    for method in ("matryoshka", "batchtopk"):
+        config = config_of(method, prefixes=1)
+        fwd = forward(params, x, config)
+        aux = aux_of(x, fwd, config, dead)
+        found.append((loss(params, x, fwd, config, aux), gradients(params, x, fwd, config, aux).arrays()))
+    assert found[0][0] == found[1][0]
+    assert all((array == found[1][1][name]).all() for name, array in found[0][1].items())
+
+
 def test_jumprelu_worked_by_hand():
     config = config_of("jumprelu", sparsity=0.2, bandwidth=0.5)
     params, x = axes(theta=(1.0, 1.0)), np.array([[1.1, 0.8]])

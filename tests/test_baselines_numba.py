@@ -98,9 +98,9 @@ def narrowest(before, x):
         margins = [np.abs(z - params.theta), np.abs(np.abs(z - params.theta) - config.bandwidth / 2)]
     elif config.method == "topk":
         margins = [at_edge(z, config.k)]
-    else:
+    else:  # BatchTopK's selection
         margins = [at_edge(z.reshape(1, -1), config.k * len(x))]
-    if "topk" in config.method and dead.any():
+    if config.uses("aux") and dead.any():
         margins.append(at_edge(z[:, dead], config.aux_k))
     return min(margin.min() for margin in margins) / np.abs(z).max()
 

@@ -13,6 +13,7 @@ from engines import engine
 from safetensors.numpy import load_file
 
 from refgba import backends
+from refgba.baselines import CHOICES
 from refgba.config import CHOOSING, GBAConfig
 from refgba.model import imbalanced
 from refgba.recipe import FIXED
@@ -189,7 +190,7 @@ def test_a_gpu_that_is_too_small_is_told_in_one_line_and_leaves_nothing(cli, dat
 # ---- methods, exports, stores ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["ba", "l1", "topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("method", [name for name in CHOICES if name != "gba"])
 def test_every_method_trains_is_judged_and_resumes(cli, data, method):
     quick = ["--width", 24, "--steps", 30, "--batch", 32, "--method", method, *REFERENCE]
     quick += ["--k", 4] if method in CHOOSING else []

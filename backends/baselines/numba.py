@@ -3,7 +3,7 @@
 How this departs from the reference:
 
 - Rows are taken in blocks of ROWS.  A block's pre-activations are one BLAS product, and its codes are selected while
-  they are in the cache.
+  they are in the cache (numba_entries.py).
 - TopK and BatchTopK look only at what exceeds a guess, a little under the smallest code of the batch before, and at
   everything where that leaves too few.  Either way the selection is exact.
 - Backward is one pass over the neurons, with AdamW and renormalisation while the row is at hand, as in
@@ -24,6 +24,7 @@ from numba import prange
 from refgba import baselines
 from refgba.adam import AdamW
 from refgba.backends.base import adamw_factors
+from refgba.backends.baselines import numba_entries as entries
 from refgba.backends.baselines.numpy import encode
 from refgba.backends.baselines.traits import TRAITS
 from refgba.backends.numba import decoded
@@ -41,7 +42,6 @@ __all__ = [
     "step", "unusable",
 ]  # fmt: skip
 
-ROWS = 64  # rows whose pre-activations are held at a time
 BLOCK = 128  # neurons that a thread takes at a time, backwards
 Auxiliary = tuple[Array, Array, Array, Int64]
 
@@ -86,13 +86,14 @@ def step(state: State, x: Array) -> Metrics:
     config, params, L = state.config, state.params, len(x)
     state.t += 1
     with parallel_blocks():
-        xc, r, columns = _forward(state, x)
+        xc, left, columns = _forward(state, x)
+        r = left[-1]
         first, _, values = columns
-        counts, peaks, smallest = _activity(first, values, _limits(state))
+        counts, peaks, smallest = entries.activity(first, values, _limits(state))
         state.idle = np.where(counts > 0, 0, state.idle + L)
         aux = _auxiliary(state, xc, r, state.idle >= config.dead_after)
         moments = [state.optimiser["W"], state.optimiser["W_dec"]]
-        db, dtheta, db_pre = _backward(state, xc, r, columns, aux, moments, baselines.learning_rate(config, state.t))
+        db, dtheta, db_pre = _backward(state, xc, left, columns, aux, moments, baselines.learning_rate(config, state.t))
     grads = {"b": db, "b_pre": db_pre, "theta": dtheta}
     for name in state.optimiser:
         if name in grads:
@@ -114,9 +115,9 @@ def gradients(state: State, x: Array) -> Params:
     params = state.params
     dW, dV = np.empty_like(params.W), np.empty_like(params.W)
     with parallel_blocks():
-        xc, r, columns = _forward(state, x)
-        none = _auxiliary(state, xc, r, np.zeros(len(params.W), bool))
-        db, dtheta, db_pre = _backward(state, xc, r, columns, none, [AdamW(dW, dW), AdamW(dV, dV)], None)
+        xc, left, columns = _forward(state, x)
+        none = _auxiliary(state, xc, left[-1], np.zeros(len(params.W), bool))
+        db, dtheta, db_pre = _backward(state, xc, left, columns, none, [AdamW(dW, dW), AdamW(dV, dV)], None)
     return Params(dW, db, db_pre, dV, dtheta)
 
 
@@ -132,8 +133,18 @@ def _limits(state: State) -> Array:
     return params.theta if TRAITS[state.config.method].thresholds else np.full(len(params.W), -np.inf, dtype)
 
 
+def _ends(state: State) -> Int64:
+    """(P,) how many neurons each nested prefix has, the last all; without prefixes P = 1."""
+    config = state.config
+    return np.array(config.ends() if TRAITS[config.method].nested else [config.width], np.int64)
+
+
 def _forward(state: State, x: Array) -> tuple[Array, Array, tuple[Int64, Array, Array]]:
-    """x - b_pre and r = f - x, both (L, d), and the entries neuron by neuron, as `_columns` has them."""
+    """x - b_pre (L, d), what neurons see left over (P, L, d), and the entries by neuron, as `entries.columns` has them.
+
+    Neurons see r = f - x, the only one of P = 1; with nested prefixes those that p is the first to reach see the sum of
+    its residual and those of all later ones.
+    """
     config, params, traits = state.config, state.params, TRAITS[state.config.method]
     (M, d), L, dtype = params.W.shape, len(x), params.W.dtype
     if state.codes is None or len(state.codes.count) != L:
@@ -146,18 +157,22 @@ def _forward(state: State, x: Array) -> tuple[Array, Array, tuple[Int64, Array, 
     guess = dtype.type(max(state.guess, 0.0)) if traits.per_row or traits.per_batch else dtype.type(0)
     if traits.per_batch:
         places = min(config.k, M) * L
-        _select(params.W, params.b, xc, np.full(M, min(guess, np.finfo(dtype).max), dtype), 0, guess, *_arrays(codes))
+        above = np.full(M, min(guess, np.finfo(dtype).max), dtype)
+        entries.select(params.W, params.b, xc, above, 0, guess, *_arrays(codes))
         if codes.count.sum() < places and guess > 0:
-            _select(params.W, params.b, xc, floor, 0, guess, *_arrays(codes))
+            entries.select(params.W, params.b, xc, floor, 0, guess, *_arrays(codes))
         if codes.count.sum() > places:
             found = np.concatenate([codes.z[l, :n] for l, n in enumerate(codes.count)])
-            _keep(np.partition(found, len(found) - places)[len(found) - places], places, *_arrays(codes))
+            entries.keep(np.partition(found, len(found) - places)[len(found) - places], places, *_arrays(codes))
     else:
-        _select(params.W, params.b, xc, floor, k, guess, *_arrays(codes))
-    columns = _columns(M, *_arrays(codes))
-    f = np.empty((L, d), dtype)
-    _decode(params.W_dec, _limits(state), *_arrays(codes), f)
-    return xc, np.subtract(f, xc, out=f), columns  # both lack b_pre
+        entries.select(params.W, params.b, xc, floor, k, guess, *_arrays(codes))
+    columns = entries.columns(M, *_arrays(codes))
+    f = np.empty((len(_ends(state)), L, d), dtype)
+    entries.decode(params.W_dec, _limits(state), *_arrays(codes), _ends(state), f)
+    left = np.subtract(f, xc, out=f)  # both lack b_pre
+    for p in reversed(range(len(left) - 1)):
+        left[p] += left[p + 1]
+    return xc, left, columns
 
 
 def _arrays(codes: Codes) -> tuple[Array, Array, Int64]:
@@ -191,7 +206,7 @@ def _auxiliary(state: State, xc: Array, r: Array, dead: Mask) -> Auxiliary:
 
 
 def _backward(
-    state: State, xc: Array, r: Array, columns: tuple[Int64, Array, Array], aux: Auxiliary,
+    state: State, xc: Array, left: Array, columns: tuple[Int64, Array, Array], aux: Auxiliary,
     moments: list[AdamW], lr: float | None,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """Updates W and W_dec, or with lr None puts their gradients where the first moments are.
@@ -210,167 +225,37 @@ def _backward(
     db, near, near_vr = np.empty(len(W), dtype), np.empty(len(W), np.int64), np.empty(len(W), dtype)
     sums = np.zeros((-(-len(W) // BLOCK), W.shape[1]), dtype)  # Σ_m dL/dz_m w_m, by block
     _sweep(
-        W, params.W_dec, moments[0].m, moments[0].v, moments[1].m, moments[1].v, xc, r, *columns, params.theta,
-        _limits(state), half, penalty, *aux, adam, db, near, near_vr, sums,
+        W, params.W_dec, moments[0].m, moments[0].v, moments[1].m, moments[1].v, xc, left, _ends(state), *columns,
+        params.theta, _limits(state), half, penalty, *aux, adam, db, near, near_vr, sums,
     )  # fmt: skip
     dtheta = np.zeros_like(params.theta)
     if traits.thresholds:
         dtheta -= (params.theta * near_vr + config.sparsity * near).astype(dtype) / (L * config.bandwidth)
-    return db, dtheta, r.mean(axis=0) - sums.sum(axis=0) / L
-
-
-@njit(parallel=True, nogil=True)
-def _select(W, b, xc, floor, k, guess, index, z, count):
-    """The entries of every row of z_m = w_m · (x - b_pre) + b_m: with k > 0 its k largest positive, else z_m > floor_m.
-
-    index, z (L, M) and count (L,) hold the entries as `Codes` says.
-    """
-    L, M = z.shape
-    for block in prange((L + ROWS - 1) // ROWS):
-        low, high = block * ROWS, min((block + 1) * ROWS, L)
-        y = np.dot(xc[low:high], W.T)  # (rows, M)
-        best = np.empty(M, W.dtype)
-        for l in range(low, high):
-            row = y[l - low]
-            for m in range(M):
-                row[m] += b[m]
-            if k > 0:
-                edge = _kth(row, k, guess, best)
-                n = _above(row, edge, index[l], z[l], 0, k)  # fewer than k, and then, of equals, as many as are missing
-                count[l] = _equal(row, edge, index[l], z[l], n, k)
-            else:
-                n = 0
-                for m in range(M):
-                    if row[m] > floor[m]:
-                        index[l, n] = m
-                        z[l, n] = row[m]
-                        n += 1
-                count[l] = n
-
-
-@njit(nogil=True)
-def _kth(row, k, guess, best):
-    """The k-th largest of the entries of row (M,), at least 0.  Overwrites best (M,)."""
-    n = 0
-    for m in range(row.size):
-        if row[m] > guess:
-            best[n] = row[m]
-            n += 1
-    if n < k:
-        best[:] = row
-        n = row.size
-    edge = np.partition(best[:n], n - k)[n - k]
-    return edge if edge > 0 else row.dtype.type(0)
-
-
-@njit(nogil=True)
-def _above(row, edge, index, z, n, k):
-    """After n entries, add those of row with z_m > edge, up to k in all; returns how many there are then."""
-    for m in range(row.size):
-        if row[m] > edge and n < k:
-            index[n] = m
-            z[n] = row[m]
-            n += 1
-    return n
-
-
-@njit(nogil=True)
-def _equal(row, edge, index, z, n, k):
-    """After n entries, add those of row with z_m = edge > 0, up to k in all; returns how many there are then."""
-    if edge > 0:
-        for m in range(row.size):
-            if row[m] == edge and n < k:
-                index[n] = m
-                z[n] = row[m]
-                n += 1
-    return n
-
-
-@njit(nogil=True)
-def _keep(edge, places, index, z, count):
-    """Keep the `places` largest entries of a batch, of which `edge` is the smallest; of equals, the first."""
-    more = 0
-    for l in range(count.size):
-        for i in range(count[l]):
-            more += z[l, i] > edge
-    equal = places - more
-    for l in range(count.size):
-        n = 0
-        for i in range(count[l]):
-            take = z[l, i] > edge
-            if z[l, i] == edge and equal > 0:
-                equal -= 1
-                take = True
-            if take:
-                index[l, n] = index[l, i]
-                z[l, n] = z[l, i]
-                n += 1
-        count[l] = n
-
-
-@njit(nogil=True)
-def _columns(M, index, z, count):
-    """The entries neuron by neuron: those of m are rows[first[m] : first[m + 1]] and values likewise, in row order."""
-    first = np.zeros(M + 1, np.int64)
-    for l in range(count.size):
-        for i in range(count[l]):
-            first[index[l, i] + 1] += 1
-    for m in range(M):
-        first[m + 1] += first[m]
-    rows, values, at = np.empty(first[M], np.uint32), np.empty(first[M], z.dtype), first[:M].copy()
-    for l in range(count.size):
-        for i in range(count[l]):
-            m = index[l, i]
-            rows[at[m]] = l
-            values[at[m]] = z[l, i]
-            at[m] += 1
-    return first, rows, values
-
-
-@njit(nogil=True)
-def _activity(first, values, limit):
-    """Σ_l 1{z_m > limit_m} and max_l z_m over those, both (M,), and the smallest of them all, 0 where there is none."""
-    M = first.size - 1
-    counts, peaks, smallest = np.zeros(M, np.int64), np.zeros(M), np.inf
-    for m in range(M):
-        for i in range(first[m], first[m + 1]):
-            if values[i] > limit[m]:
-                counts[m] += 1
-                peaks[m] = max(peaks[m], values[i])
-                smallest = min(smallest, values[i])
-    return counts, peaks, smallest if smallest < np.inf else 0.0
-
-
-@njit(parallel=True, nogil=True)
-def _decode(V, limit, index, z, count, f):
-    """f <- Σ_m s_m v_m with s_m = z_m 1{z_m > limit_m}, row by row."""
-    for l in prange(count.size):
-        f[l] = 0
-        for i in range(count[l]):
-            m = index[l, i]
-            if z[l, i] > limit[m]:
-                add(f[l], z[l, i], V[m])
+    return db, dtheta, left[0].mean(axis=0) - sums.sum(axis=0) / L
 
 
 @njit(parallel=True, nogil=True, error_model="numpy")
 def _sweep(
-    W, V, mW, vW, mV, vV, xc, r, first, rows, values, theta, limit, half, penalty, gW, gV, gb, slot, adam, db, near,
-    near_vr, sums,
+    W, V, mW, vW, mV, vV, xc, left, ends, first, rows, values, theta, limit, half, penalty, gW, gV, gb, slot, adam, db,
+    near, near_vr, sums,
 ):  # fmt: skip
     """Gradients averaged over the batch, then AdamW of w_m and v_m and unit norm of v_m, neuron by neuron.
 
         dL/dz_m = (v_m · r + penalty) on_m,   dL/dw_m = dL/dz_m (x - b_pre),   dL/db_m = dL/dz_m,   dL/dv_m = s_m r
 
-    on_m = 1{z_m > limit_m}; penalty is λ for L1 and 0 otherwise.  gW, gV, gb: AuxK's gradients of the neurons with
-    slot[m] >= 0.  db <- dL/db (M,).  sums[k] <- Σ_m Σ_l dL/dz_m w_m over the neurons of block k.  near, near_vr <- how
-    many rows have |z_m - θ_m| < half, and Σ_l v_m · r over those.  v_m moves without the part of its gradient along it.
-    With adam empty nothing moves: mW <- dL/dW and mV <- dL/dW_dec.
+    r = left[p] for the first p with m < ends[p].  on_m = 1{z_m > limit_m}; penalty is λ for L1 and 0 otherwise.  gW,
+    gV, gb: AuxK's gradients of the neurons with slot[m] >= 0.  db <- dL/db (M,).  sums[k] <- Σ_m Σ_l dL/dz_m w_m over
+    the neurons of block k.  near, near_vr <- how many rows have |z_m - θ_m| < half, and Σ_l v_m · r over those.  v_m
+    moves without the part of its gradient along it.  With adam empty nothing moves: mW <- dL/dW and mV <- dL/dW_dec.
     """
     M, d = W.shape
-    scale = W.dtype.type(1 / len(r))
+    scale = W.dtype.type(1 / left.shape[1])
     for block in prange(len(sums)):
-        g, h = np.empty(d, W.dtype), np.empty(d, W.dtype)
+        g, h, p = np.empty(d, W.dtype), np.empty(d, W.dtype), 0
         for m in range(block * BLOCK, min((block + 1) * BLOCK, M)):
+            while m >= ends[p]:
+                p += 1
+            r = left[p]  # (L, d)
             g[:] = 0
             h[:] = 0
             c = near_vr[m] = W.dtype.type(0)
