@@ -18,7 +18,7 @@ from refgba.errors import InputError
 from refgba.groups import assign_groups, target_frequencies
 from refgba.types import Activation, Dtype, Float64, Int64
 
-Baseline: TypeAlias = Literal["l1", "topk", "batchtopk", "jumprelu", "matryoshka"]  # the names of the baselines
+Baseline: TypeAlias = Literal["l1", "topk", "batchtopk", "jumprelu", "matryoshka", "gated"]  # names of baselines
 
 LARGEST = 2**31 - 1  # no count may exceed it: a larger one is mistyped, and asks for memory that no machine has
 ROLLED = 150  # a baseline's counters are emptied about so often in a run, as the default recipe adapts biases
@@ -174,7 +174,7 @@ class GBAConfig(Settings):
 
 
 CHOOSING = ("topk", "batchtopk", "matryoshka")  # the baselines that choose k neurons per row
-PENALISED = ("l1", "jumprelu")  # the baselines whose loss has a penalty
+PENALISED = ("l1", "jumprelu", "gated")  # the baselines whose loss has a penalty
 
 
 def _as_in_gba(name: str) -> Any:
@@ -191,7 +191,7 @@ class BaselineConfig(Settings):
     learning rate falls with the width: dictionary_learning reads their figure 3 as 2e-4 √(2^14 / M), which is 8e-4 at
     M = 1024.  For L1 it takes 1e-3.  A comparison should try several rates: the best depends on the method.
 
-    No default of `sparsity` suits both methods: on the activations of benchmarks/recipe.md (M 1024, 500 steps) L0 ended
+    No default of `sparsity` suits all methods: on the activations of benchmarks/recipe.md (M 1024, 500 steps) L0 ended
     near 30 with 0.08 for l1, and with 0.002 for jumprelu.  `bandwidth` is ten times the JumpReLU paper's, so that
     batches of 512 have rows in it: 0.01 and 0.001 ended within 2% of each other in FVU, at about the same L0.
 
@@ -203,7 +203,9 @@ class BaselineConfig(Settings):
     method: Baseline = _setting("topk", "the baseline")
     width: int = _as_in_gba("width")
     k: int = _setting(32, "active neurons per row; batchtopk, matryoshka: in the mean of a batch", *CHOOSING)
-    sparsity: float = _setting(0.01, "λ, what a code of 1 costs in l1, an active neuron in jumprelu", *PENALISED)
+    sparsity: float = _setting(
+        0.01, "λ, what a code of 1 costs in l1, a gate of 1 in gated, an active neuron in jumprelu", *PENALISED
+    )
     bandwidth: float = _setting(0.01, "width around a threshold of the pre-activations that move it", "jumprelu")
     theta_init: float = _setting(1e-3, "initial threshold of every neuron", "jumprelu")
     aux: float = _setting(1 / 32, "weight of AuxK, dead neurons' reconstruction of the residual", *CHOOSING)

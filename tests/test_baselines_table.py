@@ -211,6 +211,7 @@ def test_gba_s_functions_are_the_paper_s():
             BaselineConfig(method="matryoshka", width=4096, prefixes=3),
             Description("matryoshka, k 32, prefixes of 1,024, 2,048, 4,096 neurons"),
         ),
+        (BaselineConfig(method="gated", sparsity=0.05), Description("gated, sparsity 0.05")),
     ],
 )
 def test_a_run_is_described_by_its_method(config, description):

@@ -107,7 +107,7 @@ def test_bad_json_is_refused(text, complaint):
 @pytest.mark.parametrize(
     ("given_", "complaint"),
     [
-        ({"method": "gba"}, "method must be one of l1, topk, batchtopk, jumprelu, matryoshka, not 'gba'"),
+        ({"method": "gba"}, "method must be one of l1, topk, batchtopk, jumprelu, matryoshka, gated, not 'gba'"),
         ({"width": 31}, r"width \(31\) must be at least k \(32\)"),
         ({"method": "batchtopk", "width": 8, "k": 9}, r"width \(8\) must be at least k \(9\)"),
         ({"k": 0}, "k must be at least 1, not 0"),
@@ -147,6 +147,7 @@ def test_a_k_that_the_method_does_not_use_is_not_held_against_its_width(method):
         ("batchtopk", {"sparsity", "bandwidth", "theta_init", "prefixes"}),
         ("jumprelu", {"k", "aux", "aux_k", "dead_after", "prefixes"}),
         ("matryoshka", {"sparsity", "bandwidth", "theta_init"}),
+        ("gated", {"k", "bandwidth", "theta_init", "aux", "aux_k", "dead_after", "prefixes"}),
     ],
 )
 def test_a_baseline_knows_which_settings_it_uses(method, unused):
@@ -207,5 +208,7 @@ def test_settings_of_one_are_refused_by_the_other():
         config_from_json('{"method": "topk", "groups": 3}')
     with pytest.raises(InputError, match="unknown setting 'k'; the settings are width, groups"):
         config_from_json('{"k": 3}')
-    with pytest.raises(InputError, match="method must be one of l1, topk, batchtopk, jumprelu, matryoshka, not 'gba'"):
+    with pytest.raises(
+        InputError, match="method must be one of l1, topk, batchtopk, jumprelu, matryoshka, gated, not 'gba'"
+    ):
         config_from_json('{"method": "gba"}')

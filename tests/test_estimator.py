@@ -36,6 +36,8 @@ WAYS = [
     ("batchtopk", "numpy", "float32"),
     ("jumprelu", "numpy", "float64"),
     ("matryoshka", "numba", "float32"),
+    ("gated", "numba", "float32"),
+    ("gated", "numpy", "float64"),
 ]
 
 

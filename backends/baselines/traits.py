@@ -10,7 +10,8 @@ class Traits(NamedTuple):
 
     per_row, per_batch: the k largest of a row, or the k L largest of a batch, are active.  auxk: dead neurons learn
     from the residual.  thresholds: trained, with a bandwidth.  penalised: active codes pay `sparsity` each.  nested:
-    prefixes of the dictionary reconstruct alone.
+    prefixes of the dictionary reconstruct alone.  gated: pre-activations are gates, and codes have a scale and a bias
+    of their own.
     """
 
     per_row: bool = False
@@ -19,6 +20,7 @@ class Traits(NamedTuple):
     thresholds: bool = False
     penalised: bool = False
     nested: bool = False
+    gated: bool = False
 
     @property
     def chooses(self) -> bool:
@@ -32,5 +34,6 @@ TRAITS = {
     "batchtopk": Traits(per_batch=True, auxk=True),
     "jumprelu": Traits(thresholds=True),
     "matryoshka": Traits(per_batch=True, auxk=True, nested=True),
+    "gated": Traits(penalised=True, gated=True),
 }
-LACKING: dict[str, tuple[str, ...]] = {"cupy": ("matryoshka",)}  # the methods that a backend does not have, by its name
+LACKING: dict[str, tuple[str, ...]] = {"cupy": ("matryoshka", "gated")}  # the methods that a backend does not have

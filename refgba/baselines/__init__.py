@@ -1,4 +1,4 @@
-"""What GBA is compared with: L1, TopK, BatchTopK, JumpReLU and Matryoshka autoencoders, a file each.
+"""What GBA is compared with: L1, TopK, BatchTopK, JumpReLU, Matryoshka, Gated, a file each.
 
     f(x) = Σ_m s_m v_m + b_pre ,      z_m = w_m · (x - b_pre) + b_m ,      r = f(x) - x
 
@@ -8,6 +8,7 @@
     batchtopk   z, the k L largest positive of L rows     AuxK
     jumprelu    z 1{z > θ}                                λ Σ_m 1{z_m > θ_m}
     matryoshka  as batchtopk                              1/2 ||r_p||² of nested prefixes, and AuxK
+    gated       z of its own 1{π > 0, z > 0}, π = z here  λ Σ_m max(π_m, 0) + 1/2 ||r||² of max(π, 0) as codes
 
 Each file holds what is the method's own, with its source.  What they share is in `network`, `training`, `auxk` and
 `facts`.  A neuron here is a "latent" or "feature" in their papers.
@@ -30,7 +31,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from refgba.baselines import batchtopk, gba, jumprelu, l1, matryoshka, topk
+from refgba.baselines import batchtopk, gated, gba, jumprelu, l1, matryoshka, topk
 from refgba.baselines.batchtopk import averaged
 from refgba.baselines.method import Method
 from refgba.baselines.network import Forward, Params, decode, largest, signed
@@ -48,6 +49,7 @@ __all__ = [
 
 METHODS: dict[str, Method] = {
     "gba": gba, "l1": l1, "topk": topk, "batchtopk": batchtopk, "jumprelu": jumprelu, "matryoshka": matryoshka,
+    "gated": gated,
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""The entries of a batch, the codes that matter: how they are found, sorted by neuron, counted, and decoded.
+"""The kernels of baselines/numba.py: entries of a batch are found, sorted by neuron and decoded, and neurons moved.
 
-Kernels of backends/baselines/numba.py.  An entry is a pre-activation z that may be active; `Codes` there holds them.
+An entry is a pre-activation z that may be active; `numba.Codes` holds those of a batch.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import numpy as np
 from numba import prange
 
 from refgba.backends.numba_compiler import njit
-from refgba.backends.numba_kernels import add
+from refgba.backends.numba_kernels import adamw, add, dot, unit
 
 ROWS = 64  # rows whose pre-activations are held at a time
+BLOCK = 128  # neurons that a thread takes at a time, backwards
 
 
 @njit(parallel=True, nogil=True)
@@ -154,3 +155,112 @@ def decode(V, limit, index, z, count, ends, f):
                 add(f[p, l], z[l, i], V[m])
         for q in range(p + 1, ends.size):
             f[q, l] = f[p, l]
+
+
+@njit(nogil=True)
+def magnitudes(index, z, count, scale, b, c):
+    """z <- scale_m (z - b_m) + c_m at every entry: of gates, the magnitudes."""
+    for l in range(count.size):
+        for i in range(count[l]):
+            m = index[l, i]
+            z[l, i] = scale[m] * (z[l, i] - b[m]) + c[m]
+
+
+@njit(nogil=True, error_model="numpy")
+def move(W, V, mW, vW, mV, vV, m, g, h, scale, adam):
+    """AdamW of w_m and v_m along scale g and scale h, v_m without the part along it and then at unit norm.
+
+    With adam empty nothing moves: mW <- dL/dW and mV <- dL/dW_dec.  Overwrites g and h (d,).
+    """
+    if adam.size == 0:
+        mW[m] = scale * g
+        mV[m] = scale * h
+    else:
+        adamw(W[m], mW[m], vW[m], g, scale, adam)
+        W[m] = g
+        add(h, -dot(h, V[m]), V[m])
+        norm = adamw(V[m], mV[m], vV[m], h, scale, adam)
+        unit(V[m], h, norm)
+
+
+@njit(parallel=True, nogil=True, error_model="numpy")
+def sweep(
+    W, V, mW, vW, mV, vV, xc, left, ends, first, rows, values, theta, limit, half, penalty, gW, gV, gb, slot, adam, db,
+    near, near_vr, sums,
+):  # fmt: skip
+    """Gradients averaged over the batch, then `move`, neuron by neuron.
+
+        dL/dz_m = (v_m · r + penalty) on_m,   dL/dw_m = dL/dz_m (x - b_pre),   dL/db_m = dL/dz_m,   dL/dv_m = s_m r
+
+    r = left[p] for the first p with m < ends[p].  on_m = 1{z_m > limit_m}; penalty is λ for L1 and 0 otherwise.  gW,
+    gV, gb: AuxK's gradients of the neurons with slot[m] >= 0.  db <- dL/db (M,).  sums[k] <- Σ_m Σ_l dL/dz_m w_m over
+    the neurons of block k.  near, near_vr <- how many rows have |z_m - θ_m| < half, and Σ_l v_m · r over those.
+    """
+    M, d = W.shape
+    scale = W.dtype.type(1 / left.shape[1])
+    for block in prange(len(sums)):
+        g, h, p = np.empty(d, W.dtype), np.empty(d, W.dtype), 0
+        for m in range(block * BLOCK, min((block + 1) * BLOCK, M)):
+            while m >= ends[p]:
+                p += 1
+            r = left[p]  # (L, d)
+            g[:] = 0
+            h[:] = 0
+            c = near_vr[m] = W.dtype.type(0)
+            near[m] = 0
+            for i in range(first[m], first[m + 1]):
+                l, s = rows[i], values[i]
+                vr = dot(V[m], r[l])
+                if abs(s - theta[m]) < half:
+                    near[m] += 1
+                    near_vr[m] += vr
+                if s > limit[m]:
+                    dz = vr + penalty
+                    c += dz
+                    add(g, dz, xc[l])
+                    add(h, s, r[l])
+            if slot[m] >= 0:  # a dead neuron: all of the above is 0
+                g[:] = gW[slot[m]]
+                h[:] = gV[slot[m]]
+                c = gb[slot[m]]
+            db[m] = c * scale
+            add(sums[block], c, W[m])
+            move(W, V, mW, vW, mV, vV, m, g, h, scale, adam)
+
+
+@njit(parallel=True, nogil=True, error_model="numpy")
+def sweep_gated(
+    W, V, mW, vW, mV, vV, xc, left, first, rows, codes, magnitude, b_mag, penalty, adam, db, dr_mag, db_mag,
+    sums,
+):  # fmt: skip
+    """The same of a gated network, whose entries are the gates π_m > 0: beside each its z_m, a code where z_m > 0.
+
+        dL/dπ_m = v_m · r_g + λ,   dL/dz_m = (v_m · r) 1{z_m > 0},   dL/dv_m = s_m r
+        dL/dw_m = (e^{ρ_m} dL/dz_m + dL/dπ_m) (x - b_pre)
+
+    left: r_g and r, (2, L, d).  magnitude: e^ρ (M,).  penalty: λ.  db, db_mag, dr_mag <- dL/db, dL/dc, and dL/dρ, which
+    is dL/dz_m (z_m - c_m), (M,).
+    """
+    M, d = W.shape
+    scale = W.dtype.type(1 / left.shape[1])
+    for block in prange(len(sums)):
+        g, h = np.empty(d, W.dtype), np.empty(d, W.dtype)
+        for m in range(block * BLOCK, min((block + 1) * BLOCK, M)):
+            g[:] = 0
+            h[:] = 0
+            of_gate = of_code = of_scale = both = W.dtype.type(0)
+            for i in range(first[m], first[m + 1]):
+                l, z = rows[i], codes[i]
+                c = dot(V[m], left[0, l]) + penalty
+                of_gate += c
+                if z > 0:
+                    dz = dot(V[m], left[1, l])
+                    of_code += dz
+                    of_scale += dz * (z - b_mag[m])
+                    c += magnitude[m] * dz
+                    add(h, z, left[1, l])
+                both += c
+                add(g, c, xc[l])
+            db[m], db_mag[m], dr_mag[m] = scale * of_gate, scale * of_code, scale * of_scale
+            add(sums[block], both, W[m])
+            move(W, V, mW, vW, mV, vV, m, g, h, scale, adam)
