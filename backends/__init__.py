@@ -14,6 +14,7 @@ import numpy as np
 
 from refgba.backends import environment, shards
 from refgba.backends.base import AnyConfig, AnyParams, Backend, HostState, ParallelBackend
+from refgba.backends.baselines.traits import LACKING
 from refgba.backends.comm import ALONE, Ranks
 from refgba.baselines import METHODS
 from refgba.config import GBAConfig
@@ -45,8 +46,8 @@ def _path(name: str, method: str) -> str:
 
 
 def _has(name: str, method: str) -> bool:
-    """Whether a backend has a method: whether there is such a module, usable here or not."""
-    return find_spec(_path(name, method)) is not None
+    """Whether a backend has a method: whether there is such a module, usable here or not, that does not lack it."""
+    return method not in LACKING.get(name, ()) and find_spec(_path(name, method)) is not None
 
 
 def _module(name: str, method: str = "gba") -> Backend | str:
@@ -108,7 +109,7 @@ def load(name: str, dtype: str | None = None, method: str = "gba", trains: bool 
     if name not in NAMES:
         raise InputError(f"there is no backend {name!r}; the backends are {', '.join(NAMES)}")
     if not _has(name, method):
-        methods = " and ".join(other for other in METHODS if _has(name, other))
+        methods = ", ".join(other for other in METHODS if _has(name, other))
         able = " and ".join(other for other in NAMES if _has(other, method))
         raise InputError(f"backend {name!r} trains with method {methods} only; {able} have the baselines")
     module = _module(name, method)

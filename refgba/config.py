@@ -18,7 +18,7 @@ from refgba.errors import InputError
 from refgba.groups import assign_groups, target_frequencies
 from refgba.types import Activation, Dtype, Float64, Int64
 
-Baseline: TypeAlias = Literal["l1", "topk", "batchtopk", "jumprelu"]  # the names of the baselines
+Baseline: TypeAlias = Literal["l1", "topk", "batchtopk", "jumprelu", "matryoshka", "gated"]  # names of baselines
 
 Source: TypeAlias = Literal["groups", "data"]  # where the frequencies come from that Algorithm 2 aims at
 LARGEST = 2**31 - 1  # no count may exceed it: a larger one is mistyped, and asks for memory that no machine has
@@ -181,8 +181,8 @@ class GBAConfig(Settings):
         return assign_groups(self.width, self.groups)
 
 
-CHOOSING = ("topk", "batchtopk")  # the baselines that choose k neurons per row
-PENALISED = ("l1", "jumprelu")  # the baselines whose loss has a penalty
+CHOOSING = ("topk", "batchtopk", "matryoshka")  # the baselines that choose k neurons per row
+PENALISED = ("l1", "jumprelu", "gated")  # the baselines whose loss has a penalty
 
 
 def _as_in_gba(name: str) -> Any:
@@ -199,7 +199,7 @@ class BaselineConfig(Settings):
     learning rate falls with the width: dictionary_learning reads their figure 3 as 2e-4 √(2^14 / M), which is 8e-4 at
     M = 1024.  For L1 it takes 1e-3.  A comparison should try several rates: the best depends on the method.
 
-    No default of `sparsity` suits both methods: on the activations of benchmarks/recipe.md (M 1024, 500 steps) L0 ended
+    No default of `sparsity` suits all methods: on the activations of benchmarks/recipe.md (M 1024, 500 steps) L0 ended
     near 30 with 0.08 for l1, and with 0.002 for jumprelu.  `bandwidth` is ten times the JumpReLU paper's, so that
     batches of 512 have rows in it: 0.01 and 0.001 ended within 2% of each other in FVU, at about the same L0.
 
@@ -210,13 +210,16 @@ class BaselineConfig(Settings):
 
     method: Baseline = _setting("topk", "the baseline")
     width: int = _as_in_gba("width")
-    k: int = _setting(32, "active neurons per row; batchtopk: in the mean of a batch", *CHOOSING)
-    sparsity: float = _setting(0.01, "λ, what a code of 1 costs in l1, an active neuron in jumprelu", *PENALISED)
+    k: int = _setting(32, "active neurons per row; batchtopk, matryoshka: in the mean of a batch", *CHOOSING)
+    sparsity: float = _setting(
+        0.01, "λ, what a code of 1 costs in l1, a gate of 1 in gated, an active neuron in jumprelu", *PENALISED
+    )
     bandwidth: float = _setting(0.01, "width around a threshold of the pre-activations that move it", "jumprelu")
     theta_init: float = _setting(1e-3, "initial threshold of every neuron", "jumprelu")
     aux: float = _setting(1 / 32, "weight of AuxK, dead neurons' reconstruction of the residual", *CHOOSING)
     aux_k: int = _setting(0, "dead neurons per row that AuxK uses; 0 is d/2", *CHOOSING)
     dead_after: int = _setting(20_000, "rows without firing after which a neuron is dead to AuxK", *CHOOSING)
+    prefixes: int = _setting(5, "nested prefixes that reconstruct alone, each half of the next", "matryoshka")
     steps: int = _as_in_gba("steps")
     batch: int = _as_in_gba("batch")
     lr: float = _as_in_gba("lr")
@@ -233,11 +236,23 @@ class BaselineConfig(Settings):
         """Steps between two calls of `baselines.adapt`, which only empties the counters: about ROLLED times per run."""
         return max(1, round(self.steps / ROLLED))
 
+    def ends(self) -> tuple[int, ...]:
+        """How many neurons each prefix of the dictionary has that is to reconstruct alone, the last all of them, (P,).
+
+        >>> from refgba.config import BaselineConfig
+        >>> BaselineConfig(method="matryoshka", width=1000).ends()
+        (63, 125, 250, 500, 1000)
+        """
+        return tuple(-(-self.width // 2**halved) for halved in reversed(range(self.prefixes)))
+
     def _rules(self) -> Iterator[tuple[bool, str]]:
         yield from super()._rules()
-        yield from self._at_least_one("k", "dead_after")
+        yield from self._at_least_one("k", "dead_after", "prefixes")
         enough = self.width >= self.k or not self.uses("k")
         yield enough, f"width ({self.width}) must be at least k ({self.k})"
+        smallest = 2 ** min(self.prefixes - 1, 31)
+        enough = self.width >= smallest or not self.uses("prefixes")
+        yield enough, f"width ({self.width}) must be at least {smallest:,} to have {self.prefixes} prefixes"
         yield from self._not_negative("sparsity", "theta_init", "aux", "aux_k")
         yield self.bandwidth > 0, f"bandwidth must be positive, not {self.bandwidth}: thresholds would never move"
 

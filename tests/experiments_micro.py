@@ -42,7 +42,7 @@ MICRO = {
     ),
     "frontier": replace(
         frontier.SIZES["quick"], width=64, steps=12, k=(4, 16), htf=(0.05, 0.2), l1=(0.01, 0.1), jumprelu=(0.001, 0.01),
-        lr=(1e-3, 1e-2), seeds=2,
+        gated=(0.01, 0.1), lr=(1e-3, 1e-2), batch=(256, 512), seeds=2,
     ),
     "imbalanced": replace(imbalanced.SIZES["quick"], rows=600, M=64, steps=12, lr=(1e-3, 1e-2), seeds=2),
     "consistency": replace(

@@ -16,10 +16,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from refgba import backends, baselines, gba, sae
+from refgba.backends.baselines.traits import LACKING, TRAITS
 from refgba.config import BaselineConfig
 from refgba.errors import InputError
 
-BASELINES = ["l1", "topk", "batchtopk", "jumprelu"]
+BASELINES = [name for name in TRAITS if name not in LACKING["cupy"]]
 DTYPES = ["float64", "float32", "tf32", "bfloat16"]
 # Of arithmetic, relative to the terms that are summed; in tf32 and bfloat16 factors of products are rounded besides.
 BOUND = {"float64": 1e-10, "float32": 1e-5, "tf32": 4 * 2.0**-10, "bfloat16": 4 * 2.0**-8}

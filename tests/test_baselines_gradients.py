@@ -10,7 +10,7 @@ from baseline_cases import BASELINES, CASES, CHOOSING, aux_of, axes, config_of, 
 from hypothesis import settings
 
 from refgba import baselines
-from refgba.baselines import Params, forward
+from refgba.baselines import METHODS, Params, forward
 
 
 @pytest.mark.parametrize("method", BASELINES)
@@ -24,13 +24,15 @@ def test_gradients_of_weights_and_biases_match_central_differences(method, L, d,
 
     def total(moved):
         there = forward(moved, x, config)
+        if method == "gated":  # the decoder of what the gates reconstruct is a constant to the gradient
+            there.left = baselines.decode(params, there.gate) - x
         again = aux_of(x, there, config, dead)
         if aux is not None:
             again = replace(again, e=aux.e, weight=aux.weight)  # constants to the gradient
         return loss(moved, x, there, config, again).total
 
     written_out, h = gradients(params, x, fwd, config, aux), 1e-6
-    for name in ("W", "b", "b_pre", "W_dec"):
+    for name in sorted(set(params.arrays()) - {"theta"}):
         theta = getattr(params, name)
         numerical = np.zeros_like(theta)
         for i in np.ndindex(theta.shape):
@@ -132,6 +134,65 @@ def test_in_training_rows_compete_for_batchtopk_and_in_inference_a_threshold_dec
     assert on.tolist() == [[True, True], [False, False]]  # z > θ, not >=
     alone = encode(axes(theta=(1.0, 1.0)), x[:1], config, training=False)[1]
     assert alone.tolist() == [[True, True]]  # whatever the other rows are
+
+
+def test_matryoshka_worked_by_hand():
+    config, params, x = config_of("matryoshka", width=2), axes(b=(1.0, -0.5)), np.array([[3.0, 2.0]])
+    assert config.ends() == (1, 2)
+    fwd = forward(params, x, config)
+    assert fwd.s.tolist() == [[4.0, 1.5]]
+    assert fwd.r.tolist() == [[[1.0, -2.0]], [[1.0, -0.5]]]  # the first neuron alone, and both
+    assert loss(params, x, fwd, config) == (3.125, 0.625, 2.5)
+    g = gradients(params, x, fwd, config)  # the first neuron sees (2, -2.5), the second (1, -0.5)
+    assert g.b.tolist() == [2.0, -0.5]
+    assert g.W.tolist() == [[6.0, 4.0], [-1.5, -1.0]]
+    assert g.W_dec.tolist() == [[8.0, -10.0], [1.5, -0.75]]
+    assert g.b_pre.tolist() == [0.0, -2.0]
+
+
+def test_with_one_prefix_matryoshka_is_batchtopk():
+    _, params, x, dead = random_case("matryoshka", 6, 5, 8, 2)
+    found = []
+    for method in ("matryoshka", "batchtopk"):
+        config = config_of(method, prefixes=1)
+        fwd = forward(params, x, config)
+        aux = aux_of(x, fwd, config, dead)
+        found.append((loss(params, x, fwd, config, aux), gradients(params, x, fwd, config, aux).arrays()))
+    assert found[0][0] == found[1][0]
+    assert all((array == found[1][1][name]).all() for name, array in found[0][1].items())
+
+
+def test_gated_worked_by_hand():
+    # The first neuron has the scale 2 and the bias -1 for its code, the second is shut by its gate.
+    config, x = config_of("gated", width=2, sparsity=0.5), np.array([[3.0, 1.0]])
+    own = {"r_mag": np.log([2.0, 1.0]), "b_mag": np.array([-1.0, 5.0])}
+    params = METHODS["gated"].Params(**axes(b=(-1.0, -2.0)).arrays(), **own)
+    fwd = forward(params, x, config)
+    assert fwd.gate.tolist() == [[2.0, 0.0]]  # 3 - 1, and 1 - 2
+    assert fwd.z.tolist() == [[5.0, 6.0]]  # 2 * 3 - 1, and 1 + 5
+    assert fwd.s.tolist() == [[5.0, 0.0]]
+    assert fwd.f.tolist() == [[5.0, 0.0]]  # r = (2, -1), of the gates alone (-1, -1)
+    assert fwd.left.tolist() == [[-1.0, -1.0]]
+    assert loss(params, x, fwd, config) == (4.5, 2.5, 2.0)  # and 0.5 * 2 + 1/2 (1 + 1)
+    g = gradients(params, x, fwd, config)
+    assert g.b_mag.tolist() == [2.0, 0.0]  # v . r
+    assert g.r_mag.tolist() == [12.0, 0.0]  # times z - c
+    assert g.b.tolist() == [-0.5, 0.0]  # v . r_g + λ
+    assert g.W.tolist() == [[10.5, 3.5], [0.0, 0.0]]  # (2 * 2 - 0.5) x
+    assert g.W_dec.tolist() == [[10.0, -5.0], [0.0, 0.0]]
+    assert g.b_pre.tolist() == [-1.5, -1.0]  # r - 3.5 w_1
+    arrays = METHODS["gated"].exported(params, config)  # z > θ, with θ = c - e^ρ b
+    assert arrays.threshold.tolist() == [1.0, 7.0]
+    assert arrays.W_enc.tolist() == [[2.0, 0.0], [0.0, 1.0]]
+
+
+@settings(max_examples=60)
+@CASES
+def test_gated_by_its_paths_and_by_its_thresholds_is_one(L, d, M, seed):
+    config, params, x, _ = random_case("gated", L, d, M, seed)
+    by_paths, by_thresholds = (encode(params, x, config, training) for training in (True, False))
+    assert (by_paths[1] == by_thresholds[1]).all()
+    np.testing.assert_allclose(by_thresholds[2], by_paths[2], atol=1e-12)
 
 
 def test_jumprelu_worked_by_hand():

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from baseline_cases import gradient_sizes, some_config, some_params, with_dead_neurons
+from baseline_cases import gates, gradient_sizes, some_config, some_params, with_dead_neurons
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -44,7 +44,10 @@ def test_gradients_and_a_step_are_those_of_the_reference(method, dtype, L, d, M,
     ours, theirs = (backends.load(name, dtype, method) for name in ("numba", "numpy"))
     a, b = ours.init(params, config), theirs.init(params, config)
     fwd = baselines.forward(params, x, config)
-    size = gradient_sizes(params, x, config, fwd.s, fwd.z > params.theta - config.bandwidth)
+    s, on = fwd.s, fwd.z > params.theta - config.bandwidth
+    if method == "gated":
+        s, on = np.maximum(np.abs(fwd.z), fwd.gate), fwd.gate > 0
+    size = gradient_sizes(params, x, config, s, on)
     for name, g in theirs.gradients(b, x).arrays().items():
         close(ours.gradients(a, x).arrays()[name], g, dtype, size[name])
     metrics, expected = ours.step(a, x), theirs.step(b, x)
@@ -94,13 +97,15 @@ def narrowest(before, x):
     dead = np.where(on.any(axis=0), 0, before.idle + len(x)) >= config.dead_after
     if config.method == "l1":
         margins = [np.abs(z)]
+    elif config.method == "gated":
+        margins = [np.abs(z), np.abs(gates(params, x))]
     elif config.method == "jumprelu":
         margins = [np.abs(z - params.theta), np.abs(np.abs(z - params.theta) - config.bandwidth / 2)]
     elif config.method == "topk":
         margins = [at_edge(z, config.k)]
-    else:
+    else:  # BatchTopK's selection
         margins = [at_edge(z.reshape(1, -1), config.k * len(x))]
-    if "topk" in config.method and dead.any():
+    if config.uses("aux") and dead.any():
         margins.append(at_edge(z[:, dead], config.aux_k))
     return min(margin.min() for margin in margins) / np.abs(z).max()
 

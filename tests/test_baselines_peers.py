@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from baseline_cases import CHOOSING, gradients, loss, random_case
+from baseline_cases import gradients, loss, random_case
 from engines import library, real
 
 from refgba.baselines import forward
@@ -26,7 +26,7 @@ def loaded(network, **arrays):
 
 
 @real
-@pytest.mark.parametrize("method", CHOOSING)
+@pytest.mark.parametrize("method", ["topk", "batchtopk"])
 def test_topk_and_its_gradients_are_those_of_dictionary_learning(method):
     torch = library("torch")
     name = {
@@ -98,3 +98,57 @@ def test_jumprelu_and_its_gradients_are_those_of_dictionary_learning():
     ours = {"W_enc": g.W.T, "b_enc": g.b, "W_dec": g.W_dec, "b_dec": g.b_pre, "threshold": g.theta}
     for name, parameter in theirs.items():  # it keeps the bandwidth in float32
         np.testing.assert_allclose(ours[name], parameter.grad.numpy(), rtol=1e-6, atol=1e-12, err_msg=name)
+
+
+@real
+def test_matryoshka_and_its_gradients_are_those_of_dictionary_learning():
+    torch, module = library("torch"), library("dictionary_learning.trainers.matryoshka_batch_top_k")
+    config, params, x, _ = random_case("matryoshka", 12, 6, 20, 3)
+    config = replace(config, k=3, aux_k=0, aux=1 / 32)
+    sizes = np.diff([0, *config.ends()]).tolist()
+    assert sizes == [5, 5, 10]
+    trainer = module.MatryoshkaBatchTopKTrainer(
+        steps=2000, activation_dim=6, dict_size=20, k=3, layer=0, lm_name="none", device="cpu",
+        group_fractions=[size / 20 for size in sizes], group_weights=[3.0] * 3,  # it takes the mean, we the sum
+    )  # fmt: skip
+    network, theirs = loaded(trainer.ae, W_enc=params.W.T, b_enc=params.b, W_dec=params.W_dec, b_dec=params.b_pre)
+    rows, fwd = torch.tensor(x), forward(params, x, config)
+    np.testing.assert_allclose(network.encode(rows, use_threshold=False).detach().numpy(), fwd.s, atol=1e-14)
+    silent = np.arange(20) < 14  # before this batch, in which some of them fire
+    trainer.num_tokens_since_fired = torch.tensor(np.where(silent, trainer.dead_feature_threshold, 0))
+    aux = auxiliary(x, fwd, config, silent & ~fwd.on.any(axis=0))
+    assert 0 < len(aux.dead) < 14
+    total = trainer.loss(rows, step=0) / 2
+    assert loss(params, x, fwd, config, aux).total == pytest.approx(total.item(), rel=1e-6)  # AuxK in float32
+    total.backward()
+    g = gradients(params, x, fwd, config, aux)
+    ours = {"W_enc": g.W.T, "b_enc": g.b, "W_dec": g.W_dec, "b_dec": g.b_pre}
+    for name, parameter in theirs.items():
+        np.testing.assert_allclose(ours[name], parameter.grad.numpy(), rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@real
+def test_gated_and_its_gradients_are_those_of_dictionary_learning():
+    torch, module = library("torch"), library("dictionary_learning.trainers.gdm")
+    config, params, x, _ = random_case("gated", 12, 6, 20, 3)
+    config = replace(config, sparsity=0.25)
+    trainer = module.GatedSAETrainer(
+        steps=2000, activation_dim=6, dict_size=20, l1_penalty=0.5, sparsity_warmup_steps=0, layer=0, lm_name="none",
+        device="cpu",
+    )  # fmt: skip
+    network, theirs = loaded(
+        trainer.ae, encoder__weight=params.W, gate_bias=params.b, decoder__weight=params.W_dec.T,
+        decoder_bias=params.b_pre, r_mag=params.r_mag, mag_bias=params.b_mag,
+    )  # fmt: skip
+    rows, fwd = torch.tensor(x), forward(params, x, config)
+    np.testing.assert_allclose(network.encode(rows).detach().numpy(), fwd.s, atol=1e-13)
+    total = trainer.loss(rows, step=0) / 2  # without our factor 1/2, λ is half of what it is there
+    assert loss(params, x, fwd, config).total == pytest.approx(total.item(), rel=1e-12)
+    total.backward()
+    g = gradients(params, x, fwd, config)
+    ours = {
+        "encoder__weight": g.W, "gate_bias": g.b, "decoder__weight": g.W_dec.T, "decoder_bias": g.b_pre,
+        "r_mag": g.r_mag, "mag_bias": g.b_mag,
+    }  # fmt: skip
+    for name, parameter in theirs.items():
+        np.testing.assert_allclose(ours[name], parameter.grad.numpy(), atol=1e-12, err_msg=name)

@@ -41,7 +41,7 @@ def test_among_equals_exactly_k_are_taken():
 @CASES
 def test_what_evaluation_sees_is_positive_exactly_where_active(method, L, d, M, seed):
     config, params, x, _ = random_case(method, L, d, M, seed)
-    if method == "batchtopk":
+    if method in ("batchtopk", "matryoshka"):
         params.theta[:] = 0.2
     _, on, s = encode(params, x, config, training=False)
     y, codes = evaluation_codes(params, x, config)
@@ -62,8 +62,9 @@ def test_the_threshold_is_the_mean_of_the_smallest_codes_and_then_a_moving_one()
     assert baselines.averaged(theta, 0.0, config, 4).tolist() == [2.5] * 3
 
 
-def test_after_a_short_training_the_threshold_gives_an_l0_near_k_on_new_rows():
-    config = config_of("batchtopk", **QUICK)
+@pytest.mark.parametrize("method", ["batchtopk", "matryoshka"])
+def test_after_a_short_training_the_threshold_gives_an_l0_near_k_on_new_rows(method):
+    config = config_of(method, **QUICK)
     state, x = train(synthetic(), config)
     y, _ = evaluation_codes(state.params, x, config)
     assert (y > 0).sum(axis=1).mean() == pytest.approx(5, rel=0.1)

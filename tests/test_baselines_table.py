@@ -14,6 +14,7 @@ import pytest
 
 from refgba import baselines, cli, gba
 from refgba.backends import NAMES, load_for
+from refgba.backends.baselines.traits import LACKING
 from refgba.baselines import CHOICES, METHODS, chosen
 from refgba.baselines.method import Description, Method
 from refgba.config import CHOOSING, Baseline, BaselineConfig, GBAConfig, config_from_json
@@ -91,7 +92,17 @@ def test_the_reference_runs_every_method_behind_the_contract(name):
     assert backend.__name__ == f"{METHODS[name].TWINS}.numpy"
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "gba"])
+@pytest.mark.parametrize("name", LACKING["cupy"])
+def test_a_method_that_a_backend_lacks_is_refused_in_one_line_whatever_is_installed(name):
+    _, config, _ = small(name)
+    with pytest.raises(
+        InputError, match="'cupy' trains with method gba, l1, topk, batchtopk, jumprelu only; numpy and"
+    ) as said:
+        load_for("cupy", config)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("gba", *LACKING["cupy"])])
 def test_a_backend_without_the_file_is_refused(name, monkeypatch):
     _, config, _ = small(name)
     twins = Path(cli.__file__).parent / "backends" / "baselines"
@@ -196,6 +207,11 @@ def test_gba_s_functions_are_the_paper_s():
         (BaselineConfig(method="topk"), Description("topk, k 32")),
         (BaselineConfig(method="batchtopk", k=7), Description("batchtopk, k 7")),
         (BaselineConfig(method="jumprelu", sparsity=2e-3), Description("jumprelu, sparsity 0.002")),
+        (
+            BaselineConfig(method="matryoshka", width=4096, prefixes=3),
+            Description("matryoshka, k 32, prefixes of 1,024, 2,048, 4,096 neurons"),
+        ),
+        (BaselineConfig(method="gated", sparsity=0.05), Description("gated, sparsity 0.05")),
     ],
 )
 def test_a_run_is_described_by_its_method(config, description):

@@ -57,7 +57,7 @@ def test_a_step_is_the_gradients_through_adamw(method):
     metrics = baselines.step(state, x)
     assert metrics.loss == loss(before, x, fwd, config, aux).reconstruction
     assert metrics.l0 == fwd.on.sum(axis=1).mean()
-    for name in ("W", "b", "b_pre", "W_dec", *(["theta"] if method == "jumprelu" else [])):
+    for name in baselines.METHODS[method].optimised(config, 1):
         theta = getattr(before, name)
         moved = AdamW.like(theta).update(theta, getattr(grads, name), config.lr, config)
         expected = unit_rows(moved) if name == "W_dec" else moved
@@ -142,7 +142,7 @@ def test_the_same_seed_gives_the_same_run_and_shares_no_memory(method):
 
 @pytest.mark.parametrize("method", BASELINES)
 def test_a_few_hundred_steps_reconstruct_new_rows(method):
-    config, truth = config_of(method, **QUICK | {"sparsity": 0.05 if method == "l1" else 0.01}), synthetic()
+    config, truth = config_of(method, **QUICK | {"sparsity": 0.05 if method in ("l1", "gated") else 0.01}), synthetic()
     state, x = train(truth, config)
     before = fvu(baselines.random_params(config, truth.d), x, config)
     after = fvu(state.params, x, config)

@@ -13,6 +13,7 @@ from engines import engine
 from safetensors.numpy import load_file
 
 from refgba import backends
+from refgba.baselines import CHOICES
 from refgba.config import CHOOSING, GBAConfig
 from refgba.model import imbalanced
 from refgba.recipe import FIXED
@@ -189,7 +190,7 @@ def test_a_gpu_that_is_too_small_is_told_in_one_line_and_leaves_nothing(cli, dat
 # ---- methods, exports, stores ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["ba", "l1", "topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("method", [name for name in CHOICES if name != "gba"])
 def test_every_method_trains_is_judged_and_resumes(cli, data, method):
     quick = ["--width", 24, "--steps", 30, "--batch", 32, "--method", method, *REFERENCE]
     quick += ["--k", 4] if method in CHOOSING else []
@@ -229,6 +230,17 @@ def test_an_exported_network_is_judged_as_the_run_is(cli, data, format):
     assert_one_line(cli("export", "run", "-o", "out"), "out: is not empty; choose another folder")
     assert_one_line(cli("import", "run", "-o", "more"), "run: not a dictionary")
     assert_one_line(cli("evaluate", "out", data, "--backend", "numpy"), "a dictionary is evaluated with NumPy")
+
+
+@pytest.mark.parametrize("method", ["matryoshka", "gated"])
+def test_what_others_call_a_jumprelu_is_exported_as_one(cli, data, method):
+    flags = ["--width", 24, "--steps", 60, "--batch", 32, "--lr", 0.01, "--method", method, *REFERENCE]
+    assert cli("train", data, "-o", "run", *flags, *(["--k", 4] if method in CHOOSING else [])).exit_code == 0
+    assert cli("export", "run", "-o", "out").exit_code == 0
+    assert json.loads((data.parent / "out" / "cfg.json").read_text())["architecture"] == "jumprelu"
+    theirs, ours = (last_json(cli("evaluate", name, data, "--json")) for name in ("out", "run"))
+    assert theirs["fvu"] == pytest.approx(ours["fvu"], rel=1e-5)
+    assert theirs["l0"] == pytest.approx(ours["l0"], rel=1e-3)
 
 
 def test_what_each_neuron_does_is_written_with_rows_of_the_data(cli, data):

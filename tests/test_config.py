@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import FrozenInstanceError, asdict, fields
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refgba.config import BaselineConfig, GBAConfig, Settings, config_from_json, settings_from_json
+from refgba.config import Baseline, BaselineConfig, GBAConfig, Settings, config_from_json, settings_from_json
 from refgba.errors import InputError
 
 
@@ -106,12 +107,15 @@ def test_bad_json_is_refused(text, complaint):
 @pytest.mark.parametrize(
     ("given_", "complaint"),
     [
-        ({"method": "gba"}, "method must be one of l1, topk, batchtopk, jumprelu, not 'gba'"),
+        ({"method": "gba"}, "method must be one of l1, topk, batchtopk, jumprelu, matryoshka, gated, not 'gba'"),
         ({"width": 31}, r"width \(31\) must be at least k \(32\)"),
         ({"method": "batchtopk", "width": 8, "k": 9}, r"width \(8\) must be at least k \(9\)"),
         ({"k": 0}, "k must be at least 1, not 0"),
         ({"k": 2.5}, "k must be a whole number, not 2.5"),
         ({"dead_after": 0}, "dead_after must be at least 1, not 0"),
+        ({"prefixes": 0}, "prefixes must be at least 1, not 0"),
+        ({"method": "matryoshka", "width": 40, "prefixes": 7}, r"width \(40\) must be at least 64 to have 7 prefixes"),
+        ({"method": "matryoshka", "prefixes": 10**9}, r"width \(1024\) must be at least 2,147,483,648 to have"),
         ({"sparsity": -1}, "sparsity must not be negative, not -1.0"),
         ({"theta_init": -0.1}, "theta_init must not be negative, not -0.1"),
         ({"aux": -1}, "aux must not be negative, not -1.0"),
@@ -138,15 +142,25 @@ def test_a_k_that_the_method_does_not_use_is_not_held_against_its_width(method):
 @pytest.mark.parametrize(
     ("method", "unused"),
     [
-        ("l1", {"k", "bandwidth", "theta_init", "aux", "aux_k", "dead_after"}),
-        ("topk", {"sparsity", "bandwidth", "theta_init"}),
-        ("batchtopk", {"sparsity", "bandwidth", "theta_init"}),
-        ("jumprelu", {"k", "aux", "aux_k", "dead_after"}),
+        ("l1", {"k", "bandwidth", "theta_init", "aux", "aux_k", "dead_after", "prefixes"}),
+        ("topk", {"sparsity", "bandwidth", "theta_init", "prefixes"}),
+        ("batchtopk", {"sparsity", "bandwidth", "theta_init", "prefixes"}),
+        ("jumprelu", {"k", "aux", "aux_k", "dead_after", "prefixes"}),
+        ("matryoshka", {"sparsity", "bandwidth", "theta_init"}),
+        ("gated", {"k", "bandwidth", "theta_init", "aux", "aux_k", "dead_after", "prefixes"}),
     ],
 )
 def test_a_baseline_knows_which_settings_it_uses(method, unused):
     config = BaselineConfig(method=method)
     assert {f.name for f in fields(config) if not config.uses(f.name)} == unused
+
+
+@pytest.mark.parametrize(
+    ("width", "prefixes", "ends"),
+    [(16, 5, (1, 2, 4, 8, 16)), (17, 3, (5, 9, 17)), (3072, 2, (1536, 3072)), (7, 1, (7,))],
+)
+def test_a_prefix_is_half_of_the_next_rounded_up(width, prefixes, ends):
+    assert BaselineConfig(method="matryoshka", width=width, k=1, prefixes=prefixes).ends() == ends
 
 
 def test_gba_has_a_method_that_is_no_setting():
@@ -174,7 +188,7 @@ def test_a_baseline_s_counters_are_emptied_about_150_times_a_run(steps, every):
 
 
 @given(
-    method=st.sampled_from(["l1", "topk", "batchtopk", "jumprelu"]),
+    method=st.sampled_from(get_args(Baseline)),
     width=st.integers(32, 10**6),
     sparsity=st.floats(0, 1e3),
     seed=st.integers(0, 2**63),
@@ -194,5 +208,7 @@ def test_settings_of_one_are_refused_by_the_other():
         config_from_json('{"method": "topk", "groups": 3}')
     with pytest.raises(InputError, match="unknown setting 'k'; the settings are width, groups"):
         config_from_json('{"k": 3}')
-    with pytest.raises(InputError, match="method must be one of l1, topk, batchtopk, jumprelu, not 'gba'"):
+    with pytest.raises(
+        InputError, match="method must be one of l1, topk, batchtopk, jumprelu, matryoshka, gated, not 'gba'"
+    ):
         config_from_json('{"method": "gba"}')

@@ -18,6 +18,7 @@ from environments import TEST_NUMBA, reasons, refgba_in
 
 from refgba import backends
 from refgba.backends import environment
+from refgba.baselines import METHODS
 
 # ---- what the environment says ---------------------------------------------------------------------------------------
 
@@ -169,15 +170,15 @@ def test_what_fails_while_cupy_is_looked_at_is_one_line(monkeypatch, failure):
 
 
 @TEST_NUMBA
-@pytest.mark.parametrize("method", ["gba", "l1", "topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.usefixtures("untried")
 def test_the_trial_compiles_all_that_a_run_needs(method):
     from refgba.backends import numba_kernels
-    from refgba.backends.baselines import numba as baselines_numba
+    from refgba.backends.baselines import numba_kernels as baselines_kernels
 
     backends.load("numba", "float32", method)
     top = ("encode", "decode_dense", "decode_sparse", "decode_codes", "sweep")
     if method == "gba":
         assert [name for name in top if not getattr(numba_kernels, name).signatures] == []
     else:
-        assert baselines_numba._sweep.signatures
+        assert (baselines_kernels.sweep_gated if method == "gated" else baselines_kernels.sweep).signatures

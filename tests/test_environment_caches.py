@@ -275,9 +275,9 @@ def test_the_command_works_with_a_damaged_cache_and_mends_it(tmp_path):
 @TEST_NUMBA
 def test_every_kernel_has_a_tolerant_cache():
     from refgba.backends import numba_compiler, numba_kernels
-    from refgba.backends.baselines import numba as baselines_numba
+    from refgba.backends.baselines import numba_kernels as baselines_kernels
 
-    for module in (numba_compiler, numba_kernels, baselines_numba):
+    for module in (numba_compiler, numba_kernels, baselines_kernels):
         kernels = [value for value in vars(module).values() if hasattr(value, "signatures")]
         assert kernels
         for function in kernels:

@@ -16,6 +16,7 @@ import pytest
 
 import refgba
 from refgba import formats
+from refgba.baselines import METHODS
 from refgba.config import CHOOSING
 from refgba.data.store import open_store
 from refgba.errors import InputError
@@ -34,6 +35,9 @@ WAYS = [
     ("topk", "numba", "float64"),
     ("batchtopk", "numpy", "float32"),
     ("jumprelu", "numpy", "float64"),
+    ("matryoshka", "numba", "float32"),
+    ("gated", "numba", "float32"),
+    ("gated", "numpy", "float64"),
 ]
 
 
@@ -117,7 +121,7 @@ def test_with_run_the_run_is_kept_and_can_go_on(cli, tmp_path):
 # ---- codes of raw rows -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["gba", "l1", "topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("method", METHODS)
 def test_codes_of_raw_rows_are_as_sparse_as_the_run(method):
     X = raw()
     estimator = small(method, k=4) if method in CHOOSING else small(method)

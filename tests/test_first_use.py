@@ -15,7 +15,7 @@ from commands import QUICK, assert_one_line, last_json
 from refgba import backends
 from refgba.baselines import METHODS
 from refgba.cli import main
-from refgba.config import BaselineConfig, GBAConfig
+from refgba.config import CHOOSING, BaselineConfig, GBAConfig
 from refgba.data.activations import open_activations
 from refgba.errors import InputError
 from refgba.recipe import default
@@ -55,7 +55,7 @@ def test_numpy_stands_in_where_numba_cannot_run_and_the_reason_is_told(cli, data
         return load_for(name, config)
 
     monkeypatch.setattr(backends, "load_for", refuse)
-    flags = ["--width", 24, "--steps", 5, "--batch", 8, "--method", method, *(["--k", 4] if "topk" in method else [])]
+    flags = ["--width", 24, "--steps", 5, "--batch", 8, "--method", method, *(["--k", 4] if method in CHOOSING else [])]
     result = cli("train", data, "-o", "run", *flags)
     assert result.exit_code == 0, result.stderr
     assert "Note: backend 'numba' cannot run here: a reason; numpy computes instead" in result.stderr

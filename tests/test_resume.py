@@ -111,7 +111,8 @@ def test_a_baseline_that_stops_and_goes_on_is_the_one_that_did_not(X, tmp_path, 
     reason = backends.status()[name]
     if reason is not None:
         pytest.skip(reason)
-    config = BaselineConfig(method=method, width=12, k=3, steps=40, batch=16, dead_after=50, aux_k=2, dtype="float32")
+    sizes = {"width": 12, "k": 3, "steps": 40, "batch": 16, "dead_after": 50, "aux_k": 2, "prefixes": 3}
+    config = BaselineConfig(method=method, dtype="float32", **sizes)
     backend = backends.load(name, config.dtype, method)
     list(begin(X, tmp_path / "whole", config, backend, name, saving=Saving(7)))
     with pytest.raises(Stopped):

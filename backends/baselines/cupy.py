@@ -28,7 +28,7 @@ from refgba.adam import AdamW
 from refgba.backends import cupy_device
 from refgba.backends import cupy_memory as memory
 from refgba.backends.base import AdamWFactors, adamw_factors
-from refgba.backends.baselines.traits import TRAITS
+from refgba.backends.baselines.traits import LACKING, TRAITS
 from refgba.backends.cupy import STILL, buffer, counters, get, pre_activations
 from refgba.backends.cupy_device import DTYPES, PRODUCTS, Device, aligned, unusable
 from refgba.backends.cupy_memory import Feed, Halves, Rows, arrived, done_with, fetched, filled, put
@@ -118,9 +118,9 @@ def init(params: Params, config: BaselineConfig) -> State:
 
 
 def restore(state: baselines.State) -> State:
-    """The state of a run that goes on, on the device; InputError as `init`, and for a method that is not in TRAITS."""
+    """The state of a run that goes on, on the device; InputError as `init`, and for a method of LACKING."""
     config = state.config
-    if config.method not in TRAITS:
+    if config.method not in TRAITS or config.method in LACKING["cupy"]:
         raise InputError(f"backend 'cupy' has no method {config.method}; numpy has it")
     with suppress(cp.cuda.memory.OutOfMemoryError):
         return _allocated(state)

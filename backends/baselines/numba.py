@@ -7,8 +7,9 @@ How this departs from the reference:
 - TopK and BatchTopK look only at what exceeds a guess, a little under the smallest code of the batch before, and at
   everything where that leaves too few.  Either way the selection is exact.
 - Backward is one pass over the neurons, with AdamW and renormalisation while the row is at hand, as in
-  backends/numba.py; the two share kernels of numba_kernels.py.  AuxK's part is dense, over the dead neurons only, which
-  have no other.
+  backends/numba.py.  The kernels are in numba_kernels.py beside this file; some are GBA's.  AuxK's part is dense, over
+  the dead neurons only, which have no other.
+- Gated looks at open gates only, and computes their magnitudes from them.
 - Results are the same to the bit for any number of threads.
 
 tests/test_baselines_numba.py holds all of it against the reference.
@@ -16,19 +17,20 @@ tests/test_baselines_numba.py holds all of it against the reference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
 from refgba import baselines
 from refgba.adam import AdamW
 from refgba.backends.base import adamw_factors
+from refgba.backends.baselines import numba_kernels as kernels
 from refgba.backends.baselines.numpy import encode
 from refgba.backends.baselines.traits import TRAITS
 from refgba.backends.numba import decoded
-from refgba.backends.numba_compiler import njit, unusable
-from refgba.backends.numba_kernels import adamw, add, dot, parallel_blocks, unit
+from refgba.backends.numba_compiler import unusable
+from refgba.backends.numba_kernels import parallel_blocks
 from refgba.backends.numpy import DTYPES, counters, export, get, params, put
 from refgba.baselines import Params, adapt
 from refgba.config import BaselineConfig
@@ -41,8 +43,6 @@ __all__ = [
     "step", "unusable",
 ]  # fmt: skip
 
-ROWS = 64  # rows whose pre-activations are held at a time
-BLOCK = 128  # neurons that a thread takes at a time, backwards
 Auxiliary = tuple[Array, Array, Array, Int64]
 
 NEAR = 0.8  # of the smallest code of a batch is the next one's guess
@@ -52,8 +52,8 @@ NEAR = 0.8  # of the smallest code of a batch is the next one's guess
 class Codes:
     """The entries of a batch that matter, row by row: the first count[l] of index[l] and z[l], by neuron.
 
-    All that are active, and for JumpReLU those within half a bandwidth of their threshold.  Only memory that is used is
-    ever touched.
+    All that are active, and for JumpReLU those within half a bandwidth of their threshold, for Gated all open gates.
+    Only memory that is used is ever touched.
     """
 
     index: Array  # (L, M) uint32
@@ -86,14 +86,12 @@ def step(state: State, x: Array) -> Metrics:
     config, params, L = state.config, state.params, len(x)
     state.t += 1
     with parallel_blocks():
-        xc, r, columns = _forward(state, x)
-        first, _, values = columns
-        counts, peaks, smallest = _activity(first, values, _limits(state))
+        fwd = _forward(state, x)
+        counts, peaks, smallest = kernels.activity(fwd.first, fwd.codes, _limits(state))
         state.idle = np.where(counts > 0, 0, state.idle + L)
-        aux = _auxiliary(state, xc, r, state.idle >= config.dead_after)
+        aux = _auxiliary(state, fwd.xc, fwd.r, state.idle >= config.dead_after)
         moments = [state.optimiser["W"], state.optimiser["W_dec"]]
-        db, dtheta, db_pre = _backward(state, xc, r, columns, aux, moments, baselines.learning_rate(config, state.t))
-    grads = {"b": db, "b_pre": db_pre, "theta": dtheta}
+        grads = _backward(state, fwd, aux, moments, baselines.learning_rate(config, state.t))
     for name in state.optimiser:
         if name in grads:
             lr, theta = baselines.learning_rate(config, state.t), getattr(params, name)
@@ -106,7 +104,7 @@ def step(state: State, x: Array) -> Metrics:
     state.buffer.rows += L
     state.buffer.counts += counts
     np.maximum(state.buffer.peaks, peaks, out=state.buffer.peaks)
-    return Metrics(0.5 * float(np.vdot(r, r)) / L, counts.sum() / L)
+    return Metrics(0.5 * float(np.vdot(fwd.r, fwd.r)) / L, counts.sum() / L)
 
 
 def gradients(state: State, x: Array) -> Params:
@@ -114,10 +112,10 @@ def gradients(state: State, x: Array) -> Params:
     params = state.params
     dW, dV = np.empty_like(params.W), np.empty_like(params.W)
     with parallel_blocks():
-        xc, r, columns = _forward(state, x)
-        none = _auxiliary(state, xc, r, np.zeros(len(params.W), bool))
-        db, dtheta, db_pre = _backward(state, xc, r, columns, none, [AdamW(dW, dW), AdamW(dV, dV)], None)
-    return Params(dW, db, db_pre, dV, dtheta)
+        fwd = _forward(state, x)
+        none = _auxiliary(state, fwd.xc, fwd.r, np.zeros(len(params.W), bool))
+        grads = _backward(state, fwd, none, [AdamW(dW, dW), AdamW(dV, dV)], None)
+    return replace(params, W=dW, W_dec=dV, **grads)
 
 
 def decode(state: State, s: Array) -> Array:
@@ -127,13 +125,38 @@ def decode(state: State, s: Array) -> Array:
 
 
 def _limits(state: State) -> Array:
-    """(M,) what z of an entry has to exceed to be active: JumpReLU's has some that do not."""
-    params, dtype = state.params, state.params.W.dtype
-    return params.theta if TRAITS[state.config.method].thresholds else np.full(len(params.W), -np.inf, dtype)
+    """(M,) what z of an entry has to exceed to be active: JumpReLU and Gated have some that do not."""
+    params, traits = state.params, TRAITS[state.config.method]
+    if traits.thresholds:
+        return params.theta
+    return np.full(len(params.W), 0 if traits.gated else -np.inf, params.W.dtype)
 
 
-def _forward(state: State, x: Array) -> tuple[Array, Array, tuple[Int64, Array, Array]]:
-    """x - b_pre and r = f - x, both (L, d), and the entries neuron by neuron, as `_columns` has them."""
+def _ends(state: State) -> Int64:
+    """(P,) how many neurons each nested prefix has, the last all; without prefixes P = 1."""
+    config = state.config
+    return np.array(config.ends() if TRAITS[config.method].nested else [config.width], np.int64)
+
+
+class Forward(NamedTuple):
+    """A forward pass: rows, what is left over, and the entries neuron by neuron, as `kernels.columns` has them.
+
+    xc: (L, d) x - b_pre.  r: (L, d) f - x.  left: (P, L, d) what neurons see left over: r, the only one of P = 1; with
+    nested prefixes those that p is the first to reach see the sum of its residual and those of all later ones; Gated's
+    gates see r_g and its codes r.  first, rows, values: the entries, and codes: beside each the z that passes.
+    """
+
+    xc: Array
+    r: Array
+    left: Array
+    first: Int64
+    rows: Array
+    values: Array
+    codes: Array
+
+
+def _forward(state: State, x: Array) -> Forward:
+    """The network on rows x (L, d)."""
     config, params, traits = state.config, state.params, TRAITS[state.config.method]
     (M, d), L, dtype = params.W.shape, len(x), params.W.dtype
     if state.codes is None or len(state.codes.count) != L:
@@ -146,18 +169,37 @@ def _forward(state: State, x: Array) -> tuple[Array, Array, tuple[Int64, Array, 
     guess = dtype.type(max(state.guess, 0.0)) if traits.per_row or traits.per_batch else dtype.type(0)
     if traits.per_batch:
         places = min(config.k, M) * L
-        _select(params.W, params.b, xc, np.full(M, min(guess, np.finfo(dtype).max), dtype), 0, guess, *_arrays(codes))
+        above = np.full(M, min(guess, np.finfo(dtype).max), dtype)
+        kernels.select(params.W, params.b, xc, above, 0, guess, *_arrays(codes))
         if codes.count.sum() < places and guess > 0:
-            _select(params.W, params.b, xc, floor, 0, guess, *_arrays(codes))
+            kernels.select(params.W, params.b, xc, floor, 0, guess, *_arrays(codes))
         if codes.count.sum() > places:
             found = np.concatenate([codes.z[l, :n] for l, n in enumerate(codes.count)])
-            _keep(np.partition(found, len(found) - places)[len(found) - places], places, *_arrays(codes))
+            kernels.keep(np.partition(found, len(found) - places)[len(found) - places], places, *_arrays(codes))
     else:
-        _select(params.W, params.b, xc, floor, k, guess, *_arrays(codes))
-    columns = _columns(M, *_arrays(codes))
-    f = np.empty((L, d), dtype)
-    _decode(params.W_dec, _limits(state), *_arrays(codes), f)
-    return xc, np.subtract(f, xc, out=f), columns  # both lack b_pre
+        kernels.select(params.W, params.b, xc, floor, k, guess, *_arrays(codes))
+    first, rows, values = kernels.columns(M, *_arrays(codes))
+    if traits.gated:
+        return _through_gates(state, xc, first, rows, values)
+    f = np.empty((len(_ends(state)), L, d), dtype)
+    kernels.decode(params.W_dec, _limits(state), *_arrays(codes), _ends(state), f)
+    left = np.subtract(f, xc, out=f)  # both lack b_pre
+    for p in reversed(range(len(left) - 1)):
+        left[p] += left[p + 1]
+    return Forward(xc, left[-1], left, first, rows, values, values)
+
+
+def _through_gates(state: State, xc: Array, first: Int64, rows: Array, gates: Array) -> Forward:
+    """The rest of a forward pass of Gated, whose entries are its gates, from where they are; they become magnitudes."""
+    params: Any = state.params
+    assert state.codes is not None
+    entries, left = _arrays(state.codes), np.empty((2, *xc.shape), xc.dtype)
+    limits = _limits(state)
+    kernels.decode(params.W_dec, limits, *entries, _ends(state), left[:1])
+    kernels.magnitudes(*entries, np.exp(params.r_mag), params.b, params.b_mag)
+    kernels.decode(params.W_dec, limits, *entries, _ends(state), left[1:])
+    left -= xc
+    return Forward(xc, left[1], left, first, rows, gates, kernels.columns(len(params.W), *entries)[2])
 
 
 def _arrays(codes: Codes) -> tuple[Array, Array, Int64]:
@@ -191,213 +233,37 @@ def _auxiliary(state: State, xc: Array, r: Array, dead: Mask) -> Auxiliary:
 
 
 def _backward(
-    state: State, xc: Array, r: Array, columns: tuple[Int64, Array, Array], aux: Auxiliary,
-    moments: list[AdamW], lr: float | None,
-) -> tuple[Array, Array, Array]:  # fmt: skip
+    state: State, fwd: Forward, aux: Auxiliary, moments: list[AdamW], lr: float | None
+) -> dict[str, Array]:  # fmt: skip
     """Updates W and W_dec, or with lr None puts their gradients where the first moments are.
 
-    Returns the gradients of b (M,), theta (M,) and b_pre (d,).
+    Returns the gradients of all other parameters by name.
     """
-    config, params, traits = state.config, state.params, TRAITS[state.config.method]
-    W, dtype, L = params.W, params.W.dtype, len(xc)
+    config, traits = state.config, TRAITS[state.config.method]
+    params: Any = state.params
+    W, dtype, L = params.W, params.W.dtype, len(fwd.xc)
     penalty = dtype.type(config.sparsity if traits.penalised else 0)
-    half = dtype.type(config.bandwidth / 2 if traits.thresholds else 0)
     adam = np.empty(0, dtype)
     if lr is not None:
         for moment in moments:
             moment.t += 1
         adam = np.array(adamw_factors(moments[0].t, lr, config), dtype)
-    db, near, near_vr = np.empty(len(W), dtype), np.empty(len(W), np.int64), np.empty(len(W), dtype)
-    sums = np.zeros((-(-len(W) // BLOCK), W.shape[1]), dtype)  # Σ_m dL/dz_m w_m, by block
-    _sweep(
-        W, params.W_dec, moments[0].m, moments[0].v, moments[1].m, moments[1].v, xc, r, *columns, params.theta,
-        _limits(state), half, penalty, *aux, adam, db, near, near_vr, sums,
+    own = {name: np.zeros_like(array) for name, array in params.arrays().items() if array.shape == (len(W),)}
+    sums = np.zeros((-(-len(W) // kernels.BLOCK), W.shape[1]), dtype)  # Σ_m dL/dz_m w_m, by block
+    weights = W, params.W_dec, moments[0].m, moments[0].v, moments[1].m, moments[1].v, fwd.xc, fwd.left
+    if traits.gated:
+        magnitudes = np.exp(params.r_mag), params.b_mag
+        kernels.sweep_gated(
+            *weights, fwd.first, fwd.rows, fwd.codes, *magnitudes, penalty, adam, own["b"], own["r_mag"],
+            own["b_mag"], sums,
+        )  # fmt: skip
+        return own | {"b_pre": fwd.r.mean(axis=0) - sums.sum(axis=0) / L}
+    half = dtype.type(config.bandwidth / 2 if traits.thresholds else 0)
+    near, near_vr = np.empty(len(W), np.int64), np.empty(len(W), dtype)
+    kernels.sweep(
+        *weights, _ends(state), fwd.first, fwd.rows, fwd.values, params.theta, _limits(state), half, penalty, *aux,
+        adam, own["b"], near, near_vr, sums,
     )  # fmt: skip
-    dtheta = np.zeros_like(params.theta)
     if traits.thresholds:
-        dtheta -= (params.theta * near_vr + config.sparsity * near).astype(dtype) / (L * config.bandwidth)
-    return db, dtheta, r.mean(axis=0) - sums.sum(axis=0) / L
-
-
-@njit(parallel=True, nogil=True)
-def _select(W, b, xc, floor, k, guess, index, z, count):
-    """The entries of every row of z_m = w_m · (x - b_pre) + b_m: with k > 0 its k largest positive, else z_m > floor_m.
-
-    index, z (L, M) and count (L,) hold the entries as `Codes` says.
-    """
-    L, M = z.shape
-    for block in prange((L + ROWS - 1) // ROWS):
-        low, high = block * ROWS, min((block + 1) * ROWS, L)
-        y = np.dot(xc[low:high], W.T)  # (rows, M)
-        best = np.empty(M, W.dtype)
-        for l in range(low, high):
-            row = y[l - low]
-            for m in range(M):
-                row[m] += b[m]
-            if k > 0:
-                edge = _kth(row, k, guess, best)
-                n = _above(row, edge, index[l], z[l], 0, k)  # fewer than k, and then, of equals, as many as are missing
-                count[l] = _equal(row, edge, index[l], z[l], n, k)
-            else:
-                n = 0
-                for m in range(M):
-                    if row[m] > floor[m]:
-                        index[l, n] = m
-                        z[l, n] = row[m]
-                        n += 1
-                count[l] = n
-
-
-@njit(nogil=True)
-def _kth(row, k, guess, best):
-    """The k-th largest of the entries of row (M,), at least 0.  Overwrites best (M,)."""
-    n = 0
-    for m in range(row.size):
-        if row[m] > guess:
-            best[n] = row[m]
-            n += 1
-    if n < k:
-        best[:] = row
-        n = row.size
-    edge = np.partition(best[:n], n - k)[n - k]
-    return edge if edge > 0 else row.dtype.type(0)
-
-
-@njit(nogil=True)
-def _above(row, edge, index, z, n, k):
-    """After n entries, add those of row with z_m > edge, up to k in all; returns how many there are then."""
-    for m in range(row.size):
-        if row[m] > edge and n < k:
-            index[n] = m
-            z[n] = row[m]
-            n += 1
-    return n
-
-
-@njit(nogil=True)
-def _equal(row, edge, index, z, n, k):
-    """After n entries, add those of row with z_m = edge > 0, up to k in all; returns how many there are then."""
-    if edge > 0:
-        for m in range(row.size):
-            if row[m] == edge and n < k:
-                index[n] = m
-                z[n] = row[m]
-                n += 1
-    return n
-
-
-@njit(nogil=True)
-def _keep(edge, places, index, z, count):
-    """Keep the `places` largest entries of a batch, of which `edge` is the smallest; of equals, the first."""
-    more = 0
-    for l in range(count.size):
-        for i in range(count[l]):
-            more += z[l, i] > edge
-    equal = places - more
-    for l in range(count.size):
-        n = 0
-        for i in range(count[l]):
-            take = z[l, i] > edge
-            if z[l, i] == edge and equal > 0:
-                equal -= 1
-                take = True
-            if take:
-                index[l, n] = index[l, i]
-                z[l, n] = z[l, i]
-                n += 1
-        count[l] = n
-
-
-@njit(nogil=True)
-def _columns(M, index, z, count):
-    """The entries neuron by neuron: those of m are rows[first[m] : first[m + 1]] and values likewise, in row order."""
-    first = np.zeros(M + 1, np.int64)
-    for l in range(count.size):
-        for i in range(count[l]):
-            first[index[l, i] + 1] += 1
-    for m in range(M):
-        first[m + 1] += first[m]
-    rows, values, at = np.empty(first[M], np.uint32), np.empty(first[M], z.dtype), first[:M].copy()
-    for l in range(count.size):
-        for i in range(count[l]):
-            m = index[l, i]
-            rows[at[m]] = l
-            values[at[m]] = z[l, i]
-            at[m] += 1
-    return first, rows, values
-
-
-@njit(nogil=True)
-def _activity(first, values, limit):
-    """Σ_l 1{z_m > limit_m} and max_l z_m over those, both (M,), and the smallest of them all, 0 where there is none."""
-    M = first.size - 1
-    counts, peaks, smallest = np.zeros(M, np.int64), np.zeros(M), np.inf
-    for m in range(M):
-        for i in range(first[m], first[m + 1]):
-            if values[i] > limit[m]:
-                counts[m] += 1
-                peaks[m] = max(peaks[m], values[i])
-                smallest = min(smallest, values[i])
-    return counts, peaks, smallest if smallest < np.inf else 0.0
-
-
-@njit(parallel=True, nogil=True)
-def _decode(V, limit, index, z, count, f):
-    """f <- Σ_m s_m v_m with s_m = z_m 1{z_m > limit_m}, row by row."""
-    for l in prange(count.size):
-        f[l] = 0
-        for i in range(count[l]):
-            m = index[l, i]
-            if z[l, i] > limit[m]:
-                add(f[l], z[l, i], V[m])
-
-
-@njit(parallel=True, nogil=True, error_model="numpy")
-def _sweep(
-    W, V, mW, vW, mV, vV, xc, r, first, rows, values, theta, limit, half, penalty, gW, gV, gb, slot, adam, db, near,
-    near_vr, sums,
-):  # fmt: skip
-    """Gradients averaged over the batch, then AdamW of w_m and v_m and unit norm of v_m, neuron by neuron.
-
-        dL/dz_m = (v_m · r + penalty) on_m,   dL/dw_m = dL/dz_m (x - b_pre),   dL/db_m = dL/dz_m,   dL/dv_m = s_m r
-
-    on_m = 1{z_m > limit_m}; penalty is λ for L1 and 0 otherwise.  gW, gV, gb: AuxK's gradients of the neurons with
-    slot[m] >= 0.  db <- dL/db (M,).  sums[k] <- Σ_m Σ_l dL/dz_m w_m over the neurons of block k.  near, near_vr <- how
-    many rows have |z_m - θ_m| < half, and Σ_l v_m · r over those.  v_m moves without the part of its gradient along it.
-    With adam empty nothing moves: mW <- dL/dW and mV <- dL/dW_dec.
-    """
-    M, d = W.shape
-    scale = W.dtype.type(1 / len(r))
-    for block in prange(len(sums)):
-        g, h = np.empty(d, W.dtype), np.empty(d, W.dtype)
-        for m in range(block * BLOCK, min((block + 1) * BLOCK, M)):
-            g[:] = 0
-            h[:] = 0
-            c = near_vr[m] = W.dtype.type(0)
-            near[m] = 0
-            for i in range(first[m], first[m + 1]):
-                l, s = rows[i], values[i]
-                vr = dot(V[m], r[l])
-                if abs(s - theta[m]) < half:
-                    near[m] += 1
-                    near_vr[m] += vr
-                if s > limit[m]:
-                    dz = vr + penalty
-                    c += dz
-                    add(g, dz, xc[l])
-                    add(h, s, r[l])
-            if slot[m] >= 0:  # a dead neuron: all of the above is 0
-                g[:] = gW[slot[m]]
-                h[:] = gV[slot[m]]
-                c = gb[slot[m]]
-            db[m] = c * scale
-            add(sums[block], c, W[m])
-            if adam.size == 0:
-                mW[m] = scale * g
-                mV[m] = scale * h
-            else:
-                adamw(W[m], mW[m], vW[m], g, scale, adam)
-                W[m] = g
-                add(h, -dot(h, V[m]), V[m])  # without its part along v_m
-                norm = adamw(V[m], mV[m], vV[m], h, scale, adam)
-                unit(V[m], h, norm)
+        own["theta"] -= (params.theta * near_vr + config.sparsity * near).astype(dtype) / (L * config.bandwidth)
+    return own | {"b_pre": fwd.left[0].mean(axis=0) - sums.sum(axis=0) / L}

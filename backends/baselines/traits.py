@@ -9,7 +9,9 @@ class Traits(NamedTuple):
     """What tells a method from the others.
 
     per_row, per_batch: the k largest of a row, or the k L largest of a batch, are active.  auxk: dead neurons learn
-    from the residual.  thresholds: trained, with a bandwidth.  penalised: active codes pay `sparsity` each.
+    from the residual.  thresholds: trained, with a bandwidth.  penalised: active codes pay `sparsity` each.  nested:
+    prefixes of the dictionary reconstruct alone.  gated: pre-activations are gates, and codes have a scale and a bias
+    of their own.
     """
 
     per_row: bool = False
@@ -17,6 +19,8 @@ class Traits(NamedTuple):
     auxk: bool = False
     thresholds: bool = False
     penalised: bool = False
+    nested: bool = False
+    gated: bool = False
 
     @property
     def chooses(self) -> bool:
@@ -29,4 +33,7 @@ TRAITS = {
     "topk": Traits(per_row=True, auxk=True),
     "batchtopk": Traits(per_batch=True, auxk=True),
     "jumprelu": Traits(thresholds=True),
+    "matryoshka": Traits(per_batch=True, auxk=True, nested=True),
+    "gated": Traits(penalised=True, gated=True),
 }
+LACKING: dict[str, tuple[str, ...]] = {"cupy": ("matryoshka", "gated")}  # the methods that a backend does not have

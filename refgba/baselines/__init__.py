@@ -1,4 +1,4 @@
-"""What GBA is compared with: autoencoders trained with an L1 penalty, TopK, BatchTopK and JumpReLU, a file each.
+"""What GBA is compared with: L1, TopK, BatchTopK, JumpReLU, Matryoshka, Gated, a file each.
 
     f(x) = Σ_m s_m v_m + b_pre ,      z_m = w_m · (x - b_pre) + b_m ,      r = f(x) - x
 
@@ -7,13 +7,15 @@
     topk        z, the k largest positive of a row        AuxK
     batchtopk   z, the k L largest positive of L rows     AuxK
     jumprelu    z 1{z > θ}                                λ Σ_m 1{z_m > θ_m}
+    matryoshka  as batchtopk                              1/2 ||r_p||² of nested prefixes, and AuxK
+    gated       z of its own 1{π > 0, z > 0}, π = z here  λ Σ_m max(π_m, 0) + 1/2 ||r||² of max(π, 0) as codes
 
 Each file holds what is the method's own, with its source.  What they share is in `network`, `training`, `auxk` and
 `facts`.  A neuron here is a "latent" or "feature" in their papers.
 
-Where this departs from the sources, for all four: the reconstruction loss has a factor 1/2, as everywhere here.  So λ
-is half of what it is beside ||r||².  b_pre starts at 0, not at a median of the data, and neither the learning rate nor
-λ is warmed up.
+Where this departs from the sources, for all of them: the reconstruction loss has a factor 1/2, as everywhere here.  So
+λ is half of what it is beside ||r||².  b_pre starts at 0, not at a median of the data, and neither the learning rate
+nor λ is warmed up.
 
 `METHODS` is the table of all methods, GBA included, by name: the program looks there for whatever depends on the
 method (`method.Method`), and asks nowhere else which one it has.  The functions of this package look a baseline up by
@@ -29,7 +31,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from refgba.baselines import batchtopk, gba, jumprelu, l1, topk
+from refgba.baselines import batchtopk, gated, gba, jumprelu, l1, matryoshka, topk
 from refgba.baselines.batchtopk import averaged
 from refgba.baselines.method import Method
 from refgba.baselines.network import Forward, Params, decode, largest, signed
@@ -45,7 +47,10 @@ __all__ = [
 ]  # fmt: skip
 
 
-METHODS: dict[str, Method] = {"gba": gba, "l1": l1, "topk": topk, "batchtopk": batchtopk, "jumprelu": jumprelu}
+METHODS: dict[str, Method] = {
+    "gba": gba, "l1": l1, "topk": topk, "batchtopk": batchtopk, "jumprelu": jumprelu, "matryoshka": matryoshka,
+    "gated": gated,
+}  # fmt: skip
 
 
 class Variant(NamedTuple):

@@ -1,22 +1,30 @@
-"""Reconstruction against sparsity on real activations: every method at several settings, GBA without any."""
+"""Reconstruction against sparsity on real activations: every method at several settings, GBA without any.
+
+Every other method is given its best learning rate and batch size at every setting, for the same number of rows seen:
+all are tried with the first seed, those that are best on the first half of the held-out rows are kept, and what is
+reported of any network is measured on the other half.  Networks are trained as many at once as there are cores.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from refgba import recipe
 from refgba.backends.base import AnyConfig
 from refgba.config import BaselineConfig
-from refgba.experiments import drawing, training
+from refgba.data import feed
+from refgba.experiments import drawing, random_directions, training, workers
 from refgba.experiments.drawing import Picture
 from refgba.experiments.experiment import Tick
 from refgba.experiments.outcome import Verdict, resolved
 from refgba.runs.accumulate import Evaluation
+from refgba.runs.judging import evaluate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,13 +35,24 @@ QUESTION = (
 )
 TAKES_DATA = True
 GBA = ("GBA", "GBA, tied")  # These are the default and the paper's network.
+LABELS = {"matryoshka": "Matryoshka", "gated": "Gated"}
+PALE: tuple[dict[str, Any], ...] = (  # styles beyond those that all pictures share
+    {"color": "#7F3C8D", "marker": "X", "linestyle": "-"},
+    {"color": "#888888", "marker": "<", "linestyle": "--"},
+    {"color": "#888888", "marker": ">", "linestyle": ":"},
+)
+
+
+BATCH = 512  # GBA's; a run with other batches has as many more or fewer steps, and sees the same number of rows
 
 
 @dataclass(frozen=True)
 class Sizes:
     """Settings; width 0 is the default recipe's.
 
-    Learning rates are tried with the first seed at the middle one of a method's settings; the method keeps the best.
+    steps: of batches of BATCH rows.  k: of TopK, BatchTopK and Matryoshka, and by its share of the neurons the
+    frequency of each in the networks with random directions.  htf: of BA.  l1, jumprelu, gated: the sparsity.  lr,
+    batch: those that a method's best is found among; GBA and BA have their recipe's.
     """
 
     width: int
@@ -42,8 +61,15 @@ class Sizes:
     htf: tuple[float, ...]
     l1: tuple[float, ...]
     jumprelu: tuple[float, ...]
+    gated: tuple[float, ...]
     lr: tuple[float, ...]
+    batch: tuple[int, ...]
     seeds: int
+
+    def dials(self) -> dict[str, tuple[float, ...]]:
+        """The settings of each method that has one, but for BA."""
+        by_k = ("topk", "batchtopk", "matryoshka", *random_directions.NAMES)
+        return dict.fromkeys(by_k, self.k) | {"l1": self.l1, "jumprelu": self.jumprelu, "gated": self.gated}
 
 
 AS_WELL = "{} reconstructs at least as well as TopK and BatchTopK at its L0"
@@ -52,48 +78,111 @@ BEYOND_QUICK = (AS_WELL.format("GBA, tied"), BETTER.format("GBA, tied"))  # The 
 SIZES = {
     "quick": Sizes(
         width=512, steps=500, k=(16, 64), htf=(0.01, 0.04), l1=(0.02, 0.08), jumprelu=(0.001, 0.004),
-        lr=(1e-3, 3e-3), seeds=1,
+        gated=(0.02, 0.08), lr=(1e-3, 3e-3), batch=(512,), seeds=1,
     ),
     "full": Sizes(
         width=0, steps=4000, k=(32, 45, 64), htf=(0.01, 0.02), l1=(0.03, 0.08), jumprelu=(0.0007, 0.002),
-        lr=(1e-3, 3e-3), seeds=3,
+        gated=(0.03, 0.08), lr=(1e-3, 3e-3, 1e-2), batch=(256, 512, 1024), seeds=3,
     ),
 }  # fmt: skip
 
 
+class Task(NamedTuple):
+    """A network to train: method, its setting, and lr and batch, where they are not those of GBA's recipe."""
+
+    method: str
+    setting: float | None
+    seed: int
+    lr: float | None = None
+    batch: int = BATCH
+
+
 def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | None) -> dict[str, Any]:
-    """Every point: method, setting, lr, seed, and FVU, L0 and dead share on the held-out rows."""
-    real = training.opened(data)
-    d = real.train.d
-    points: list[dict[str, Any]] = []
+    """Every point: a `Task`, FVU, L0 and dead share on the second half of the held-out rows, and whether it was kept.
 
-    def point(method: str, setting: float | None, config: AnyConfig) -> dict[str, Any]:
-        tick(f"{method} {'' if setting is None else setting}, lr {config.lr:g}, seed {config.seed}")
-        summary = judged(training.evaluated(real, config, backend)[1])
-        points.append({"method": method, "setting": setting, "lr": config.lr, "seed": config.seed} | summary)
-        return points[-1]
+    `choosing`: FVU and L0 on the first half.
+    """
+    seeds = range(sizes.seeds)
+    untuned = [Task(name, None, seed) for name in GBA for seed in seeds]
+    untuned += [Task("BA", htf, seed) for htf in sizes.htf for seed in seeds]
+    grid = [
+        Task(method, setting, 0, lr, batch)
+        for method, settings in sizes.dials().items()
+        for setting, lr, batch in product(settings, sizes.lr, sizes.batch)
+    ]
+    work = partial(point, sizes=sizes, backend=backend, data=data)
+    tried = workers.at_once(work, [*untuned, *grid], backend, tick)
+    keep(tried)
+    best = [p for p in tried if p["kept"] and p["method"] in sizes.dials()]
+    more = [Task(p["method"], p["setting"], seed, p["lr"], p["batch"]) for p in best for seed in seeds[1:]]
+    others = workers.at_once(work, more, backend, tick)
+    return {"data": opened(data).about(), "points": [*tried, *(p | {"kept": True} for p in others)]}
 
-    width = {"width": sizes.width} if sizes.width else {}
-    given: dict[str, Any] = {"steps": sizes.steps, "dtype": "float32"} | width
-    for seed in range(sizes.seeds):
-        for name in GBA:
-            point(name, None, recipe.default(d, seed=seed, untied=name == "GBA", **given))
-        for htf in sizes.htf:
-            point("BA", htf, recipe.default(d, seed=seed, groups=1, htf=htf, **given))
-    given = {"width": max(1024, 8 * d)} | given
 
-    def network(method: Any, value: float, lr: float, seed: int) -> dict[str, Any]:
-        chosen: Any = {"method": method, training.DIALS[method]: value}
-        return point(method, value, BaselineConfig(lr=lr, seed=seed, **given, **chosen))
+@cache
+def opened(data: tuple[Path, Path] | None) -> training.Real:
+    """The activations, surveyed once per process."""
+    return training.opened(data)
 
-    settings = {"topk": sizes.k, "batchtopk": sizes.k, "l1": sizes.l1, "jumprelu": sizes.jumprelu}
-    for method, values in settings.items():
-        middle = values[len(values) // 2]
-        best = min((network(method, middle, lr, 0) for lr in sizes.lr), key=lambda p: float(p["fvu"]))["lr"]
-        for value, seed in product(values, range(sizes.seeds)):
-            if (value, seed) != (middle, 0):
-                network(method, value, best, seed)
-    return {"data": real.about(), "points": points}
+
+def point(task: Task, sizes: Sizes, backend: str, data: tuple[Path, Path] | None) -> dict[str, Any]:
+    """Train a network, and judge it on both halves of the held-out rows."""
+    real = opened(data)
+    config: Any = configure(task, sizes, real.train.d)
+    if task.method in random_directions.NAMES:
+        engine, state = random_directions.trained(real, config, backend, task.method)
+    else:
+        rows = feed.minibatches(real.train, config)
+        engine, state = training.trained(rows, real.train.d, config, backend)
+    params = engine.params(state)
+    choosing, reported = (judged(evaluate(params, config, engine, real.judged(config, half))) for half in (0, 1))
+    seen = {name: choosing[name] for name in ("fvu", "l0")}
+    return task._asdict() | {"lr": config.lr, "batch": config.batch, "choosing": seen} | reported
+
+
+def configure(task: Task, sizes: Sizes, d: int) -> AnyConfig:
+    """The settings of a task, on rows of d dimensions."""
+    steps = max(1, round(sizes.steps * BATCH / task.batch))
+    given: dict[str, Any] = {"steps": steps, "batch": task.batch, "dtype": "float32", "seed": task.seed}
+    given["width"] = sizes.width or max(1024, 8 * d)
+    if task.lr is not None:
+        given["lr"] = task.lr
+    if task.method in GBA:
+        return recipe.default(d, untied=task.method == "GBA", **given)
+    if task.method == "BA":
+        return recipe.default(d, groups=1, htf=task.setting, **given)
+    if task.method in random_directions.NAMES:
+        return random_directions.configure(d, (task.setting or 0) / given["width"], **given)
+    dial: dict[str, Any] = {"method": task.method, training.DIALS[task.method]: task.setting}
+    return BaselineConfig(**given, **dial)
+
+
+def keep(points: list[dict[str, Any]]) -> None:
+    """Note in each point whether it is kept: of a method's setting, the best learning rate and batch.
+
+    The best TopK has the lowest FVU.  Where L0 too depends on both, the lowest FVU alone would be the densest network:
+    of all others the best has the lowest FVU in relation to TopK's line at its L0.
+    """
+    settings: dict[Any, list[dict[str, Any]]] = {}
+    for p in points:
+        settings.setdefault((p["method"], p["setting"], p["seed"]), []).append(p)
+    top = [min((p["choosing"] for p in here), key=fvu) for (name, *_), here in settings.items() if name == "topk"]
+    line_of_topk = sorted((found["l0"], found["fvu"]) for found in top)
+    for (name, *_), here in settings.items():
+        score = fvu if name == "topk" else partial(excess, points=line_of_topk)
+        best = min(here, key=lambda p: score(p["choosing"]))
+        for p in here:
+            p["kept"] = p is best
+
+
+def fvu(found: dict[str, float]) -> float:
+    """FVU."""
+    return found["fvu"]
+
+
+def excess(found: dict[str, float], points: list[tuple[float, float]]) -> float:
+    """FVU over that of the line through points at the same L0; infinite without an active neuron."""
+    return found["fvu"] / line(points, found["l0"]) if found["l0"] > 0 else np.inf
 
 
 def judged(evaluation: Evaluation) -> dict[str, float]:
@@ -105,16 +194,27 @@ def judged(evaluation: Evaluation) -> dict[str, float]:
 # ---- what the numbers say --------------------------------------------------------------------------------------------
 
 
-def best(data: dict[str, Any], method: str) -> list[tuple[float, float]]:
-    """(L0, FVU) of each setting of a method at the learning rate it kept, means over the seeds, by L0."""
-    points = [p for p in data["points"] if p["method"] == method]
-    averages = []
-    for setting in {p["setting"] for p in points}:
-        here = [p for p in points if p["setting"] == setting]
+def kept(data: dict[str, Any], method: str) -> dict[Any, list[dict[str, Any]]]:
+    """The points of a method by setting, each at the learning rate and batch that the method keeps.
+
+    What earlier versions wrote tells of none that are kept: there it is the rate with the lowest FVU.
+    """
+    settings: dict[Any, list[dict[str, Any]]] = {}
+    for p in data["points"]:
+        if p["method"] == method:
+            settings.setdefault(p["setting"], []).append(p)
+    for setting, here in settings.items():
         lr = min(here, key=lambda p: p["fvu"])["lr"]
-        kept = [p for p in here if p["lr"] == lr]
-        averages.append((float(np.mean([p["l0"] for p in kept])), float(np.mean([p["fvu"] for p in kept]))))
-    return sorted(averages)
+        settings[setting] = [p for p in here if p.get("kept", p["lr"] == lr)]
+    return settings
+
+
+def best(data: dict[str, Any], method: str) -> list[tuple[float, float]]:
+    """(L0, FVU) of each setting of a method at the learning rate and batch it kept, means over the seeds, by L0."""
+    return sorted(
+        (float(np.mean([p["l0"] for p in here])), float(np.mean([p["fvu"] for p in here])))
+        for here in kept(data, method).values()
+    )
 
 
 def line(points: list[tuple[float, float]], l0: float) -> float:
@@ -150,9 +250,18 @@ def verdict(data: dict[str, Any]) -> Verdict:
             f"{method} has FVU {fvu:.3f} at L0 {l0:.0f} with {dead:.1%} dead, {top - 1:+.1%} from the line of TopK and "
             f"BatchTopK and {other - 1:+.1%} from that of L1 and BA"
         )
-    return Verdict(
-        resolved(claims, data, BEYOND_QUICK), f"{'; '.join(sentences)}; each of them at the best of its learning rates."
-    )
+    at = "at the best of its learning rates"
+    if any("kept" in p for p in data["points"]):
+        at += " and batches, which other held-out rows chose"
+        sentences.append(_beside(data))
+    return Verdict(resolved(claims, data, BEYOND_QUICK), f"{'; '.join(sentences)}; each of them {at}.")
+
+
+def _beside(data: dict[str, Any]) -> str:
+    """How far GBA is from the lines of the methods that its claims do not name."""
+    names = ("matryoshka", "gated", "jumprelu", *random_directions.NAMES)
+    apart = [f"{against(data, GBA[0], (name,)) - 1:+.1%} from {LABELS.get(name, name)}" for name in names]
+    return f"{GBA[0]} is {', '.join(apart)}"
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -165,7 +274,7 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
         Picture(
             f"Reconstruction against sparsity: {about['name']}, {about['rows']:,} rows of d = {about['d']}",
             "FVU on held-out rows against L0, both logarithmic: a line through the settings of each method at its best "
-            "learning rate, and a star for each variant of GBA, which has no setting.",
+            "learning rate and batch, and a star for each variant of GBA, which has no setting.",
             lambda figure: _draw(figure, data),
             (8.0, 5.5),
         )
@@ -174,10 +283,12 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
 
 def _draw(figure: Figure, data: dict[str, Any]) -> None:
     axes = figure.subplots()
-    names = ("topk", "batchtopk", "jumprelu", "l1", "BA")
-    for name, style in zip(names, drawing.STYLES, strict=False):
-        x, y = np.array(best(data, name)).T
-        axes.plot(x, y, label=name, markersize=6, **style)
+    there = {p["method"] for p in data["points"]}
+    names = ("topk", "batchtopk", "jumprelu", "l1", "BA", "matryoshka", "gated", *random_directions.NAMES)
+    for name, style in zip(names, (*drawing.STYLES, *PALE), strict=False):
+        if name in there:
+            x, y = np.array(best(data, name)).T
+            axes.plot(x, y, label=LABELS.get(name, name), markersize=6, **style)
     for name, colour in zip(GBA, ("#E69F00", "#56B4E9"), strict=True):
         runs = [p for p in data["points"] if p["method"] == name]
         axes.plot(

@@ -29,7 +29,9 @@ from refgba.types import Array, Float64
 SAMPLE = ("minilm-l3-mlp.npy", "minilm-l3-mlp.heldout.npy")
 CHUNK = 2048  # rows of real activations judged at a time
 # The setting by which each baseline is made more or less sparse.
-DIALS = {"topk": "k", "batchtopk": "k", "l1": "sparsity", "jumprelu": "sparsity"}
+DIALS = {
+    "topk": "k", "batchtopk": "k", "matryoshka": "k", "l1": "sparsity", "jumprelu": "sparsity", "gated": "sparsity",
+}  # fmt: skip
 
 
 def gaussian(n: int, d: int, seed: int) -> Array:
@@ -80,9 +82,14 @@ def trained(
     """
     engine = backends.load_for(backend, config)
     state = engine.init(params, config) if params else backends.begin(engine, config, d)
+    return engine, run_through(engine, state, minibatches)
+
+
+def run_through(engine: backends.Backend, state: Any, minibatches: Iterable[Array]) -> Any:
+    """The state after all of the minibatches of rows (L, d)."""
     for _ in gba.train(state, (engine.put(state, x) for x in minibatches), engine.step, engine.adapt):
         pass
-    return engine, state
+    return state
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,14 @@ class Real:
         """The rows to train on, in order, checked and CHUNK at a time."""
         return Check(self.train.store, config.master).chunks(self.train, CHUNK)
 
-    def judged(self, config: AnyConfig) -> Iterator[Array]:
-        """The held-out rows, checked and CHUNK at a time."""
-        return Check(self.held_out.store, config.master).chunks(self.held_out, CHUNK)
+    def judged(self, config: AnyConfig, half: int | None = None) -> Iterator[Array]:
+        """The held-out rows, checked and CHUNK at a time, or their first or last half, 0 or 1."""
+        middle, start = len(self.held_out) // 2, 0
+        low, high = (0, len(self.held_out)) if half is None else ((0, middle), (middle, len(self.held_out)))[half]
+        for chunk in Check(self.held_out.store, config.master).chunks(self.held_out, CHUNK):
+            if low < start + len(chunk) and start < high:
+                yield chunk[max(low - start, 0) : high - start]
+            start += len(chunk)
 
 
 def opened(data: tuple[Path, Path] | None) -> Real:

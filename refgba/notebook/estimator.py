@@ -47,10 +47,10 @@ class GBA(Autoencoder):
     >>> model.transform(X).shape  # codes of raw rows, scaled as in training
     (1000, 256)
 
-    method: gba, ba (one group), l1, topk, batchtopk or jumprelu.  recipe: default or paper.  backend: what computes,
-    one of `refgba.backends.NAMES`.  drop_zero_rows: whether `fit` leaves out rows of zeros, which it refuses otherwise.
-    centre: whether a constant that all rows share is subtracted first: "auto", where it hides features, "on" or "off".
-    verbose: whether `fit` shows a bar where someone watches.
+    method: gba, ba (one group), l1, topk, batchtopk, jumprelu, matryoshka or gated.  recipe: default or paper.
+    backend: what computes, one of `refgba.backends.NAMES`.  drop_zero_rows: whether `fit` leaves out rows of zeros,
+    which it refuses otherwise.  centre: whether a constant that all rows share is subtracted first: "auto", where it
+    hides features, "on" or "off".  verbose: whether `fit` shows a bar where someone watches.
 
     The others are the settings of `refgba train`, under the names of its flags.  Those that are None are chosen as it
     chooses them, and the same numbers come out.
@@ -71,7 +71,7 @@ class GBA(Autoencoder):
         seed: int | None = None, dtype: Dtype | None = None, untied: bool | None = None, floor: float | None = None,
         form: float | None = None, hold: float | None = None, lr_decay: float | None = None, k: int | None = None,
         sparsity: float | None = None, bandwidth: float | None = None, theta_init: float | None = None,
-        aux: float | None = None, aux_k: int | None = None, dead_after: int | None = None,
+        aux: float | None = None, aux_k: int | None = None, dead_after: int | None = None, prefixes: int | None = None,
     ) -> None:  # fmt: skip
         """Keep the parameters; `fit` looks at them."""
         parameters = {name: value for name, value in locals().items() if name in self.parameters()}
