@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from refgba.data.remarks import remarks
 from refgba.report.run import RunData
 from refgba.report.words import percent, rounded
 
@@ -37,6 +38,11 @@ def _unfinished(run: RunData) -> Sentences:
         yield f"The run has not finished: its log ends at step {last:,} of {steps:,}.", "Training"
     if run.groups is not None and run.config.adapt_every > steps:
         yield f"No bias was adapted: adapt_every is {run.config.adapt_every:,}, of {steps:,} steps.", "Training"
+
+
+def _rows_trained_on(run: RunData) -> Sentences:
+    for sentence in remarks(**run.about.get("data", {})):
+        yield f"In the rows trained on, {sentence}.", "Data"
 
 
 def _over(run: RunData) -> Sentences:
@@ -180,5 +186,5 @@ def _and(parts: list[str]) -> str:
 
 
 CHECKS: tuple[Callable[[RunData], Sentences], ...] = (
-    _unfinished, _truth, _over, _under, _dead, _rows, _loss, _gap, _parameters,
+    _unfinished, _truth, _rows_trained_on, _over, _under, _dead, _rows, _loss, _gap, _parameters,
 )  # fmt: skip

@@ -20,8 +20,9 @@ from refgba.baselines import METHODS
 from refgba.config import Settings
 from refgba.data import files
 from refgba.data.activations import Activations, open_activations
+from refgba.data.remarks import remarks
 from refgba.data.store import load_matrix
-from refgba.data.survey import Check, refuse_share, remarks
+from refgba.data.survey import Check, refuse_share
 from refgba.data.unit_rows import prepared
 from refgba.errors import InputError, brief
 from refgba.identifiability import partners
