@@ -14,6 +14,7 @@ import numpy as np
 
 import refgba.report.charts as charts
 from refgba.data.remarks import statistics
+from refgba.report.copies import copies
 from refgba.report.neurons import neuron_table
 from refgba.report.page import Html, Section, element, grid, join, legend, table
 from refgba.report.run import RunData
@@ -182,5 +183,5 @@ def _settings(runs: Sequence[RunData]) -> Section | None:
 
 
 SECTIONS: tuple[Callable[[Sequence[RunData]], Section | None], ...] = (
-    _compared, _data, _training, _frequencies, _rows, _recovery, _neurons, neuron_table, _settings,
+    _compared, _data, _training, _frequencies, _rows, _recovery, _neurons, copies, neuron_table, _settings,
 )  # fmt: skip
