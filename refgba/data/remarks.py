@@ -16,7 +16,9 @@ from refgba.data.dimensions import MASSIVE
 FAINT = 1e-3  # of the median norm, below which rows are reported
 LONG = 10.0  # times the median norm
 REPEATED = 0.05  # of the rows compared
-SHARE = 0.25  # of the total variance, in massive dimensions
+# Of the total variance, in massive dimensions.  On the imbalanced set (M 512, 1500 steps, one seed) with noise in one
+# coordinate FRR(0.9) falls from 95% without it to 75, 67, 48 and 9% where it holds 24, 43, 62 and 78% of the variance.
+SHARE = 0.2
 
 
 def remarks(
@@ -83,9 +85,10 @@ def _massive(
         named = ", ".join(str(entry["dimension"]) for entry in massive)
         more = ", ..." if massive_dimensions > len(massive) else ""
         which = "one dimension holds" if massive_dimensions == 1 else f"{massive_dimensions} massive dimensions hold"
+        them = "it" if massive_dimensions == 1 else "these"
         yield (
-            f"{which} {massive_share:.0%} of the variance ({named}{more}): FVU and cosines measure mostly "
-            f"{'it' if massive_dimensions == 1 else 'these'}, and features in the others weigh little"
+            f"{which} {massive_share:.0%} of the variance ({named}{more}): FVU and cosines measure mostly {them}, and "
+            "the larger that share, the fewer features are found in the others"
         )
 
 
