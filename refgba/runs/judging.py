@@ -106,6 +106,16 @@ def pieces(chunk: Array, M: int, batch: int = 1) -> Iterator[Array]:
     return (chunk[l : l + size] for l in range(0, len(chunk), size))
 
 
+def find_copies(
+    forward: Callable[[Array], Pass], V: Array, D: Array, frequency: Float64, config: Settings | None,
+    chunks: Iterator[Array],
+) -> Copies | None:  # fmt: skip
+    """As `refgba.runs.copies.copies`, by what `passing` made, on at most ROWS rows of the chunks (any, d)."""
+    groups = None if config is None else METHODS[config.method].groups(config)
+    small = chain.from_iterable(pieces(x, len(V)) for x in _first(ROWS, chunks))
+    return copies(V, D, frequency, groups, map(forward, small))
+
+
 @contextmanager
 def trained(run: Path) -> Iterator[None]:
     """While a run that has just been trained is judged: an error for want of memory says that the run is complete."""
@@ -360,13 +370,10 @@ def judge(
     found = None
     if copied and ranks.size == 1:
         again = read(Check(activations.store, master, drop_zero_rows, check.smallest_kept), min(rows, ROWS))
-        small = chain.from_iterable(pieces(x, len(W)) for x in again)
-        if config is None:
-            passes = map(passing_dictionary(dictionary), small)
-        else:
-            passes = map(passing(opened.params, config, engine, opened.centre), small)
-        groups = None if config is None else METHODS[config.method].groups(config)
-        found = copies(W, D, evaluation.frequency, groups, passes)
+        forward = (
+            passing_dictionary(dictionary) if config is None else passing(opened.params, config, engine, opened.centre)
+        )
+        found = find_copies(forward, W, D, evaluation.frequency, config, again)
         judged["copies"] = None if found is None else found.summary
     return Judged(evaluation, judged, W, check, held_out, found)
 
