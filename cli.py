@@ -153,7 +153,7 @@ def evaluate(
     top = top if out is not None else 0
     judged = judging.judge(
         network, data, backend, dtype, drop_zero_rows, top, truth, counting=console.counting, drop_below=drop_below,
-        ranks=ranks,
+        ranks=ranks, copied=True,
     )  # fmt: skip
     for remark in judged.remarks():
         console.remark(remark)

@@ -247,3 +247,14 @@ def test_feed_measures_a_store(tmp_path):
         str(tmp_path), "--json",
     )  # fmt: skip
     assert json.loads(printed.splitlines()[-1])["rows"] > 0
+
+
+def test_agreement_of_seeds_is_measured_and_goes_on_where_it_stopped(tmp_path):
+    pytest.importorskip("numba")
+    out = tmp_path / "agreement.json"
+    printed = benchmark("agreement.py", "--quick", "-o", str(out)).splitlines()
+    ours, theirs = json.loads(out.read_text(encoding="utf-8"))["cells"]
+    assert (ours["method"], theirs["method"], len(printed)) == ("GBA", "TopK", 2)
+    assert theirs["k"] == round(ours["l0"][0])
+    assert 0 <= ours["agreement"]["matched"][1] <= ours["agreement"]["mcs"][1] <= 1
+    assert benchmark("agreement.py", "--quick", "-o", str(out)) == ""

@@ -103,7 +103,10 @@ def test_verify_counts_what_it_checked(tmp_path):
         np.median(np.linalg.norm(np.delete(x, [3, 50], 0), axis=1)), rel=0.02
     )
     counts = {"rows": 98, "dropped": 2, "shards": 3, "checksums": 2, "no_checksum": 1}
-    assert told == counts | {"faint": 0, "faint_dropped": 0}
+    counts |= {"faint": 0, "faint_dropped": 0, "compared": 98, "repeated": 0, "commonest": 1}
+    assert {name: told.pop(name) for name in counts} == counts
+    assert told["largest_norm"] == pytest.approx(np.linalg.norm(x, axis=1).max(), rel=1e-6)
+    assert 0 <= told["offset"] < 0.45
     assert sum(ticks) == 100
     large = npy(tmp_path / "x.npy", rows().astype(np.float64) * 1e25)
     one_line(lambda: verify(open_store(large), "float32"), large, "row 0", "too large or small for float32")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from refgba.data.activations import unchecked
+from refgba.data.centre import locate
 from refgba.data.store import Store
 from refgba.data.survey import survey
 from refgba.errors import InputError
@@ -44,25 +45,21 @@ def verify(
 ) -> dict[str, Any]:
     """Read all of a store once, as training in the arithmetic `dtype` does before it begins; the result, for JSON.
 
-    rows: how many count.  dropped: how many do not.  shards: all; checksums, no_checksum: those with one and those
-    without.  variance: of the unit rows.  median_norm, faint, faint_dropped: as `Survey`.  `tick` is called with the
-    number of rows of each block.  InputError as `survey`: it names the first shard that does not match its checksum, or
-    the file and the first row that cannot be computed on.
+    rows: how many count.  shards: all; checksums, no_checksum: those with one and those without.  All others as
+    `Survey`, of rows without a centre subtracted.  `tick` is called with the number of rows of each block.  InputError
+    as `survey`: it names the first shard that does not match its checksum, or the file and the first row that cannot be
+    computed on.
     """
     with np.errstate(invalid="ignore"):  # a signalling NaN may be cast
-        _, result = survey(unchecked(store), dtype, drop_zero_rows, tick, drop_below)
+        data = unchecked(store)
+        _, result = survey(data, dtype, drop_zero_rows, tick, drop_below, locate(data))
     checked = sum(shard.sha256 is not None for shard in store.shards)
     return {
         "rows": result.rows,
-        "dropped": result.dropped,
         "shards": len(store.shards),
         "checksums": checked,
         "no_checksum": len(store.shards) - checked,
-        "variance": result.variance,
-        "median_norm": result.median_norm,
-        "faint": result.faint,
-        "faint_dropped": result.faint_dropped,
-    }
+    } | {name: value for name, value in result.record().items() if name not in ("drop_below", "centred")}
 
 
 def _size(path: Path) -> int:

@@ -12,20 +12,21 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from refgba.data.activations import Activations
-from refgba.data.centre import OFFSET, Location
+from refgba.data.centre import Location
+from refgba.data.dimensions import Spread, concentration
 from refgba.data.prefetch import in_order
-from refgba.data.store import Shard, Store, values
+from refgba.data.remarks import FAINT, remarks
+from refgba.data.repeats import COMPARED, RowHashes
+from refgba.data.store import Shard, Store, stored, values
 from refgba.data.unit_rows import norms
 from refgba.errors import InputError
 from refgba.types import Array, Float64, Int64, Mask
-
-FAINT = 1e-3  # of the median norm: rows below are reported
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Survey:
     faint_dropped: how many rows are left out for their norm, which is under the share drop_below of the median.
     offset, gamma: as in `refgba.data.centre.Location`, where that was asked.  centred: whether the centre is subtracted
     first; variance is then that of the unit rows of the rest.
+
+    largest_norm: of the rows as they come; largest_in, largest_share: the dimension in which that row is largest, and
+    the share of its squared length there.  compared, repeated, commonest: as `refgba.data.repeats.Repeats`.
+    massive_dimensions, massive_share, massive: as `refgba.data.dimensions.massive`.
     """
 
     rows: int
@@ -51,34 +56,23 @@ class Survey:
     offset: float | None = None
     gamma: float | None = None
     centred: bool = False
+    largest_norm: float | None = None
+    largest_in: int | None = None
+    largest_share: float | None = None
+    compared: int = 0
+    repeated: int = 0
+    commonest: int = 0
+    massive_dimensions: int = 0
+    massive_share: float = 0.0
+    massive: list[dict[str, Any]] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         """All but the number of rows, for JSON."""
         return {name: value for name, value in asdict(self).items() if name != "rows"}
 
     def remarks(self) -> Iterator[str]:
-        """What a user should know of rows that are left out, and of rows near zero that are not."""
+        """What a user should know of the rows before training."""
         yield from remarks(**self.record())
-
-
-def remarks(
-    *, dropped: int, faint: int, faint_dropped: int, median_norm: float | None, drop_below: float,
-    offset: float | None = None, centred: bool = False, **_others: Any,
-) -> Iterator[str]:  # fmt: skip
-    """What a user should know of rows that are left out, and of rows near zero that are not; numbers as in `Survey`."""
-    if dropped > faint_dropped:
-        yield f"{dropped - faint_dropped} rows of zeros are left out"
-    if faint_dropped:
-        yield f"{faint_dropped} rows with a norm below {drop_below:g} of the median, {median_norm:.3g}, are left out"
-    if faint:
-        yield (
-            f"{faint} rows have a norm under a thousandth of the median, {median_norm:.3g}, and count in full once "
-            f"they are scaled; --drop-below {FAINT:g} skips them"
-        )
-    if offset is not None and (centred or offset >= OFFSET):
-        shared = f"all rows share an offset of {offset:.2g} times their typical distance from it, which is no feature"
-        done = "is subtracted" if centred else "hides features; --centre on subtracts it"
-        yield f"{shared} and {done}"
 
 
 class _Norms:
@@ -218,20 +212,25 @@ def survey(
     crc = np.zeros(len(data.counts), np.uint32)
     total, count = np.zeros(data.d), 0
     sizes, smallest = check.sizes, np.full(len(data.counts), np.inf)
+    spread, repeats = Spread(len(data.store), data.d), RowHashes(data.d, stored(data.store.dtype).itemsize)
+    largest, farthest = 0.0, (0, 0.0)  # the largest norm, and where that row is largest
 
-    def look(k: int) -> tuple[int, Float64, Float64]:
-        """Checksum, norms, and the sum of the rows at unit norm."""
+    def look(k: int) -> tuple[int, Float64, Float64, Any, Any, tuple[int, float]]:
+        """Checksum, norms, the sum of the rows at unit norm, hashes, sampled sums, and where the longest row points."""
         raw = data.stored(k)
-        with np.errstate(invalid="ignore"):  # a signalling NaN is cast; what a caller ignores, this thread does not
-            x = values(raw).astype(np.float64)
-        norm = norms(x)
-        return zlib.crc32(raw.data), norm, _sum(x, norm, data.centre)
+        with np.errstate(over="ignore", invalid="ignore"):  # what a caller ignores, this thread does not
+            x = values(raw).astype(np.float64)  # a signalling NaN is cast
+            norm = norms(x)
+            sampled = spread.of(x, int(data.begins[k]), data.centre)
+            concentrated = concentration(x[norm.argmax()])
+        hashes = repeats.of(raw) if data.begins[k] < COMPARED else None
+        return zlib.crc32(raw.data), norm, _sum(x, norm, data.centre), hashes, sampled, concentrated
 
     with (
         closing(in_order(Shard.verify, data.store.shards, ahead=2)) as verified,
         closing(in_order(look, range(len(crc)))) as seen,
     ):
-        for k, (crc[k], norm, part) in enumerate(seen):
+        for k, (crc[k], norm, part, hashes, sampled, concentrated) in enumerate(seen):
             if int(data.begins[k]) in starts:
                 next(verified)
             if check.fits(norm).all():
@@ -242,6 +241,10 @@ def survey(
                 x = check(values(data.stored(k)).astype(np.float64))
                 total, count = total + _sum(x, norms(x), data.centre), count + len(x)
             smallest[k] = norm.min()
+            if norm.max() > largest:
+                largest, farthest = float(norm.max()), concentrated
+            spread.add(sampled)
+            repeats.add(hashes)
             tick(len(norm))
     if count == 0:
         raise InputError(f"{data.store.path}: every row is all zeros")
@@ -261,6 +264,7 @@ def survey(
     variance = 1 - float(np.sum((total / count) ** 2))  # the mean of ||x||^2 is 1
     if variance < 1e-12:
         raise InputError(f"{data.store.path}: all {count} rows point the same way; there is nothing to learn from them")
+    massive_dimensions, massive_share, massive = spread.massive()
     return replace(data, dropped=dropped), Survey(
         count,
         len(dropped),
@@ -272,4 +276,10 @@ def survey(
         None if location is None else location.offset,
         None if location is None else location.gamma,
         data.centre is not None,
+        largest,
+        *farthest,
+        **asdict(repeats.count(dropped)),
+        massive_dimensions=massive_dimensions,
+        massive_share=massive_share,
+        massive=massive,
     )

@@ -2,17 +2,19 @@
 
 The MCS (section 6) of a neuron of run A is the largest cosine of a neuron of run B.  Runs differ in their seed: in the
 initial neurons and in the order of the rows, which are the same.  What a neuron stands for is its decoder row, as in
-`imbalanced`.  Encoder rows of untied networks also lean away from other neurons, to tell features apart; their MCS is
-reported as well.  Frequency, peak and Z-score of the pre-activations are those on the held-out rows; for TopK they are
-what `baselines.evaluation_codes` says.
+`imbalanced`.  One neuron of B may be the nearest of many of A, as of copies; so neurons are matched one to one, too,
+and both are held against random dictionaries with the spectrum of the trained ones (`agreement`).  Encoder rows of
+untied networks also lean away from other neurons, to tell features apart; their MCS is reported as well.  Frequency,
+peak and Z-score of the pre-activations are those on the held-out rows; for TopK they are what
+`baselines.evaluation_codes` says.  The trend over widths and rows is benchmarks/agreement.py's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import permutations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from scipy.stats import spearmanr
 from refgba import recipe
 from refgba.backends.base import AnyConfig, AnyParams
 from refgba.config import BaselineConfig
-from refgba.experiments import drawing, measures, training
+from refgba.experiments import agreement, drawing, measures, training
 from refgba.experiments.drawing import Picture
 from refgba.experiments.experiment import Tick
 from refgba.experiments.outcome import Verdict, resolved
@@ -121,7 +123,8 @@ def compared(runs: Sequence[tuple[AnyParams, Evaluation]]) -> dict[str, Any]:
 
     share: [seed A][selected by][selection][threshold] of neurons of A, a mean over the other seeds B.  encoder: [seed
     A][threshold] over all neurons by encoder rows.  distinct: [seed] the share of neurons with a mean MCS above
-    `measures.TAU`, those that are within TAU of one with a higher peak counted as one.  spearman: {score: [seed]}, and
+    `measures.TAU`, those that are within TAU of one with a higher peak counted as one.  agreement: the mean over pairs
+    of seeds of `agreement.Agreement`, and null: that of random dictionaries.  spearman: {score: [seed]}, and
     curves: {score: bins of pooled neurons}, of the mean MCS over B, among neurons that fire.
     """
     seeds = range(len(runs))
@@ -138,6 +141,9 @@ def compared(runs: Sequence[tuple[AnyParams, Evaluation]]) -> dict[str, Any]:
         for a in seeds
     ]
     shared["distinct"] = [distinct(decoders[a], runs[a][1].peak, means[a] > measures.TAU) for a in seeds]
+    pairs = [agreement.agreement(decoders[a], decoders[b]) for a, b in combinations(seeds, 2)]
+    shared["agreement"] = asdict(agreement.mean(pairs))
+    shared["null"] = asdict(agreement.null(decoders[0]))
     alive = [evaluation.frequency > 0 for _, evaluation in runs]
     scores = {name: [getattr(e, name)[on] for (_, e), on in zip(runs, alive, strict=True)] for name in SCORES}
     firing = [m[on] for m, on in zip(means, alive, strict=True)]
@@ -198,6 +204,11 @@ def by_encoder(network: dict[str, Any]) -> float:
     return float(np.mean(network["encoder"], axis=0)[THRESHOLDS.index(measures.TAU)])
 
 
+def one_to_one(network: dict[str, Any], of: str = "agreement") -> float:
+    """The share of neurons that agree to TAU once they are matched one to one; of="null": of random dictionaries."""
+    return float(network[of]["matched"][agreement.LEVELS.index(measures.TAU)])
+
+
 def named(data: dict[str, Any], method: str) -> list[dict[str, Any]]:
     """The networks of a method."""
     return [network for network in data["networks"] if network["method"] == method]
@@ -222,6 +233,13 @@ def verdict(data: dict[str, Any]) -> Verdict:
     above = (ours > theirs) | (ours == 1)
     every = np.all([(ours > shares(k)) | (ours == 1) for k in named(data, "TopK")], axis=0)
     best = max((n for n in data["networks"] if not n["method"].startswith("GBA")), key=consistent)
+    matched = ""
+    if "agreement" in gba and "agreement" in top:  # not in what earlier versions measured
+        chance = max(one_to_one(network, "null") for network in (gba, top))
+        matched = (
+            f" Matched one to one {one_to_one(gba):.1%} against {one_to_one(top):.1%} do, of random dictionaries with "
+            f"these spectra {chance:.1%}."
+        )
     claims = {
         "seeds of GBA agree more than those of TopK at every threshold and selection": bool(above.all()),
         MOSTLY: bool(above.mean() > 0.5),
@@ -232,7 +250,7 @@ def verdict(data: dict[str, Any]) -> Verdict:
         f"{np.mean(gba['l0']):.0f}) is above TopK (K = {top['setting']}) in {above.sum()}, below in "
         f"{(ours < theirs).sum()}, above every K in {every.sum()}; of all neurons {consistent(gba):.1%} against "
         f"{consistent(top):.1%} ({by_encoder(top):.1%} by encoder rows) exceed {measures.TAU}, tied "
-        f"{consistent(tied):.1%}. Of the others {label(best)} is the most consistent, {consistent(best):.1%}.",
+        f"{consistent(tied):.1%}. Of the others {label(best)} is the most consistent, {consistent(best):.1%}.{matched}",
     )
 
 

@@ -23,6 +23,8 @@ from refgba.metrics import frr
 from refgba.notebook import rows
 from refgba.runs import judging
 from refgba.runs.accumulate import Evaluation
+from refgba.runs.copies import Copies
+from refgba.runs.passes import passing_dictionary
 from refgba.types import Array
 
 if TYPE_CHECKING:
@@ -48,6 +50,11 @@ class Autoencoder(ABC):
     def _evaluation(self, chunks: Iterator[Array], top: int) -> Evaluation:
         """What the network does on the rows of the chunks (any, d)."""
         return judging.evaluate_dictionary(self._coder(), chunks, top=top)
+
+    def _copies(self, evaluation: Evaluation, chunks: Iterator[Array]) -> Copies | None:
+        """Which neurons share a feature, and what that costs on the rows of the chunks (any, d)."""
+        forward, V = passing_dictionary(self._coder()), self.components_
+        return judging.find_copies(forward, V, V, evaluation.frequency, None, chunks)
 
     def _result(self, evaluation: Evaluation) -> dict[str, Any]:
         """The object that `refgba evaluate --json` prints."""
@@ -108,16 +115,21 @@ class Autoencoder(ABC):
     def evaluate(self, X: Any, top: int = 0) -> dict[str, Any]:
         """What `refgba evaluate --json` prints for rows X (N, d), and of each neuron what `evaluate -o` writes.
 
-        Scalars such as "fvu", "l0" and "dead"; "l0_distribution"; "groups" where there are any; and arrays of one entry
-        per neuron, "frequency", "peak", "mean", "std" and "z_score".  With `top` also "top_rows" and "top_values", the
-        rows on which each neuron is highest.
+        Scalars such as "fvu", "l0" and "dead"; "l0_distribution"; "groups" where there are any; "copies", the neurons
+        that share a feature and what they cost, None for networks that are too large to be searched; and arrays of one
+        entry per neuron, "frequency", "peak", "mean", "std" and "z_score".  With `top` also "top_rows" and
+        "top_values", the rows on which each neuron is highest.
         """
-        evaluation = self._evaluation(self._read(self._rows(X), judging.CHUNK), top)
-        return self._result(evaluation) | judging.arrays(evaluation)
+        data = self._rows(X)
+        evaluation = self._evaluation(self._read(data, judging.CHUNK), top)
+        found = self._copies(evaluation, self._read(data, judging.CHUNK))
+        summary = {"copies": None if found is None else found.summary}
+        return self._result(evaluation) | summary | judging.arrays(evaluation)
 
     def score(self, X: Any, y: None = None) -> float:
         """Explained variance of rows X (N, d), 1 - FVU: 1 is perfect, 0 is no better than the mean row."""
-        explained: float = self.evaluate(X)["explained_variance"]
+        evaluation = self._evaluation(self._read(self._rows(X), judging.CHUNK), 0)
+        explained: float = self._result(evaluation)["explained_variance"]
         return explained
 
     def recovery(self, truth: Any) -> dict[str, Any]:

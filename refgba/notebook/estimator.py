@@ -23,8 +23,10 @@ from refgba.notebook.autoencoder import Autoencoder
 from refgba.notebook.network import Network
 from refgba.runs import folder, judging, launch
 from refgba.runs.accumulate import Evaluation
+from refgba.runs.copies import Copies
 from refgba.runs.log import Progress
 from refgba.runs.memory import MemoryRun, Record
+from refgba.runs.passes import added, passing
 from refgba.runs.settings import Request, flags
 from refgba.types import Activation, Array, Dtype, Float64
 
@@ -186,6 +188,12 @@ class GBA(Autoencoder):
         return judging.evaluate(
             network.params, network.config, self._codes.backend, chunks, top=top, centre=network.centre
         )
+
+    def _copies(self, evaluation: Evaluation, chunks: Iterator[Array]) -> Copies | None:
+        network = self._fitted()
+        params, config = network.params, network.config
+        forward = passing(params, config, self._codes.backend, network.centre)
+        return judging.find_copies(forward, params.V, added(params), evaluation.frequency, config, chunks)
 
     def _result(self, evaluation: Evaluation) -> dict[str, Any]:
         return judging.result(evaluation, self._fitted().config)

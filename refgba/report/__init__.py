@@ -11,6 +11,7 @@ Only `gather` evaluates networks; a report otherwise shows what `refgba evaluate
     findings    what to look at, in sentences
     lead        the first screen
     sections    the parts under headings
+    copies      neurons that share a feature
     neurons     the table of neurons, and their labels
     charts      the figures
     plot        axes and marks as SVG

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from refgba.data.remarks import remarks
 from refgba.report.run import RunData
 from refgba.report.words import percent, rounded
 
@@ -16,6 +17,7 @@ from refgba.report.words import percent, rounded
 OVER = 0.1  # the share of a group's neurons that are over target
 DEAD = 0.005  # the share of all neurons that never fired
 CONCENTRATED = 2 / 3  # name two groups if they hold this share of the dead neurons
+COPIES = 0.05  # the share of all neurons that are copies of others
 EMPTY = 0.001  # the share of rows without an active neuron
 WORSE = 1.1  # FVU on the rows judged, over that at the end of training
 FALL = 0.005  # the relative change of the loss over the last tenth of the log
@@ -37,6 +39,11 @@ def _unfinished(run: RunData) -> Sentences:
         yield f"The run has not finished: its log ends at step {last:,} of {steps:,}.", "Training"
     if run.groups is not None and run.config.adapt_every > steps:
         yield f"No bias was adapted: adapt_every is {run.config.adapt_every:,}, of {steps:,} steps.", "Training"
+
+
+def _rows_trained_on(run: RunData) -> Sentences:
+    for sentence in remarks(**run.about.get("data", {})):
+        yield f"In the rows trained on, {sentence}.", "Data"
 
 
 def _over(run: RunData) -> Sentences:
@@ -95,6 +102,23 @@ def _dead(run: RunData) -> Sentences:
         f"{dead.sum():,} of {len(p):,} neurons ({percent(float(dead.mean()))}) fired on none of the {run.rows:,} rows"
         f"{where}.",
         "Frequencies",
+    )
+
+
+def _copies(run: RunData) -> Sentences:
+    if run.copies is None or run.copies.summary["copies"] < COPIES * len(run.copies.first):
+        return
+    s, M = run.copies.summary, len(run.copies.first)
+    cost = ""
+    if "fvu" in s:
+        cost = (
+            f"; merging each set into one neuron would take {rounded(s['l0_copies'])} of {rounded(s['l0'])} active "
+            f"neurons per row away, and change FVU from {rounded(s['fvu'])} to {rounded(s['fvu_merged'])}"
+        )
+    yield (
+        f"{s['copies']:,} of {M:,} neurons ({percent(s['copies'] / M)}) are copies, within a cosine of {s['tau']:g} of "
+        f"a more frequent one{cost}.",
+        "Copies",
     )
 
 
@@ -180,5 +204,5 @@ def _and(parts: list[str]) -> str:
 
 
 CHECKS: tuple[Callable[[RunData], Sentences], ...] = (
-    _unfinished, _truth, _over, _under, _dead, _rows, _loss, _gap, _parameters,
+    _unfinished, _truth, _rows_trained_on, _over, _under, _dead, _copies, _rows, _loss, _gap, _parameters,
 )  # fmt: skip

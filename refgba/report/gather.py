@@ -38,9 +38,11 @@ def gather(
         if len({other.name for other in paths}) < len(paths):
             run.name = str(path)
         source, run.seen = _rows_of(path, run, data)
-        judged = judge(path, source, backend, None, drop_zero_rows, TOP, truth, rows, counting, drop_below, BINS)
+        judged = judge(
+            path, source, backend, None, drop_zero_rows, TOP, truth, rows, counting, drop_below, BINS, copied=True
+        )
         run.evaluation = judged.arrays()
-        run.summary, run.labels = judged.result, names
+        run.summary, run.labels, run.copies = judged.result, names, judged.copies
         run.data = _named(run, source, judged)
         if truth is not None:
             run.truth = Truth.of(judged.features, load_truth(truth, judged.features.shape[1]))

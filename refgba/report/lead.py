@@ -154,7 +154,7 @@ def look(runs: Sequence[RunData], known: dict[str, str]) -> Html:
         if len(runs) > 1:
             parts.append(element("h3", run.name))
         nothing = (
-            "Nothing stands out: the checks for targets, dead neurons, rows without activity, dense neurons, "
+            "Nothing stands out: the checks for targets, dead neurons, copies, rows without activity, dense neurons, "
             "the end of the loss and recovery found nothing in what is known of this run."
         )
         parts.append(element("ul", *items) if items else element("p", nothing))

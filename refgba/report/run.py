@@ -20,6 +20,7 @@ from refgba.config import Settings
 from refgba.errors import InputError
 from refgba.metrics import mcs
 from refgba.runs import folder, log
+from refgba.runs.copies import Copies
 from refgba.runs.judging import check_arrays
 from refgba.types import Array, Int64
 
@@ -83,6 +84,7 @@ class RunData:
     about.json and the lines of metrics.jsonl.  evaluation: the arrays of `refgba.runs.judging.arrays`, by name.
     summary: the object of `refgba.runs.judging.result`.  data: the name of the rows judged.  seen: whether the run was
     trained on them.  labels: names of neurons.  likeness: neurons of this run and of others near each of its own.
+    copies: neurons of this run that share a feature.
     """
 
     name: str
@@ -97,6 +99,7 @@ class RunData:
     data: str = ""
     seen: Seen = Seen.UNKNOWN
     likeness: tuple[Likeness, ...] = ()
+    copies: Copies | None = None
 
     @property
     def groups(self) -> Groups | None:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 import refgba.report.charts as charts
+from refgba.data.remarks import statistics
+from refgba.report.copies import copies
 from refgba.report.neurons import neuron_table
 from refgba.report.page import Html, Section, element, grid, join, legend, table
 from refgba.report.run import RunData
@@ -42,9 +44,21 @@ def _compared(runs: Sequence[RunData]) -> Section | None:
     return Section("Differences", table(["setting", *(run.name for run in runs)], lines, "Settings that differ"))
 
 
-def _names(settings: list[dict[str, Any]]) -> list[str]:
+def _names(settings: Sequence[dict[str, Any]]) -> list[str]:
     """The names of the settings of all runs, in order."""
     return list(dict.fromkeys(name for values in settings for name in values))
+
+
+def _data(runs: Sequence[RunData]) -> Section | None:
+    """What the rows are like that runs were trained on, as far as their survey measured it."""
+    measured = [(run, dict(statistics(run.about.get("data", {})))) for run in runs]
+    measured = [(run, found) for run, found in measured if found]
+    if not measured:
+        return None
+    lines = [[name, *(dash(found.get(name)) for _, found in measured)] for name in _names([f for _, f in measured])]
+    lead = "What the survey found before training, of rows as they come unless it says that they are unit rows."
+    columns = ["", *(element("bdi", run.name) for run, _ in measured)] if len(measured) > 1 else ["", "rows"]
+    return Section("Data", table(columns, lines, "The rows trained on"), lead)
 
 
 def _training(runs: Sequence[RunData]) -> Section | None:
@@ -169,5 +183,5 @@ def _settings(runs: Sequence[RunData]) -> Section | None:
 
 
 SECTIONS: tuple[Callable[[Sequence[RunData]], Section | None], ...] = (
-    _compared, _training, _frequencies, _rows, _recovery, _neurons, neuron_table, _settings,
+    _compared, _data, _training, _frequencies, _rows, _recovery, _neurons, copies, neuron_table, _settings,
 )  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
+from refgba.data.remarks import remarks, statistics
 from refgba.data.store import Store
 from refgba.errors import InputError
 from refgba.runs import interrupts
@@ -321,6 +322,10 @@ def show_soundness(store: Path, facts: dict[str, Any], drop_below: float) -> Non
             f"{facts['faint']} of these rows have a norm under a thousandth of the median, {facts['median_norm']:.3g}, "
             "and count in full once they are scaled; --drop-below 0.001 skips them"
         )
+    for name, measured in statistics(facts):
+        line(f"{name}: {measured}")
+    for sentence in remarks(**(facts | {"dropped": 0, "faint": 0, "faint_dropped": 0, "offset": None})):
+        line(f"{sentence[0].upper()}{sentence[1:]}")
 
 
 def show_packed(out: Path, store: Store) -> None:

@@ -63,6 +63,8 @@ PARAMS, TRAINING, STATE = "params.safetensors", "training.safetensors", "state.j
 
 
 _COUNT = whole(1, LARGEST - 1)
+_RATIO = number(0, 1e300)
+_DIMENSION: Table = {"dimension": whole(0), "ratio": _RATIO, "largest": _RATIO, "share": number(0, 1)}
 _ORIGIN: Table = {"fingerprint": text, "rows": _COUNT, "d": _COUNT, "dtype": one_of(*DTYPES)}
 ABOUT_FIELDS: Table = {
     "backend": text,
@@ -84,6 +86,15 @@ ABOUT_FIELDS: Table = {
         "offset": optional(number(0, 1e300)),
         "gamma": optional(number(0, 1e300)),
         "centred": optional(lambda value: isinstance(value, bool)),
+        "largest_norm": optional(number(0, 1e300)),  # this and the next eight came after those
+        "largest_in": optional(whole(0)),
+        "largest_share": optional(number(0, 1)),
+        "compared": optional(whole(0)),
+        "repeated": optional(whole(0)),
+        "commonest": optional(whole(0)),
+        "massive_dimensions": optional(whole(0)),
+        "massive_share": optional(number(0, 1)),
+        "massive": optional(each(has(_DIMENSION))),
         "variance": number(1e-12, 1),  # of unit rows; `survey` refuses less
         "shards": each(entries(text, whole(0)), fewest=1),
     },

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +21,19 @@ from refgba.baselines import METHODS
 from refgba.config import Settings
 from refgba.data import files
 from refgba.data.activations import Activations, open_activations
+from refgba.data.remarks import remarks
 from refgba.data.store import load_matrix
-from refgba.data.survey import Check, refuse_share, remarks
-from refgba.data.unit_rows import prepared
+from refgba.data.survey import Check, refuse_share
 from refgba.errors import InputError, brief
 from refgba.identifiability import partners
 from refgba.metrics import frr, matched_recovery, per_group
 from refgba.runs import folder
 from refgba.runs.accumulate import Evaluation, quantiles
+from refgba.runs.copies import ROWS, Copies, copies
 from refgba.runs.held_out import HeldOut
 from refgba.runs.parallel import require_agreement
+from refgba.runs.passes import Dictionary as Dictionary
+from refgba.runs.passes import Pass, added, passing, passing_dictionary
 from refgba.types import Array, Dtype, Float64, Int64
 
 THRESHOLDS = (0.8, 0.9)  # The cosines from which the paper calls a feature recovered.
@@ -45,27 +49,6 @@ SAMPLE = 65_536  # rows of its own data, at most, that a run is judged on when i
 
 Tick: TypeAlias = Callable[[int], object]
 Counting: TypeAlias = Callable[[str, int], AbstractContextManager[Tick]]  # from a label and a number of rows to come
-
-
-class Dictionary(Protocol):
-    """Any sparse autoencoder on the host: M neurons, which most call latents, d dimensions, L rows at a time."""
-
-    @property
-    def W_enc(self) -> Array:
-        """The encoder rows, (M, d)."""
-
-    @property
-    def centre(self) -> Float64 | None:
-        """What `prepare` subtracts from rows before it scales them, (d,); None if nothing."""
-
-    def prepare(self, x: Array, /) -> Array:
-        """Rows of data (L, d) as the network sees them."""
-
-    def encode(self, x: Array, /) -> tuple[Array, Array]:
-        """Pre-activations y and codes s of prepared rows x (L, d), each (L, M); y > 0 exactly where active."""
-
-    def decode(self, s: Array, /) -> Array:
-        """Reconstructions (L, d) of codes s (L, M), to be compared with the prepared rows."""
 
 
 def evaluate(
@@ -86,13 +69,7 @@ def evaluate(
     histograms of so many bins.  ranks: where several share the network, params are of this rank's neurons, and rank 0
     gets the evaluation of all of them.  Raises InputError for a row of zeros, values that are not finite, or top < 0.
     """
-    state = backends.given(backend, params, config, ranks)
-
-    def forward(chunk: Array) -> tuple[Array, Array, Array]:
-        x = prepared(chunk, config.master, centre)
-        y, s = backend.encode(state, backend.put(state, x))
-        return x, backend.get(backend.decode(state, s)), backend.get(y)
-
+    forward = passing(params, config, backend, centre, ranks)
     evaluation = Evaluation(config.width, params.W.shape[1], top, bins, ranks)
     return _evaluate(
         evaluation, -(-config.width // ranks.size), forward, ranks.relayed(iter(chunks)), tick, config.batch
@@ -103,32 +80,40 @@ def evaluate_dictionary(
     dictionary: Dictionary, chunks: Iterable[Array], tick: Tick = id, top: int = 0, bins: int = 0
 ) -> Evaluation:
     """The same of any dictionary, on the rows of `chunks` (rows, d) as it prepares them."""
-
-    def forward(chunk: Array) -> tuple[Array, Array, Array]:
-        x = dictionary.prepare(chunk)
-        y, s = dictionary.encode(x)
-        return x, dictionary.decode(s), y
-
     M, d = dictionary.W_enc.shape
-    return _evaluate(Evaluation(M, d, top, bins), M, forward, chunks, tick)
+    return _evaluate(Evaluation(M, d, top, bins), M, passing_dictionary(dictionary), chunks, tick)
 
 
 def _evaluate(
-    evaluation: Evaluation, M: int, forward: Callable[[Array], tuple[Array, Array, Array]], chunks: Iterable[Array],
-    tick: Tick, batch: int = 1,
+    evaluation: Evaluation, M: int, forward: Callable[[Array], Pass], chunks: Iterable[Array], tick: Tick,
+    batch: int = 1,
 ) -> Evaluation:  # fmt: skip
-    """Evaluate piece by piece: no more rows at a time than take the memory of a training step, or than ENTRIES allow.
-
-    A step holds W, its gradient and its moments, (M, d) each, beside the activity of its batch: so d rows are no more.
-    M: the most neurons that a rank has.
-    """
+    """Evaluate piece by piece; M: the most neurons that a rank has."""
     for chunk in chunks:
-        size = max(batch, chunk.shape[1], ENTRIES // M)
-        for l in range(0, len(chunk), size):
-            evaluation.update(*forward(chunk[l : l + size]))
+        for piece in pieces(chunk, M, batch):
+            evaluation.update(*forward(piece)[:3])
         tick(len(chunk))
     evaluation.gather()
     return evaluation
+
+
+def pieces(chunk: Array, M: int, batch: int = 1) -> Iterator[Array]:
+    """The rows (L, d), no more at a time than take the memory of a training step, or than ENTRIES allow.
+
+    A step holds W, its gradient and its moments, (M, d) each, beside the activity of its batch: so d rows are no more.
+    """
+    size = max(batch, chunk.shape[1], ENTRIES // M)
+    return (chunk[l : l + size] for l in range(0, len(chunk), size))
+
+
+def find_copies(
+    forward: Callable[[Array], Pass], V: Array, D: Array, frequency: Float64, config: Settings | None,
+    chunks: Iterator[Array],
+) -> Copies | None:  # fmt: skip
+    """As `refgba.runs.copies.copies`, by what `passing` made, on at most ROWS rows of the chunks (any, d)."""
+    groups = None if config is None else METHODS[config.method].groups(config)
+    small = chain.from_iterable(pieces(x, len(V)) for x in _first(ROWS, chunks))
+    return copies(V, D, frequency, groups, map(forward, small))
 
 
 @contextmanager
@@ -286,7 +271,8 @@ class Judged:
 
     result: what `--json` promises, with what `Check.record` says of the rows, and the recovery where the true features
     are known.  features: the directions (M, d) that its neurons stand for.  check: knows which rows of the data were
-    left out.  held_out: the numbers in the data of rows that were held out of them, if only these were judged.
+    left out.  held_out: the numbers in the data of rows that were held out of them, if only these were judged.  copies:
+    neurons that share a feature, where these were asked for and found; their summary is in the result, too.
     """
 
     evaluation: Evaluation
@@ -294,6 +280,7 @@ class Judged:
     features: Array
     check: Check
     held_out: Int64 | None = None
+    copies: Copies | None = None
 
     def row(self, index: Int64) -> Int64:
         """The numbers in the data of rows given by their numbers among those judged."""
@@ -322,6 +309,7 @@ def judge(
     drop_below: float = 0.0,
     bins: int = 0,
     ranks: Ranks = ALONE,
+    copied: bool = False,
 ) -> Judged:
     """Evaluate a run, a checkpoint or a dictionary on data, or on its first `most` rows.
 
@@ -331,7 +319,8 @@ def judge(
     read; above 0 they are read twice.  InputError, before any row is judged, for what cannot be read or does not fit,
     and for a dictionary with a backend or a dtype, which it does not take; and for rows that `Check` refuses.  ranks:
     each judges its own neurons of a run or a checkpoint, on rows that rank 0 alone reads, and rank 0 gets what was
-    measured of all of them; all of them get the result.
+    measured of all of them; all of them get the result.  copied: whether to look for neurons that share a feature, on
+    one rank alone.
     """
     config: AnyConfig | None = None
     refuse_share(drop_below)
@@ -344,7 +333,7 @@ def judge(
                 f"{network}: a dictionary is evaluated with NumPy in its own dtype, without --backend, --dtype"
             )
         dictionary = formats.read(network)
-        W, master = dictionary.W_dec, str(dictionary.W_dec.dtype)
+        W, D, master = dictionary.W_dec, dictionary.W_dec, str(dictionary.W_dec.dtype)
     else:
         opened = folder.open_network(network, ranks)
         require_agreement(ranks, {"network": opened.state["sha256"]})
@@ -353,7 +342,7 @@ def judge(
         ranks.first(lambda: backends.load_for(name, config, trains=False) and None)  # which compiles for all
         engine = backends.load_for(name, config, trains=False)
         backends.refuse_ranks(name, engine, config, ranks)
-        W, master = opened.params.V, config.master
+        W, D, master = opened.params.V, added(opened.params), config.master
     activations = open_activations(data, W.shape[1]) if isinstance(data, Path) else data
     held_out = None if isinstance(data, Path) else data.held_out
     recovered: dict[str, Any] = {} if truth is None else recovery(W, load_truth(truth, W.shape[1]))
@@ -366,15 +355,27 @@ def judge(
                 tick(len(x))
         median = check.sizes.median()
         check = Check(activations.store, master, drop_zero_rows, drop_below * (median or 0))
-    given = check.chunks(activations, CHUNK) if held_out is None else map(check, activations.held(CHUNK))
-    chunks = _first(rows, given)
+
+    def read(check: Check, rows: int) -> Iterator[Array]:
+        given = check.chunks(activations, CHUNK) if held_out is None else map(check, activations.held(CHUNK))
+        return _first(rows, given)
+
+    chunks = read(check, rows)
     with counting("evaluating", rows) as tick:
         if config is None:
             evaluation = evaluate_dictionary(dictionary, chunks, tick, top, bins)
         else:
             evaluation = evaluate(opened.params, config, engine, chunks, tick, top, bins, opened.centre, ranks)
     judged = ranks.first(lambda: result(evaluation, config) | check.record(drop_below, median) | recovered)
-    return Judged(evaluation, judged, W, check, held_out)
+    found = None
+    if copied and ranks.size == 1:
+        again = read(Check(activations.store, master, drop_zero_rows, check.smallest_kept), min(rows, ROWS))
+        forward = (
+            passing_dictionary(dictionary) if config is None else passing(opened.params, config, engine, opened.centre)
+        )
+        found = find_copies(forward, W, D, evaluation.frequency, config, again)
+        judged["copies"] = None if found is None else found.summary
+    return Judged(evaluation, judged, W, check, held_out, found)
 
 
 def judge_trained(
