@@ -19,7 +19,11 @@ SETTINGS = {
     "groups": K, "steps": STEPS, "batch": L, "adapt_every": EVERY, "form": 0.4, "hold": 0.47, "floor": 0.5, "lr": 5e-3,
     "a_init": 0.1, "b_init": -0.2, "gamma_minus": 0.1, "gamma_plus": 0.1, "htf": 0.1, "ltf": 0.01,
 }  # fmt: skip
-KINDS = {"jumprelu-untied": {"untied": True}, "relu-tied": {"activation": "relu"}}
+KINDS = {
+    "jumprelu-untied": {"untied": True},
+    "relu-tied": {"activation": "relu"},
+    "measured-targets": {"untied": True, "targets_from": "data", "l0": 6.0},
+}
 
 
 def rows():
