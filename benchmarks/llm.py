@@ -7,8 +7,9 @@
         $(ls -d $LIB/[s-z]* | grep -v site-packages | sed 's/^/--text /') --files '*.py' --per-document 2 \\
         --corpus "files of Python's standard library"
 
-GBA is trained first, by its defaults; its L0 on the text is the K of the others, which are trained at LR, which suits
-them best at such sites, and otherwise by the same settings.  The text should be another than that of the harvest.
+GBA is trained first, by its defaults; its L0 on the text is the l0 of GBA by the recipe measured, and the K of the
+others, which are trained at LR, which suits them best at such sites, and otherwise by the same settings.  The text
+should be another than that of the harvest.
 Runs and measurements that RUNS holds are not made again, so a call that was stopped can be given again.
 """
 
@@ -35,7 +36,7 @@ from refgba.llm.splice import place
 from refgba.llm.text import TextOptions
 from refgba.runs import folder, judging
 
-METHODS = ("gba", "topk", "batchtopk")
+METHODS = ("gba", "measured", "topk", "batchtopk")  # measured: GBA by the recipe of this name
 LR = "3e-3"  # of TopK and BatchTopK
 OFF, ON = "-uncentred", "-centred"  # at the end of a network's name: --centre off and on; without them it is auto
 ROWS = 2048  # that are reconstructed at a time
@@ -45,8 +46,9 @@ def flags(name: str, shared: list[str], k: int | None) -> list[str]:
     """The flags of `refgba train` that make a network."""
     method = name.split("-")[0]
     centre = "off" if name.endswith(OFF) else "on" if name.endswith(ON) else "auto"
-    own = [] if method == "gba" else ["--lr", LR, "--k", str(k)]
-    return ["--method", method, "--centre", centre, *shared, *own]
+    own = {"gba": [], "measured": ["--recipe", "measured", "--l0", str(k)]}
+    given = own[method] if method in own else ["--method", method, "--lr", LR, "--k", str(k)]
+    return ["--centre", centre, *shared, *given]
 
 
 def trained(store: Path, run: Path, given: list[str]) -> Path:

@@ -144,7 +144,7 @@ def counted(x: Array, V: Array, d: int = 0) -> float:
 
     >>> import numpy as np
     >>> from refgba.measured import counted
-    >>> counted(np.array([[0.5, 0.0, 0.0, 0.0]]), np.eye(4)[:2])
+    >>> counted(np.eye(16)[:1], np.eye(16)[:2])
     1.0
 
     Rows are taken as they are, without b_pre, which stands for features that have not been found yet: its rest would be

@@ -84,7 +84,7 @@ def test_bad_data_is_one_line_and_nothing_is_written(cli, tmp_path, write, compl
         (["--backend", "numba", "--dtype", "tf32"], "backend 'numba' has no dtype tf32; it has float64, float32"),
         (["--adam-eps", 0], "adam_eps must be positive, not 0.0"),
         (["--width", 10**11], "width must be at most 2,147,483,647"),
-        (["--recipe", "best"], "'best' is not one of 'default', 'paper'"),
+        (["--recipe", "best"], "'best' is not one of 'default', 'measured', 'paper'"),
     ],
 )
 @pytest.mark.parametrize("command", [["train", "x.npy", "-o", "runs/mine"], ["demo"]], ids=["train", "demo"])

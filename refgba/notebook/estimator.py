@@ -13,6 +13,7 @@ import numpy as np
 
 from refgba import __version__
 from refgba.baselines import CHOICES, METHODS
+from refgba.config import Source
 from refgba.data.activations import Activations
 from refgba.data.centre import Centring
 from refgba.errors import InputError
@@ -49,7 +50,7 @@ class GBA(Autoencoder):
     >>> model.transform(X).shape  # codes of raw rows, scaled as in training
     (1000, 256)
 
-    method: gba, ba (one group), l1, topk, batchtopk, jumprelu, matryoshka or gated.  recipe: default or paper.
+    method: gba, ba (one group), l1, topk, batchtopk, jumprelu, matryoshka or gated.  recipe: default, measured or paper.
     backend: what computes, one of `refgba.backends.NAMES`.  drop_zero_rows: whether `fit` leaves out rows of zeros,
     which it refuses otherwise.  centre: whether a constant that all rows share is subtracted first: "auto", where it
     hides features, "on" or "off".  verbose: whether `fit` shows a bar where someone watches.
@@ -71,7 +72,8 @@ class GBA(Autoencoder):
         beta2: float | None = None, adam_eps: float | None = None, weight_decay: float | None = None,
         activation: Activation | None = None, a_init: float | None = None, b_init: float | None = None,
         seed: int | None = None, dtype: Dtype | None = None, untied: bool | None = None, floor: float | None = None,
-        form: float | None = None, hold: float | None = None, lr_decay: float | None = None, k: int | None = None,
+        form: float | None = None, hold: float | None = None, lr_decay: float | None = None,
+        targets_from: Source | None = None, l0: float | None = None, k: int | None = None,
         sparsity: float | None = None, bandwidth: float | None = None, theta_init: float | None = None,
         aux: float | None = None, aux_k: int | None = None, dead_after: int | None = None, prefixes: int | None = None,
     ) -> None:  # fmt: skip

@@ -22,7 +22,6 @@ from scipy.special import ndtri
 from refgba import recipe
 from refgba.backends.base import AnyConfig, Backend
 from refgba.baselines import METHODS
-from refgba.config import GBAConfig
 from refgba.data.activations import Activations
 from refgba.sae import unit_rows
 from refgba.types import Array, Float64
@@ -90,9 +89,9 @@ def _targets(config: AnyConfig) -> Float64 | None:
     groups = METHODS[config.method].groups(config)
     if groups is not None:
         return groups.target[groups.group]
-    if isinstance(config, GBAConfig):  # targets come from the data, and their mean is known where l0 is
-        return np.full(config.width, config.l0 / config.width or SPARSE)
-    return None if config.uses("k") else np.full(config.width, SPARSE)
+    if "k" in vars(config) and config.uses("k"):
+        return None
+    return np.full(config.width, getattr(config, "l0", 0) / config.width or SPARSE)  # l0: the sum of measured targets
 
 
 def step_seconds(
