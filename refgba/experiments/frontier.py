@@ -79,11 +79,11 @@ BEYOND_QUICK = (AS_WELL.format("GBA, tied"), BETTER.format("GBA, tied"))  # The 
 SIZES = {
     "quick": Sizes(
         width=512, steps=500, k=(16, 64), htf=(0.01, 0.04), l1=(0.02, 0.08), jumprelu=(0.001, 0.004),
-        gated=(0.02, 0.08), lr=(1e-3, 3e-3), batch=(512,), seeds=1,
+        gated=(0.05, 0.15), lr=(1e-3, 3e-3), batch=(512,), seeds=1,
     ),
     "full": Sizes(
         width=0, steps=4000, k=(32, 45, 64), htf=(0.01, 0.02), l1=(0.03, 0.08), jumprelu=(0.0007, 0.002),
-        gated=(0.03, 0.08), lr=(1e-3, 3e-3, 1e-2), batch=(256, 512, 1024), seeds=3,
+        gated=(0.05, 0.1), lr=(1e-3, 3e-3, 1e-2), batch=(256, 512, 1024), seeds=3,
     ),
 }  # fmt: skip
 
