@@ -159,12 +159,11 @@ def of_nongaussian(data: dict[str, Any]) -> Iterator[Row]:
 
 def of_frontier(data: dict[str, Any]) -> Iterator[Row]:
     methods = list(dict.fromkeys(point["method"] for point in data["points"]))
-    networks: dict[str, list[dict[str, Any]]] = {}
-    for point in sorted(data["points"], key=lambda point: (methods.index(point["method"]), point["setting"] or 0)):
-        networks.setdefault(named(point), []).append(point)
-    for name, points in networks.items():  # each at the learning rate that reconstructs best
-        lr = min(points, key=lambda point: point["fvu"])["lr"]
-        networks[name] = [point for point in points if point["lr"] == lr]
+    networks = {
+        named(points[0]): points  # each at the learning rate and batch that the method keeps
+        for method in methods
+        for _, points in sorted(frontier.kept(data, method).items(), key=lambda found: found[0] or 0)
+    }
     for key, (measurement, unit) in QUALITY.items():
         for name, points in networks.items():
             values = [point[key] for point in points]
@@ -270,8 +269,18 @@ QUALITY = {
     "l0": ("L0 on held-out rows", "neurons per row"),
     "dead": ("dead neurons", "%"),
 }
-TITLES = {"topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "l1": "L1"}
-SETTINGS = {"TopK": "K", "BatchTopK": "K", "BA": "p", "JumpReLU": "sparsity", "L1": "λ"}
+TITLES = {
+    "topk": "TopK",
+    "batchtopk": "BatchTopK",
+    "jumprelu": "JumpReLU",
+    "l1": "L1",
+    "matryoshka": "Matryoshka",
+    "gated": "Gated",
+}
+SETTINGS = {
+    "TopK": "K", "BatchTopK": "K", "BA": "p", "JumpReLU": "sparsity", "L1": "λ", "Matryoshka": "K", "Gated": "λ",
+    "random rows": "K", "random units": "K",
+}  # fmt: skip
 
 
 def named(network: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ from dictionaries import (
 )
 from engines import library, real
 
-from refgba import baselines
+from refgba import baselines, gba
+from refgba.config import BaselineConfig
 from refgba.formats import export, read, saelens
 from refgba.sae import unit_rows
 
@@ -61,6 +62,26 @@ def test_saelens_computes_what_our_topk_does(tmp_path, dtype, folded):
     scale, near = 1 if folded else np.sqrt(24), 1e-5 if dtype == "float32" else 1e-12
     np.testing.assert_allclose(codes.numpy() / scale, s, atol=near * s.max())
     np.testing.assert_allclose(f, baselines.decode(params, s), atol=10 * near)
+
+
+@real
+@pytest.mark.parametrize("folded", [False, True], ids=["raw", "folded"])
+@pytest.mark.parametrize("method", ["matryoshka", "gated"])
+def test_saelens_computes_as_a_jumprelu_what_we_trained_otherwise(tmp_path, method, folded):
+    torch, sae_lens = library("torch"), library("sae_lens")
+    config = BaselineConfig(method=method, width=200, k=9, sparsity=0.05, lr=0.01, steps=200, batch=64)
+    rows = activations(500, 24).astype("float64")
+    x, state = unit_rows(rows), baselines.init(baselines.random_params(config, 24), config)
+    for _ in gba.train(state, gba.minibatches(rows, config), baselines.step, baselines.adapt):
+        pass
+    export(state.params, config, PROVENANCE, tmp_path / "out", "saelens-folded" if folded else "saelens")
+    loaded = sae_lens.SAE.load_from_disk(str(tmp_path / "out"))
+    assert loaded.cfg.architecture() == "jumprelu"
+    with torch.no_grad():
+        codes = loaded.encode(torch.tensor(x if folded else rows)).numpy() / (1 if folded else np.sqrt(24))
+    _, s = baselines.evaluation_codes(state.params, x, config)
+    assert 2 < np.count_nonzero(s) / len(s) < 100
+    np.testing.assert_allclose(codes, s, atol=1e-12 * s.max())
 
 
 @real

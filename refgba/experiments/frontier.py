@@ -35,6 +35,7 @@ QUESTION = (
 )
 TAKES_DATA = True
 GBA = ("GBA", "GBA, tied")  # These are the default and the paper's network.
+OURS: dict[str, dict[str, Any]] = {"GBA": {}, "GBA, tied": {"untied": False}, "BA": {"groups": 1}}
 LABELS = {"matryoshka": "Matryoshka", "gated": "Gated"}
 PALE: tuple[dict[str, Any], ...] = (  # styles beyond those that all pictures share
     {"color": "#7F3C8D", "marker": "X", "linestyle": "-"},
@@ -50,9 +51,9 @@ BATCH = 512  # GBA's; a run with other batches has as many more or fewer steps, 
 class Sizes:
     """Settings; width 0 is the default recipe's.
 
-    steps: of batches of BATCH rows.  k: of TopK, BatchTopK and Matryoshka, and by its share of the neurons the
-    frequency of each in the networks with random directions.  htf: of BA.  l1, jumprelu, gated: the sparsity.  lr,
-    batch: those that a method's best is found among; GBA and BA have their recipe's.
+    steps: of batches of BATCH rows.  k: of TopK, BatchTopK, Matryoshka and the networks with random directions.  htf:
+    of BA.  l1, jumprelu, gated: the sparsity.  lr, batch: those that a method's best is found among; GBA and BA have
+    their recipe's.
     """
 
     width: int
@@ -78,11 +79,11 @@ BEYOND_QUICK = (AS_WELL.format("GBA, tied"), BETTER.format("GBA, tied"))  # The 
 SIZES = {
     "quick": Sizes(
         width=512, steps=500, k=(16, 64), htf=(0.01, 0.04), l1=(0.02, 0.08), jumprelu=(0.001, 0.004),
-        gated=(0.02, 0.08), lr=(1e-3, 3e-3), batch=(512,), seeds=1,
+        gated=(0.05, 0.15), lr=(1e-3, 3e-3), batch=(512,), seeds=1,
     ),
     "full": Sizes(
         width=0, steps=4000, k=(32, 45, 64), htf=(0.01, 0.02), l1=(0.03, 0.08), jumprelu=(0.0007, 0.002),
-        gated=(0.03, 0.08), lr=(1e-3, 3e-3, 1e-2), batch=(256, 512, 1024), seeds=3,
+        gated=(0.05, 0.1), lr=(1e-3, 3e-3, 1e-2), batch=(256, 512, 1024), seeds=3,
     ),
 }  # fmt: skip
 
@@ -129,12 +130,13 @@ def point(task: Task, sizes: Sizes, backend: str, data: tuple[Path, Path] | None
     """Train a network, and judge it on both halves of the held-out rows."""
     real = opened(data)
     config: Any = configure(task, sizes, real.train.d)
+    params: Any
     if task.method in random_directions.NAMES:
-        engine, state = random_directions.trained(real, config, backend, task.method)
+        engine, params = random_directions.trained(real, config, backend, task.method)
     else:
         rows = feed.minibatches(real.train, config)
         engine, state = training.trained(rows, real.train.d, config, backend)
-    params = engine.params(state)
+        params = engine.params(state)
     choosing, reported = (judged(evaluate(params, config, engine, real.judged(config, half))) for half in (0, 1))
     seen = {name: choosing[name] for name in ("fvu", "l0")}
     return task._asdict() | {"lr": config.lr, "batch": config.batch, "choosing": seen} | reported
@@ -147,14 +149,12 @@ def configure(task: Task, sizes: Sizes, d: int) -> AnyConfig:
     given["width"] = sizes.width or max(1024, 8 * d)
     if task.lr is not None:
         given["lr"] = task.lr
-    if task.method in GBA:
-        return recipe.default(d, untied=task.method == "GBA", **given)
-    if task.method == "BA":
-        return recipe.default(d, groups=1, htf=task.setting, **given)
-    if task.method in random_directions.NAMES:
-        return random_directions.configure(d, (task.setting or 0) / given["width"], **given)
-    dial: dict[str, Any] = {"method": task.method, training.DIALS[task.method]: task.setting}
-    return BaselineConfig(**given, **dial)
+    if task.method in OURS:
+        htf = {} if task.setting is None else {"htf": task.setting}
+        return recipe.default(d, **given, **OURS[task.method], **htf)
+    method: Any = "topk" if task.method in random_directions.NAMES else task.method
+    dial: dict[str, Any] = {training.DIALS[method]: task.setting}
+    return BaselineConfig(method=method, **given, **dial)
 
 
 def keep(points: list[dict[str, Any]]) -> None:

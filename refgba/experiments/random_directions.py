@@ -1,9 +1,11 @@
 """The row that every table of methods should have: a dictionary whose directions nobody learned.
 
-Its directions are rows of the data drawn at random, less the mean, or random units.  They stay as they are; what is
-fitted are the threshold of each neuron, its output scale, and b_pre.  That is GBA's own tied network, all of whose
-neurons are held from the first step on: Algorithm 2 brings each neuron to the frequency p, AdamW fits a and b_pre.
-Published sanity checks found such dictionaries close to trained ones by some measures.
+Its directions u_m are rows of the data drawn at random, less the mean, or random units.  They stay as they are:
+
+    z_m = α_m u_m · (x - b_pre) + b_m ,      s = z of the k largest positive ,      f = Σ_m s_m u_m + b_pre
+
+This is a TopK with w_m = α_m u_m and v_m = u_m, of which AdamW fits the scales α, the biases b, which move thresholds,
+and b_pre.  Published sanity checks found such dictionaries close to trained ones by some measures.
 """
 
 from __future__ import annotations
@@ -13,25 +15,53 @@ from typing import Any
 
 import numpy as np
 
-from refgba import backends, gba, recipe
-from refgba.config import GBAConfig
+from refgba import backends, baselines
+from refgba.adam import AdamW
+from refgba.baselines import Params
+from refgba.config import BaselineConfig
 from refgba.data import feed
 from refgba.errors import InputError
-from refgba.experiments.training import Real, run_through
+from refgba.experiments.training import Real
 from refgba.sae import unit_rows
 from refgba.streams import stream
 from refgba.types import Array, Float64
 
-NAMES = ("random rows", "random units")  # whose directions are rows of the data, and of no data at all
+ROWS, UNITS = "random rows", "random units"  # whose directions are rows of the data, and no data's at all
+NAMES = (ROWS, UNITS)
 
 
-def configure(d: int, p: float, **given: Any) -> GBAConfig:
-    """Settings for rows of d dimensions: one group, every neuron on the share p of the rows, and no phases."""
-    settings: dict[str, Any] = {"groups": 1, "htf": p, "form": 0.0, "hold": 1.0, "untied": False}
-    return recipe.default(d, **settings | given)
+def trained(real: Real, config: BaselineConfig, backend: str, name: str) -> tuple[backends.Backend, Params]:
+    """A backend, and the TopK that these settings make of the directions of one of NAMES."""
+    mean, rows = mean_and_rows(real, config)
+    params = baselines.random_params(config, real.train.d)
+    U = rows if name == ROWS else params.W  # (M, d)
+    params = replace(params, W=U, W_dec=U, b_pre=mean.astype(config.master))
+    engine = backends.load_for(backend, config)
+    fitted, scale = None, np.ones(config.width, config.master)
+    for t, x in enumerate(feed.minibatches(real.train, config), start=1):
+        if fitted is None:
+            scale *= common_scale(params, x, config)
+            fitted = {name: AdamW.like(array) for name, array in (("scale", scale), ("b", params.b), ("b_pre", mean))}
+        params.W = scale[:, None] * U
+        state = engine.init(params, config)
+        g: Any = engine.gradients(state, engine.put(state, x))
+        lr = baselines.learning_rate(config, t)
+        scale = fitted["scale"].update(scale, np.einsum("md,md->m", g.W, U), lr, config)
+        params.b = fitted["b"].update(params.b, g.b, lr, config)
+        params.b_pre = fitted["b_pre"].update(params.b_pre, g.b_pre, lr, config)
+    return engine, replace(params, W=scale[:, None] * U)
 
 
-def mean_and_rows(real: Real, config: GBAConfig) -> tuple[Float64, Array]:
+def common_scale(params: Params, x: Array, config: BaselineConfig) -> float:
+    """The scale with which all of the codes of rows x (L, d) reconstruct them best, by least squares.
+
+    Directions are alike, and more so rows of data: at scale 1 the codes of a row would add up to several times the row.
+    """
+    f = baselines.forward(params, x, config).f - params.b_pre  # (L, d)
+    return float(np.vdot(f, x - params.b_pre) / np.vdot(f, f))
+
+
+def mean_and_rows(real: Real, config: BaselineConfig) -> tuple[Float64, Array]:
     """The mean of the unit rows (d,), and as many rows as there are neurons, drawn at random, less it, at unit norm.
 
     InputError where there are fewer rows than neurons.
@@ -49,14 +79,3 @@ def mean_and_rows(real: Real, config: GBAConfig) -> tuple[Float64, Array]:
         start += len(x)
     mean = total / start
     return mean, unit_rows(np.concatenate(found) - mean.astype(config.master))
-
-
-def trained(real: Real, config: GBAConfig, backend: str, name: str) -> tuple[backends.Backend, Any]:
-    """A backend and its state of a network with the directions of one of NAMES, whose other parameters are fitted."""
-    mean, rows = mean_and_rows(real, config)
-    params = gba.random_params(config, real.train.d)  # whose directions are random units
-    params = replace(params, b_pre=mean.astype(config.master), W=rows if name == NAMES[0] else params.W)
-    host = gba.init(params, config)
-    host.held[:] = True
-    engine = backends.load_for(backend, config)
-    return engine, run_through(engine, engine.restore(host), feed.minibatches(real.train, config))

@@ -82,14 +82,9 @@ def trained(
     """
     engine = backends.load_for(backend, config)
     state = engine.init(params, config) if params else backends.begin(engine, config, d)
-    return engine, run_through(engine, state, minibatches)
-
-
-def run_through(engine: backends.Backend, state: Any, minibatches: Iterable[Array]) -> Any:
-    """The state after all of the minibatches of rows (L, d)."""
     for _ in gba.train(state, (engine.put(state, x) for x in minibatches), engine.step, engine.adapt):
         pass
-    return state
+    return engine, state
 
 
 @dataclass(frozen=True)
