@@ -55,15 +55,15 @@ CELLS: list[tuple[str, int, int, str, dict[str, Any], int]] = [
     ("world", 300_000, 4096, "GBA", {"hold": 1.0}, 2),
     ("world", 300_000, 4096, "GBA", {"form": 0.0}, 2),
     ("world", 300_000, 16_384, "GBA", {}, 2),
-    ("world", 300_000, 16_384, "TopK", {}, 2),
     ("real", 150_000, 2048, "GBA", {}, 2),
     ("real", 150_000, 2048, "TopK", {}, 2),
     ("real", 8_000, 2048, "GBA", {}, 2),
     ("real", 8_000, 2048, "TopK", {}, 2),
-    ("world", 50_000, 4096, "GBA", {}, 2),
-    ("world", 50_000, 4096, "TopK", {}, 2),
-    ("world", 300_000, 4096, "GBA", {"form": 0.8}, 2),
+    ("real", 150_000, 1024, "GBA", {}, 2),
+    ("real", 150_000, 1024, "TopK", {}, 2),
     ("world", 300_000, 4096, "GBA", {"htf": 0.08, "ltf": 1e-3}, 2),
+    ("real", 50_000, 2048, "GBA", {}, 2),
+    ("real", 50_000, 2048, "TopK", {}, 2),
 ]
 
 QUICK = [("world", 2000, 1024, method, {"steps": 10}, 2) for method in ("GBA", "TopK")]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results_agreement
 import results_llm
 import results_parallel
 
@@ -408,9 +409,10 @@ def page(folder: Path = RESULTS) -> str:
         + table(("measurement", "network or setting", "value", "unit", "command", "source"), ELSEWHERE)
     )
     sections = (section(*item) for item in outcomes.items())
+    seeds = results_agreement.sections(folder, table)
     models = results_llm.sections(folder, table)
     ranks = results_parallel.sections(folder, table)
-    return "\n".join([BEGINNING + overview, *sections, *models, *ranks, elsewhere])
+    return "\n".join([BEGINNING + overview, *sections, *seeds, *models, *ranks, elsewhere])
 
 
 if __name__ == "__main__":
