@@ -50,10 +50,10 @@ class GBA(Autoencoder):
     >>> model.transform(X).shape  # codes of raw rows, scaled as in training
     (1000, 256)
 
-    method: gba, ba (one group), l1, topk, batchtopk, jumprelu, matryoshka or gated.  recipe: default, measured or paper.
-    backend: what computes, one of `refgba.backends.NAMES`.  drop_zero_rows: whether `fit` leaves out rows of zeros,
-    which it refuses otherwise.  centre: whether a constant that all rows share is subtracted first: "auto", where it
-    hides features, "on" or "off".  verbose: whether `fit` shows a bar where someone watches.
+    method: gba, ba (one group), l1, topk, batchtopk, jumprelu, matryoshka or gated.  recipe: default, measured or
+    paper.  backend: what computes, one of `refgba.backends.NAMES`.  drop_zero_rows: whether `fit` leaves out rows of
+    zeros, which it refuses otherwise.  centre: whether a constant that all rows share is subtracted first: "auto",
+    where it hides features, "on" or "off".  verbose: whether `fit` shows a bar where someone watches.
 
     The others are the settings of `refgba train`, under the names of its flags.  Those that are None are chosen as it
     chooses them, and the same numbers come out.
