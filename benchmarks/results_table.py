@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import results_llm
+import results_opponents
 import results_parallel
 
 from refgba.experiments import (
@@ -410,7 +411,8 @@ def page(folder: Path = RESULTS) -> str:
     sections = (section(*item) for item in outcomes.items())
     models = results_llm.sections(folder, table)
     ranks = results_parallel.sections(folder, table)
-    return "\n".join([BEGINNING + overview, *sections, *models, *ranks, elsewhere])
+    opponents = results_opponents.section(folder, table)
+    return "\n".join([BEGINNING + overview, *sections, opponents, *models, *ranks, elsewhere])
 
 
 if __name__ == "__main__":
