@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--backend", default="numba")
     parser.add_argument("-o", dest="out", type=Path)
     given = vars(parser.parse_args())
+    if len(set(given["k"])) < 2:
+        parser.error("--k takes two values or more: the other methods are chosen by the line through TopK's")
     methods, data = ["topk", *given["methods"]], (given["data"], given["held_out"])
     names = ("width", "steps", "k", "l1", "jumprelu", "gated", "lr", "batch", "seeds")
     sizes = frontier.Sizes(htf=(), **{name: given[name] for name in names})

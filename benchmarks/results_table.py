@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import results_agreement
 import results_llm
+import results_opponents
 import results_parallel
 
 from refgba.experiments import (
@@ -412,7 +413,8 @@ def page(folder: Path = RESULTS) -> str:
     seeds = results_agreement.sections(folder, table)
     models = results_llm.sections(folder, table)
     ranks = results_parallel.sections(folder, table)
-    return "\n".join([BEGINNING + overview, *sections, *seeds, *models, *ranks, elsewhere])
+    opponents = results_opponents.section(folder, table)
+    return "\n".join([BEGINNING + overview, *sections, opponents, *seeds, *models, *ranks, elsewhere])
 
 
 if __name__ == "__main__":

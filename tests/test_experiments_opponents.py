@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from experiments_micro import MICRO
 from refgba import baselines
 from refgba.config import BaselineConfig
 from refgba.errors import InputError
-from refgba.experiments import frontier, random_directions, training
+from refgba.experiments import frontier, random_directions, training, workers
 from refgba.sae import unit_rows
 
 COMMITTED = Path(__file__).parents[1] / "benchmarks" / "results" / "frontier.json"
@@ -126,3 +127,17 @@ def test_what_an_earlier_version_wrote_is_still_judged_and_drawn():
     assert [round(l0) for l0, _ in frontier.best(data, "topk")] == [32, 45, 64]
     assert "each of them at the best of its learning rates." in frontier.verdict(data)
     assert len(frontier.pictures(data)) == 1
+
+
+def test_the_program_for_one_s_own_rows_writes_what_it_measured(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(COMMITTED.parents[1])
+    opponents = import_module("opponents")
+    monkeypatch.setattr(workers.os, "cpu_count", lambda: 1)
+    folder = Path(training.__file__).parent / "data"
+    data, out = (folder / training.SAMPLE[0], folder / training.SAMPLE[1]), tmp_path / "found.json"
+    sizes = replace(MICRO["frontier"], gated=(0.05,), lr=(1e-3, 1e-2), batch=(512,), seeds=1)
+    found = opponents.trained(data, sizes, ["gated", "topk"], "numpy", out)
+    assert json.loads(out.read_text()) == json.loads(json.dumps(found))
+    assert [p["method"] for p in found["points"]] == ["topk"] * 4 + ["gated"] * 2
+    assert [len(points) for points in frontier.kept(found, "topk").values()] == [1, 1]
+    assert len(frontier.kept(found, "gated")[0.05]) == 1

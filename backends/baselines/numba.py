@@ -4,8 +4,8 @@ How this departs from the reference:
 
 - Rows are taken in blocks of ROWS.  A block's pre-activations are one BLAS product, and its codes are selected while
   they are in the cache.
-- TopK and BatchTopK look only at what exceeds a guess, a little under the smallest code of the batch before, and at
-  everything where that leaves too few.  Either way the selection is exact.
+- TopK, BatchTopK and Matryoshka look only at what exceeds a guess, a little under the smallest code of the batch
+  before, and at everything where that leaves too few.  Either way the selection is exact.
 - Backward is one pass over the neurons, with AdamW and renormalisation while the row is at hand, as in
   backends/numba.py.  The kernels are in numba_kernels.py beside this file; some are GBA's.  AuxK's part is dense, over
   the dead neurons only, which have no other.

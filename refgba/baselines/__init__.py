@@ -1,4 +1,4 @@
-"""What GBA is compared with: L1, TopK, BatchTopK, JumpReLU, Matryoshka, Gated, a file each.
+"""What GBA is compared with: L1, TopK, BatchTopK, JumpReLU, Matryoshka and Gated, one file each.
 
     f(x) = Σ_m s_m v_m + b_pre ,      z_m = w_m · (x - b_pre) + b_m ,      r = f(x) - x
 
@@ -8,7 +8,7 @@
     batchtopk   z, the k L largest positive of L rows     AuxK
     jumprelu    z 1{z > θ}                                λ Σ_m 1{z_m > θ_m}
     matryoshka  as batchtopk                              1/2 ||r_p||² of nested prefixes, and AuxK
-    gated       z of its own 1{π > 0, z > 0}, π = z here  λ Σ_m max(π_m, 0) + 1/2 ||r||² of max(π, 0) as codes
+    gated       e^ρ (z - b) + c, where it and z are > 0   λ Σ_m max(z_m, 0) + 1/2 ||r||² of max(z, 0) as codes
 
 Each file holds what is the method's own, with its source.  What they share is in `network`, `training`, `auxk` and
 `facts`.  A neuron here is a "latent" or "feature" in their papers.

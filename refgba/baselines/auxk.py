@@ -1,6 +1,6 @@
 """AuxK: dead neurons reconstruct what the others leave over, and so get a gradient that can revive them.
 
-Of TopK and BatchTopK, after Gao et al. 2024, arXiv 2406.04093.  The loss gets, besides 1/2 ||f - x||²,
+Of TopK, BatchTopK and Matryoshka, after Gao et al. 2024, arXiv 2406.04093.  The loss gets, besides 1/2 ||f - x||²,
 
     aux · 1/2 ||ê - e||² / mean ||e - ē||² ,        e = x - f ,        ê = Σ_dead s_m v_m
 

@@ -27,8 +27,8 @@ class Params:
     """The parameters of a baseline; also the container of their gradients.
 
     W: (M, d) encoder rows w_m.  b: (M,) neuron biases.  b_pre: (d,).  W_dec: (M, d) decoder rows v_m of unit norm.
-    theta: (M,) thresholds θ_m >= 0, which only JumpReLU trains.  BatchTopK's are those of inference, all alike; those
-    of the others stay 0, and nothing reads them.
+    theta: (M,) thresholds θ_m >= 0, which only JumpReLU trains.  BatchTopK's and Matryoshka's are those of inference,
+    all alike; those of the others stay 0, and nothing reads them.
     """
 
     W: Array

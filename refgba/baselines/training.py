@@ -20,7 +20,7 @@ from refgba.gba import Metrics
 from refgba.sae import unit_rows
 from refgba.types import Array, Int64
 
-WEIGHTS = ("W", "b", "b_pre", "W_dec")  # what AdamW trains, but for JumpReLU's thresholds
+WEIGHTS = ("W", "b", "b_pre", "W_dec")  # what AdamW trains in every method
 
 
 @dataclass
