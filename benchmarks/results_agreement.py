@@ -106,8 +106,8 @@ def words(cells: list[Cell]) -> str:
         f"rows per neuron, {at(small, 0.7):.0f} and {at(ours, 0.7):.0f}% of GBA's agree to 0.7 and {at(small):.0f} and "
         f"{at(ours):.1f}% to 0.9, of TopK's {at(small_top, 0.7):.0f} and {at(theirs, 0.7):.0f}%, {at(small_top):.0f} "
         f"and {at(theirs):.1f}%.",
-        "- **What makes two seeds agree** is that neurons reach the features there are, by enough rows and steps, and in "
-        f"GBA by forming and holding: {at(mid, 0.9, 'mcs'):.0f}% have an MCS of 0.9 by default, "
+        "- **What makes two seeds agree** is that neurons reach the features there are, by enough rows and steps, and "
+        f"in GBA by forming and holding: {at(mid, 0.9, 'mcs'):.0f}% have an MCS of 0.9 by default, "
         f"{at(unformed, 0.9, 'mcs'):.0f}% without forming, and {at(free, 0.9, 'mcs'):.0f}% where features form and "
         f"nothing is held.  The share of neurons at a true feature is then {true(mid)}, {true(unformed)} and "
         f"{true(free)}%, and {features(mid):,.0f}, {features(unformed):,.0f} and {features(free):,.0f} features are "
