@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import results_llm
 import results_parallel
+import results_worlds
 
 from refgba.experiments import (
     NAMES,
@@ -399,9 +400,10 @@ def page(folder: Path = RESULTS) -> str:
         + table(("measurement", "network or setting", "value", "unit", "command", "source"), ELSEWHERE)
     )
     sections = (section(*item) for item in outcomes.items())
+    worlds = results_worlds.sections(folder, table)
     models = results_llm.sections(folder, table)
     ranks = results_parallel.sections(folder, table)
-    return "\n".join([BEGINNING + overview, *sections, *models, *ranks, elsewhere])
+    return "\n".join([BEGINNING + overview, *sections, *worlds, *models, *ranks, elsewhere])
 
 
 if __name__ == "__main__":
