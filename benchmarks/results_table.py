@@ -19,6 +19,7 @@ import results_agreement
 import results_llm
 import results_opponents
 import results_parallel
+import results_worlds
 
 from refgba.experiments import (
     NAMES,
@@ -410,11 +411,12 @@ def page(folder: Path = RESULTS) -> str:
         + table(("measurement", "network or setting", "value", "unit", "command", "source"), ELSEWHERE)
     )
     sections = (section(*item) for item in outcomes.items())
+    opponents = results_opponents.section(folder, table)
+    worlds = results_worlds.sections(folder, table)
     seeds = results_agreement.sections(folder, table)
     models = results_llm.sections(folder, table)
     ranks = results_parallel.sections(folder, table)
-    opponents = results_opponents.section(folder, table)
-    return "\n".join([BEGINNING + overview, *sections, opponents, *seeds, *models, *ranks, elsewhere])
+    return "\n".join([BEGINNING + overview, *sections, opponents, *worlds, *seeds, *models, *ranks, elsewhere])
 
 
 if __name__ == "__main__":

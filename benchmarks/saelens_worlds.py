@@ -50,11 +50,11 @@ from refgba.types import Array
 
 FEATURES, D = 1024, 128
 FREQUENCIES: dict[str, float] = {"exponent": 1.0, "max_prob": 0.2, "min_prob": 0.002}
-BATCH, STEPS = 512, 2000
-JUDGED = 50_000  # rows
+BATCH, STEPS = 512, 1250
+JUDGED = 20_000  # rows
 LEVELS = [64, 256, 1024]  # of Matryoshka
 RATES = (1e-3, 3e-3, 1e-2)
-TRIED = 800  # steps with each of them
+TRIED = 400  # steps with each of them
 WEIGHT = 1e-3  # of JumpReLU's sparsity loss
 CHOSEN_ON = 100  # the seed on which learning rates are chosen
 

@@ -1,0 +1,94 @@
+"""benchmarks/time_to_quality.py at a small size: its clock, what counts as reached, and programs that run in turns."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from engines import library, real
+
+from refgba import backends
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def times(monkeypatch):
+    """The program as a module."""
+    library("torch"), library("sae_lens"), library("dictionary_learning")
+    if backends.status()["numba"] is not None:
+        pytest.skip("numba is not installed: pip install '.[cpu]'")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return import_module("time_to_quality")
+
+
+@real
+def test_a_quality_is_reached_where_both_fvu_and_l0_are(times):
+    looks = [
+        {"seconds": 1.0, "fvu": 0.1, "l0": 40.0},
+        {"seconds": 2.0, "fvu": 0.3, "l0": 32.0},
+        {"seconds": 3.0, "fvu": 0.2, "l0": 32.5},
+    ]
+    assert times.reached(looks, 0.2, 32) == 3.0
+    assert times.reached(looks, 0.19, 32) is None
+    assert times.reached(looks, 0.3, 32) == 2.0
+    assert times.reached(looks, 0.1, 40) == 1.0
+
+
+@real
+def test_a_clock_runs_for_its_own_program_only(times):
+    held_out = np.eye(3, dtype=np.float32)
+
+    def busy(seconds):
+        def program(clock):
+            for _ in clock.watched(iter([held_out] * 2 * times.LOOK), judged):
+                end = time.process_time() + seconds / times.LOOK
+                while time.process_time() < end:
+                    pass
+
+        return program
+
+    def judged(x):
+        busy_until = time.process_time() + 0.05  # a look takes time that does not count
+        while time.process_time() < busy_until:
+            pass
+        return x, np.ones(len(x))
+
+    looks = times.in_turns({"slow": busy(0.2), "fast": busy(0.02)}, held_out)
+    assert [look["step"] for look in looks["slow"]] == [100, 200]
+    for name, seconds in (("slow", 0.2), ("fast", 0.02)):
+        assert looks[name][0]["seconds"] == pytest.approx(seconds, abs=0.03)
+        assert looks[name][1]["seconds"] == pytest.approx(2 * seconds, abs=0.05)
+
+
+@real
+def test_a_program_that_fails_ends_the_others(times):
+    def program(clock):
+        raise ZeroDivisionError(clock)
+
+    with pytest.raises(ZeroDivisionError):
+        times.in_turns({"it": program}, np.eye(3, dtype=np.float32))
+
+
+@real
+def test_all_programs_run_to_their_ends(times, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, rows in (("x.npy", 2000), ("y.npy", 200)):
+        np.save(tmp_path / name, rng.standard_normal((rows, 16)).astype(np.float32))
+    files = [str(tmp_path / "x.npy"), "--held-out", str(tmp_path / "y.npy"), "-o", str(tmp_path / "out.json")]
+    done = CliRunner().invoke(times.main, [*files, "--width", "32", "--steps", "400", "--k", "4"])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert len(found["looks"]) == 7
+    steps = {name: looks[-1]["step"] for name, looks in found["looks"].items()}
+    assert set(steps.values()) == {400, 200, 100}
+    for looks in found["looks"].values():
+        assert 0 < looks[-1]["fvu"] < 1
+        assert [look["seconds"] for look in looks] == sorted(look["seconds"] for look in looks)
+    for name in ("dictionary_learning", "SAELens"):
+        assert found["looks"][found["best"][name]][-1]["l0"] <= 4
