@@ -8,7 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-LOSS, BLIND = "llm-loss-recovered.json", "llm-blind.json"
+LOSS = "llm-loss-recovered.json"
+BLIND = {"llm-blind.json": "neurons read blind", "llm-blind-measured.json": "neurons read blind, targets from the data"}
+MEASURED = "GBA, recipe measured"
 METHODS = {"gba": "GBA", "topk": "TopK", "batchtopk": "BatchTopK"}
 
 ENDS = ("value", "low", "high")
@@ -17,9 +19,10 @@ Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]  # heads and row
 
 
 def sections(folder: Path, table: Table) -> Iterator[str]:
-    """Both sections."""
+    """All sections."""
     yield loss_recovered(json.loads((folder / LOSS).read_text(encoding="utf-8")), table)
-    yield read_blind(json.loads((folder / BLIND).read_text(encoding="utf-8")), table)
+    for file, title in BLIND.items():
+        yield read_blind(json.loads((folder / file).read_text(encoding="utf-8")), table, file, title)
 
 
 def loss_recovered(data: dict[str, Any], table: Table) -> str:
@@ -29,29 +32,30 @@ def loss_recovered(data: dict[str, Any], table: Table) -> str:
         "loss recovered of zeros, %", "lowest", "highest", "of the mean row, %", "lowest", "highest",
         "L0 on rows held out", "FVU of rows held out",
     )  # fmt: skip
-    rows, networks = [], [network for site in data["sites"] for network in site.values()]
-    for network in networks:
+    rows, networks = [], [item for site in data["sites"] for item in site.items()]
+    for kind, network in networks:
         trained, kept = network["trained"], network["kept"]
         shares = [kept["loss_recovered"][against][end] for against in ("zero", "mean") for end in ENDS]
         of_run = (
             network["site"],
-            METHODS[trained["method"]],
+            MEASURED if kind == "measured" else METHODS[trained["method"]],
             "yes" if trained["centred"] else "no",
             str(trained["seed"]),
         )
         numbers = f"{trained['lr']:g}", f"{network['l0']:.1f}", f"{kept['spliced']['kl']['value']:.4f}"
         held_out = f"{network['held_out']['l0']:.1f}", f"{network['held_out']['fvu_of_rows']:.4f}"
         rows.append((*of_run, *numbers, *(f"{100 * share:.1f}" for share in shares), *held_out))
-    first = networks[0]
+    first = networks[0][1]
     corpus, trained, words = data["corpus"], first["trained"], verdict(data["sites"])
     return (
         "## loss recovered in a language model\n\n"
         f"What {first['model']} loses when the output of an MLP is replaced by its reconstruction, at all positions "
         f"but the first of a context: {first['tokens']} tokens, at most {data['contexts_per_document']} contexts of "
         f"each of {first['documents']} {corpus}, with 95% intervals over these.  Networks have {data['width']} neurons "
-        f"and took {trained['steps']} steps on {trained['rows']} rows of other {corpus}.  TopK and BatchTopK got as K "
-        "the L0 that GBA by its defaults has on this text, and the learning rate that suits them best at such sites; "
-        "BatchTopK's threshold lets another number of neurons through here.  Rows held out are of the documents that "
+        f"and took {trained['steps']} steps on {trained['rows']} rows of other {corpus}.  TopK and BatchTopK got as K, "
+        "and GBA by the recipe measured as l0, the L0 that GBA by its defaults has on this text, and the first two the "
+        "learning rate that suits them best at such sites; BatchTopK and the recipe measured, whose thresholds are "
+        "fixed, let another number of neurons through here.  Rows held out are of the documents that "
         "were trained on, where GBA has fewer active neurons than on this text: there FVU is not at one L0.  It is "
         f"that of rows as the model has them, whether a network takes them centred or not.  {words}\n\n"
         f"[{LOSS}]({LOSS}) has every number.  `python benchmarks/llm.py MODEL STORE --text TEXT -o FILE` measures them "
@@ -66,6 +70,14 @@ def verdict(sites: Sequence[dict[str, Any]]) -> str:
         share = {name: 100 * n["kept"]["loss_recovered"]["zero"]["value"] for name, n in site.items()}
         name = f"{site['gba']['site']}, seed {site['gba']['trained']['seed']},"
         said.append(f"At {name} GBA is {compared(share['gba'] - share['topk'])} TopK.")
+        if "measured" in site:
+            of_rows = {kind: n["held_out"]["fvu_of_rows"] for kind, n in site.items()}
+            over = {kind: 100 * (of_rows["measured"] / of_rows[kind] - 1) for kind in ("topk", "batchtopk")}
+            said.append(
+                f"By the recipe measured it is there {compared(share['measured'] - share['topk'])} TopK and "
+                f"{compared(share['measured'] - share['batchtopk'])} BatchTopK, and its FVU of rows held out is "
+                f"{over['topk']:+.1f}% from TopK's and {over['batchtopk']:+.1f}% from BatchTopK's."
+            )
         for other, n in site.items():
             if other.startswith("gba-"):
                 with_, without = ("gba-centred", "gba") if n["trained"]["centred"] else ("gba", "gba-uncentred")
@@ -93,7 +105,7 @@ def by_frequency(neurons: Sequence[dict[str, Any]]) -> list[str]:
     return cells
 
 
-def read_blind(data: dict[str, Any], table: Table) -> str:
+def read_blind(data: dict[str, Any], table: Table, file: str, title: str) -> str:
     """Which neurons showed a theme to a reader who did not know whose they were."""
     more, less = (f"{100 * share:g}%" for share in FREQUENCIES)
     parts = (f"on {more} of rows or more", f"on {less} to {more}", f"on less than {less}")
@@ -117,7 +129,7 @@ def read_blind(data: dict[str, Any], table: Table) -> str:
         seen = ("no", n["seen"]) if n["theme"] is None else ("yes", n["theme"])
         rows.append((METHODS[n["method"]], str(n["neuron"]), f"{100 * n['frequency']:.2f}", target, *seen))
     return (
-        f"## neurons read blind\n\n{data['remarks']}\n\n[{BLIND}]({BLIND}) has the answers by the number under which "
+        f"## {title}\n\n{data['remarks']}\n\n[{file}]({file}) has the answers by the number under which "
         f"each neuron was read, in the order of `python benchmarks/blind.py draw --seed {data['seed']}`.\n\n"
         + table(heads, totals)
         + "\n"
