@@ -85,6 +85,8 @@ def words(cells: list[Cell]) -> str:
     small, small_top = (real[150_000, 1024, method] for method in ("GBA", "TopK"))
     longer = one(cells, "real", 150_000, 1024, "GBA", steps=4500)
     own = one(cells, "world", 300_000, 4096, "GBA", htf=0.08, ltf=1e-3)
+    asked, counts = (one(cells, "world", 300_000, 4096, "measured", **given) for given in ({}, {"l0": 0.0}))
+    measured = real[150_000, 2048, "measured"]
     few_real, few_real_top = (real[8000, 2048, method] for method in ("GBA", "TopK"))
     some_real = real[50_000, 2048, "GBA"]
     chance = max(max(cell["null"]["mcs"]) for cell in cells)
@@ -113,6 +115,11 @@ def words(cells: list[Cell]) -> str:
         f"nothing is held.  The share of neurons at a true feature is then {true(mid)}, {true(unformed)} and "
         f"{true(free)}%, and {features(mid):,.0f}, {features(unformed):,.0f} and {features(free):,.0f} features are "
         "found: holding keeps copies, so it buys agreement and not features.",
+        f"- **With targets from the data**, {at(asked):.0f}% agree one to one in the world at the same L0, at "
+        f"{features(asked):,.0f} features, and {at(counts):.0f}% at {features(counts):,.0f} where the recipe "
+        f"counts by itself, L0 {mean(counts['l0']):.1f}; {100 * mean(asked['distinct']):.0f} and "
+        f"{100 * mean(counts['distinct']):.0f}% of the neurons are distinct.  On real rows {at(measured, 0.7):.0f}% "
+        f"agree to 0.7 and {at(measured):.1f}% to 0.9, at an FVU of {mean(measured['fvu']):.3f}.",
         "- **At the paper's 66 thousand neurons and 100 million tokens**, some 1500 rows per neuron against 73 here, "
         "more should agree than here, of both methods.  How many these numbers do not say: on real rows those of "
         f"GBA's 2048 neurons that agree to 0.7 are {at(few_real, 0.7):.0f}, {at(some_real, 0.7):.0f} and "
