@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from refgba import gba, measured, recipe, sae
+from refgba.backends import shards
+from refgba.backends.comm import Ranks
 from refgba.config import GBAConfig
 from refgba.data.laws import zipf_frequencies
 from refgba.errors import InputError
@@ -241,3 +243,11 @@ def test_the_oracle_says_that_it_has_no_trace_of_them(cli, data, tmp_path):
     result = cli("oracle", "record", "--run", run, "--window", "2:3", "-o", tmp_path / "t.npz")
     assert result.exit_code == 2
     assert "those of this run are measured" in result.stderr
+
+
+def test_several_ranks_have_to_be_told_how_many_neurons_are_to_be_active():
+    config = recipe.measured(12, width=64)
+    with pytest.raises(InputError, match="2 ranks cannot count the features of a row"):
+        shards.refuse_too_many(config, Ranks(size=2))
+    shards.refuse_too_many(replace(config, l0=5.0), Ranks(size=2))
+    shards.refuse_too_many(config, Ranks())
