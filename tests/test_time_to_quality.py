@@ -31,13 +31,20 @@ def times(monkeypatch):
 def test_a_quality_is_reached_where_both_fvu_and_l0_are(times):
     looks = [
         {"seconds": 1.0, "fvu": 0.1, "l0": 40.0},
-        {"seconds": 2.0, "fvu": 0.3, "l0": 32.0},
-        {"seconds": 3.0, "fvu": 0.2, "l0": 32.5},
+        {"seconds": 2.0, "fvu": 0.3, "l0": 31.0},
+        {"seconds": 3.0, "fvu": 0.2, "l0": 32.0},
     ]
     assert times.reached(looks, 0.2, 32) == 3.0
     assert times.reached(looks, 0.19, 32) is None
     assert times.reached(looks, 0.3, 32) == 2.0
     assert times.reached(looks, 0.1, 40) == 1.0
+
+
+@real
+def test_of_a_row_at_most_k_codes_are_kept_and_none_that_is_zero(times):
+    codes = np.array([[3.0, 1.0, 2.0, 0.0], [0.0, 5.0, 0.0, 0.0]])
+    kept = times.largest(codes, 2)
+    np.testing.assert_array_equal(kept, [[True, False, True, False], [False, True, False, False]])
 
 
 @real
@@ -57,7 +64,8 @@ def test_a_clock_runs_for_its_own_program_only(times):
         busy_until = time.process_time() + 0.05  # a look takes time that does not count
         while time.process_time() < busy_until:
             pass
-        return x, np.ones(len(x))
+        pair = x, np.ones(len(x))
+        return pair, pair
 
     looks = times.in_turns({"slow": busy(0.2), "fast": busy(0.02)}, held_out)
     assert [look["step"] for look in looks["slow"]] == [100, 200]
@@ -89,6 +97,6 @@ def test_all_programs_run_to_their_ends(times, tmp_path):
     assert set(steps.values()) == {400, 200, 100}
     for looks in found["looks"].values():
         assert 0 < looks[-1]["fvu"] < 1
+        assert looks[-1]["l0"] <= 4
         assert [look["seconds"] for look in looks] == sorted(look["seconds"] for look in looks)
-    for name in ("dictionary_learning", "SAELens"):
-        assert found["looks"][found["best"][name]][-1]["l0"] <= 4
+    assert set(found["best"]) == set(found["reached"]) == {"dictionary_learning", "SAELens"}
