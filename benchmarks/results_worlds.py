@@ -71,23 +71,33 @@ def of_worlds(data: dict[str, Any], table: Table) -> str:
     )
 
 
+WAYS = {  # what is measured of a network, and how it is called
+    "matched": "{k} active per row in the mean",
+    "capped": "at most {k} per row",
+    "whole": "all active neurons",
+}
+
+
 def of_time(data: dict[str, Any], table: Table) -> str:
     """How long runs take until they reconstruct as well as TopK does in the end."""
-    setting, versions, reached, best = data["setting"], data["environment"], data["reached"], data["best"]
+    setting, versions, best = data["setting"], data["environment"], data["best"]
+    ways = {way: words.format(k=setting["k"]) for way, words in WAYS.items()}
+    heads = ["network", "CPU seconds of the run"]
+    for words in ways.values():
+        heads += [f"FVU, {words}", f"L0, {words}"]
+    for way in data["reached"]:
+        for library in best:
+            heads += [f"seconds to the FVU of {library}'s TopK, {ways[way]}", "times as fast"]
     rows = []
     for name, looks in data["looks"].items():
-        last, cells = looks[-1], []
-        for library, theirs in best.items():
-            seconds, whole = reached[library].get(name), data["looks"][theirs][-1]["seconds"]
-            cells += ["", ""] if seconds is None else [f"{seconds:.1f}", f"{whole / seconds:.1f}"]
-        numbers = [f"{last['seconds']:.1f}"]
-        for kind in ("", "whole_"):
-            numbers += [f"{last[f'{kind}fvu']:.4f}", f"{last[f'{kind}l0']:.1f}"]
-        rows.append([name, *numbers, *cells])
-    most = f"at most {setting['k']} per row"
-    heads = ["network", "CPU seconds of the run", f"FVU at its end, {most}", f"L0, {most}", "FVU, all active", "L0"]
-    for library in best:
-        heads += [f"seconds to the FVU of {library}'s TopK", "times as fast"]
+        cells = [name, f"{looks[-1]['seconds']:.1f}"]
+        for way in ways:
+            cells += [f"{looks[-1][f'{way} fvu']:.4f}", f"{looks[-1][f'{way} l0']:.1f}"]
+        for reached in data["reached"].values():
+            for library, theirs in best.items():
+                seconds, whole = reached[library].get(name), data["looks"][theirs][-1]["seconds"]
+                cells += ["", ""] if seconds is None else [f"{seconds:.1f}", f"{whole / seconds:.1f}"]
+        rows.append(cells)
     rates = " and ".join(f"{lr:g}" for lr in setting["rates"])
     return (
         "## time to quality\n\n"
@@ -97,9 +107,9 @@ def of_time(data: dict[str, Any], table: Table) -> str:
         f"`--recipe measured` with `--l0 {setting['k']}`; nothing else is set but the number of steps, of which fewer "
         f"make a faster run.  All have {setting['width']} neurons and saw the same batches of {setting['rows']} rows, "
         f"d = {setting['d']}.  Every {setting['look']} steps FVU is measured on {setting['held_out']} other rows, with "
-        "the clock stopped, and with no more than K active neurons in any row: GBA comes to somewhat more than K in "
-        "the mean on rows held out, and of each row only the K largest count.  What it does with all of them stands "
-        "beside it.  An empty cell was not reached.\n\n"
+        "the clock stopped.  GBA has somewhat more than K active neurons per row there; to compare at one L0, only the "
+        "largest K per row in the mean count, by one threshold, or, stricter, the largest K of each row.  An empty "
+        "cell was not reached.\n\n"
         f"[{TIME}]({TIME}) has every measurement.  `{data['command']} -o FILE` repeats them, all programs in turns of "
         f"{setting['look']} steps, so that what else the machine did fell on all of them ({versions['cpu']}, SAELens "
         f"{versions['sae_lens']}, dictionary_learning {versions['versions']['dictionary-learning']}, torch "

@@ -28,16 +28,15 @@ def times(monkeypatch):
 
 
 @real
-def test_a_quality_is_reached_where_both_fvu_and_l0_are(times):
+def test_a_quality_is_reached_at_the_first_look_that_has_it(times):
     looks = [
-        {"seconds": 1.0, "fvu": 0.1, "l0": 40.0},
-        {"seconds": 2.0, "fvu": 0.3, "l0": 31.0},
-        {"seconds": 3.0, "fvu": 0.2, "l0": 32.0},
+        {"seconds": 1.0, "matched fvu": 0.4, "capped fvu": 0.5},
+        {"seconds": 2.0, "matched fvu": 0.2, "capped fvu": 0.3},
+        {"seconds": 3.0, "matched fvu": 0.1, "capped fvu": 0.2},
     ]
-    assert times.reached(looks, 0.2, 32) == 3.0
-    assert times.reached(looks, 0.19, 32) is None
-    assert times.reached(looks, 0.3, 32) == 2.0
-    assert times.reached(looks, 0.1, 40) == 1.0
+    assert times.reached(looks, 0.2, "matched") == 2.0
+    assert times.reached(looks, 0.2, "capped") == 3.0
+    assert times.reached(looks, 0.1, "capped") is None
 
 
 @real
@@ -65,7 +64,7 @@ def test_a_clock_runs_for_its_own_program_only(times):
         while time.process_time() < busy_until:
             pass
         pair = x, np.ones(len(x))
-        return pair, pair
+        return pair, pair, pair
 
     looks = times.in_turns({"slow": busy(0.2), "fast": busy(0.02)}, held_out)
     assert [look["step"] for look in looks["slow"]] == [100, 200]
@@ -96,7 +95,8 @@ def test_all_programs_run_to_their_ends(times, tmp_path):
     steps = {name: looks[-1]["step"] for name, looks in found["looks"].items()}
     assert set(steps.values()) == {400, 200, 100}
     for looks in found["looks"].values():
-        assert 0 < looks[-1]["fvu"] < 1
-        assert looks[-1]["l0"] <= 4
+        assert all(0 < looks[-1][f"{way} fvu"] < 1 for way in times.WAYS)
+        assert looks[-1]["matched l0"] <= 4
+        assert looks[-1]["capped l0"] <= 4
         assert [look["seconds"] for look in looks] == sorted(look["seconds"] for look in looks)
-    assert set(found["best"]) == set(found["reached"]) == {"dictionary_learning", "SAELens"}
+    assert set(found["best"]) == set(found["reached"]["matched"]) == {"dictionary_learning", "SAELens"}
