@@ -35,7 +35,7 @@ from refgba.types import Array, Float64
 Rank: TypeAlias = Callable[[float], Float64]  # of an l0, the shares (M,) that `ranked` finds
 Count: TypeAlias = Callable[[], float]  # what `counted` finds
 
-ROWS = 512  # rows of a minibatch that are looked at: a rate of 1% is then known to 6% over MEMORY looks
+ROWS = 512  # rows of a minibatch that are looked at: a rate of 1% is then known to 11% over MEMORY looks
 PURSUED = 64  # rows of these that pursuit counts features in; it takes one product with all neurons per feature
 MEMORY = 16  # looks that a running mean goes back
 RAREST = 1 / 16  # lowest target, as a share of the mean one, l0 / M
@@ -140,15 +140,15 @@ def counted(x: Array, V: Array, d: int = 0) -> float:
     would give: than the largest of M random directions has with r in 99 of 100 cases.  A feature taken twice, since the
     first time it was not taken whole, counts once.
 
+    Rows are taken as they are, b_pre not subtracted: while features are missing it stands for them, and what it leaves
+    in a row would be counted as features.
+
     Two features, and a row that is made of the first alone:
 
     >>> import numpy as np
     >>> from refgba.measured import counted
     >>> counted(np.eye(16)[:1], np.eye(16)[:2])
     1.0
-
-    Rows are taken as they are, without b_pre, which stands for features that have not been found yet: its rest would be
-    counted as features, and more of them make b_pre larger.
     """
     L, M, d = len(x), len(V), d or x.shape[1]
     level = float(ndtri(1 - BY_CHANCE / M)) / math.sqrt(d)

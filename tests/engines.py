@@ -68,6 +68,16 @@ def real(test):
     return pytest.mark.interop(pytest.mark.filterwarnings("ignore")(test))
 
 
+def program(monkeypatch, name, *libraries):
+    """A program of benchmarks/ that trains with numba, as a module; a skipped test where a library is missing."""
+    for needed in libraries:
+        library(needed)
+    if backends.status()["numba"] is not None:
+        pytest.skip("numba is not installed: pip install '.[cpu]'")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    return importlib.import_module(name)
+
+
 def library(name):
     """The library, or a skipped test.  One that is there and cannot be imported is an error, not a skip."""
     if importlib.util.find_spec(name.split(".")[0]) is None:

@@ -5,26 +5,15 @@ The full size, three seeds, and SAELens' networks beside ours are in benchmarks/
 
 from __future__ import annotations
 
-from importlib import import_module
-from pathlib import Path
-
 import numpy as np
 import pytest
-from engines import library, real
-
-from refgba import backends
-
-ROOT = Path(__file__).parents[1]
+from engines import program, real
 
 
 @pytest.fixture
 def worlds(monkeypatch):
     """benchmarks/saelens_worlds.py as a module."""
-    library("torch"), library("sae_lens")
-    if backends.status()["numba"] is not None:
-        pytest.skip("numba is not installed: pip install '.[cpu]'")
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return import_module("saelens_worlds")
+    return program(monkeypatch, "saelens_worlds", "torch", "sae_lens")
 
 
 @real

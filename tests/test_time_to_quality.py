@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from engines import library, real
-
-from refgba import backends
-
-ROOT = Path(__file__).parents[1]
+from engines import program, real
 
 
 @pytest.fixture
 def times(monkeypatch):
     """The program as a module."""
-    library("torch"), library("sae_lens"), library("dictionary_learning")
-    if backends.status()["numba"] is not None:
-        pytest.skip("numba is not installed: pip install '.[cpu]'")
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return import_module("time_to_quality")
+    return program(monkeypatch, "time_to_quality", "torch", "sae_lens", "dictionary_learning")
 
 
 @real
