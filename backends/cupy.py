@@ -226,7 +226,7 @@ def own_targets(state: State, x: Rows | None) -> Float64 | None:
         share: Float64 = cp.asnumpy(measured.ranked(z, l0))
         return share
 
-    own = measured.targets(state.shares, state.config, state.d, state.t, rank, count)
+    own = measured.targets(state.shares, state.config, rank, count)
     done_with(state, x)
     return own
 

@@ -7,7 +7,8 @@ is measured again and again:
     rank       of the L M products a_m z_m that L rows have with M neurons, z_m = w_m · (x - b_pre), the L l0 largest
     share      are those that are worth a neuron's while; p_m is the share of the L rows on which neuron m is in them
     rarest     no p_m is below RAREST l0 / M, so that a neuron that is never among them stays alive, and can turn
-    active     l0 is `GBAConfig.l0`, or with 0 what nonnegative matching pursuit counts: how many features a row shows
+    active     l0 is `GBAConfig.l0`, or with 0 what nonnegative matching pursuit counts: how many features a row shows,
+               and one more for each share SHARE / d of its square that pursuit leaves and cannot tell from noise
 
 At the end all neurons have about the same threshold, in terms of a_m z_m.  That is BatchTopK's rule; but there the rows
 of a batch compete, and a neuron that loses gets no gradient, while here biases move slowly, and no target is zero.
@@ -39,7 +40,7 @@ ROWS = 512  # rows of a minibatch that are looked at: a rate of 1% is then known
 PURSUED = 64  # rows of these that pursuit counts features in; it takes one product with all neurons per feature
 MEMORY = 16  # looks that a running mean goes back
 RAREST = 1 / 16  # lowest target, as a share of the mean one, l0 / M
-START = 12  # where l0 is measured, it begins at d / START: pursuit finds nothing in random directions
+SHARE = 24  # of d: in random directions, where pursuit finds nothing, l0 is d / SHARE, and so it begins
 MOST = 0.5  # share of the d dimensions: pursuit takes no more often from a row
 BY_CHANCE = 0.01  # how often pursuit would take a feature from noise
 LEAST = 1e-3  # nor does it take less than this of a row of unit norm: the rest of an exact sum is rounding
@@ -63,8 +64,8 @@ def first(config: GBAConfig, M: int) -> Shares | None:
     return Shares(M) if config.targets_from == "data" else None
 
 
-def targets(shares: Shares, config: GBAConfig, d: int, t: int, rank: Rank, count: Count) -> Float64:
-    """Look once more, after step t on rows of d dimensions, and give the targets of the neurons, (M,).
+def targets(shares: Shares, config: GBAConfig, rank: Rank, count: Count) -> Float64:
+    """Look once more, and give the targets of the neurons, (M,).
 
     Neurons settle between `floor` times a target of Algorithm 2 and that target, so it is above the share: the share is
     in the middle of the two.
@@ -73,7 +74,7 @@ def targets(shares: Shares, config: GBAConfig, d: int, t: int, rank: Rank, count
     rate = 1 / min(shares.looks, MEMORY)
     if not config.l0:
         shares.active += rate * (count() - shares.active)
-    l0 = wanted(shares, config, d, t)
+    l0 = config.l0 or min(config.width, max(shares.active, 1e-3))
     shares.p += rate * (rank(l0) - shares.p)
     return np.maximum(shares.p, RAREST * l0 / config.width) * 2 / (1 + config.floor)
 
@@ -99,7 +100,7 @@ def own_targets(run: Run, x: Array | None, gather: Callable[[Array], Array] | No
     params, xc = run.params, x[:ROWS] - run.params.b_pre  # (L, d)
     z = params.a * (xc @ params.W.T)  # (L, M)   a_m z_m
     look = partial(ranked, z, gather=gather), partial(counted, x[:PURSUED], params.V)
-    return targets(run.shares, run.config, xc.shape[1], run.t, *look)
+    return targets(run.shares, run.config, *look)
 
 
 def no_rows() -> InputError:
@@ -132,23 +133,27 @@ def largest(values: Array, n: int) -> Array:
 
 
 def counted(x: Array, V: Array, d: int = 0) -> float:
-    """How many features v_m nonnegative matching pursuit takes in the mean from rows x (L, d); V (M, d) has unit rows.
+    """How many features rows x (L, d) of unit norm show in the mean, by nonnegative matching pursuit; V (M, d) has unit rows.
 
     d: of the data, where arrays are filled up with zeros beyond it.
 
-    It takes the feature with the largest v_m · r from the residual r, again and again, until that is no more than noise
-    would give: than the largest of M random directions has with r in 99 of 100 cases.  A feature taken twice, since the
-    first time it was not taken whole, counts once.
+    Pursuit takes the feature with the largest v_m · r from the residual r, again and again, until that is no more than
+    noise would give: than the largest of M random directions has with r in 99 of 100 cases.  A feature taken twice,
+    since the first time it was not taken whole, counts once.  What is left is of features that the v_m do not show yet,
+    or of more than pursuit can tell, and counts as d / SHARE features where it is all of a row, as much less as it is
+    less.
 
     Rows are taken as they are, b_pre not subtracted: while features are missing it stands for them, and what it leaves
     in a row would be counted as features.
 
-    Two features, and a row that is made of the first alone:
+    Two features, and a row that is made of the first alone; then one that is made of neither:
 
     >>> import numpy as np
     >>> from refgba.measured import counted
-    >>> counted(np.eye(16)[:1], np.eye(16)[:2])
+    >>> counted(np.eye(48)[:1], np.eye(48)[:2])
     1.0
+    >>> counted(np.eye(48)[2:3], np.eye(48)[:2])
+    2.0
     """
     L, M, d = len(x), len(V), d or x.shape[1]
     level = float(ndtri(1 - BY_CHANCE / M)) / math.sqrt(d)
@@ -161,17 +166,9 @@ def counted(x: Array, V: Array, d: int = 0) -> float:
             break
         r = r - (size * on)[:, None] * V[best]
         taken.append(best * on - ~on)
+    left = float((r * r).sum()) / L * d / SHARE
     if not taken:
-        return 0.0
+        return left
     order = np.sort(np.stack(taken), axis=0)
-    return int(np.count_nonzero(order[0] >= 0) + np.count_nonzero((np.diff(order, axis=0) > 0) & (order[1:] >= 0))) / L
-
-
-def wanted(shares: Shares, config: GBAConfig, d: int, t: int) -> float:
-    """How many neurons are to be active per row after step t: `l0`, or what pursuit counts.
-
-    A count begins at d / START and falls to pursuit's by the middle of the run.
-    """
-    if config.l0:
-        return config.l0
-    return min(config.width, max(shares.active, d / START * (1 - 2 * t / config.steps), 1e-3))
+    features = np.count_nonzero(order[0] >= 0) + np.count_nonzero((np.diff(order, axis=0) > 0) & (order[1:] >= 0))
+    return int(features) / L + left

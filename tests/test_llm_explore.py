@@ -42,7 +42,7 @@ def test_one_command_writes_what_three_write(cli, models, long, tmp_path):
     assert " to harvest, " in result.stderr
     harvest = ["harvest", model, "--site", site, *text, "--tokens", 1500, "--context", 24, "-o", "store"]
     assert cli(*harvest).exit_code == 0
-    assert cli("train", "store", "-o", "run", "--width", 40, "--steps", 30, "--seed", 0).exit_code == 0
+    assert cli("train", "store", "-o", "run", "--width", 40, "--steps", 30, "--seed", 0, "--recipe", "measured").exit_code == 0
     assert cli("llm", "dashboard", "run", "store", model, "-o", "dashboard").exit_code == 0
     assert sums(tmp_path / "out" / "store") == sums(tmp_path / "store")
     params = "final/params.safetensors"
@@ -78,6 +78,7 @@ def test_it_goes_on_where_it_was_stopped(cli, models, long, tmp_path, monkeypatc
     assert "is there already" in last.stderr
     other = [word if word != 40 else 48 for word in command]
     assert_one_line(cli(*other, "-o", "parts"), "was begun with width = 40, not 48")
+    assert_one_line(cli(*command, "--recipe", "default", "-o", "parts"), "was begun with --recipe measured, not default")
     assert_one_line(cli(*command[:-1], 1400, "-o", "parts"), "was begun with tokens = 1500, not 1400")
 
 
@@ -88,6 +89,9 @@ def test_what_cannot_be_explored_is_one_line_and_nothing_is_written(cli, models,
     assert_one_line(cli("llm", "explore", model, "--site", "model.layers.*.mlp", *text), "names 2 sites")
     assert_one_line(cli("llm", "explore", model, "--site", "nothing", *text), "has no submodule 'nothing'")
     assert_one_line(cli("llm", "explore", model, "--site", SITES["qwen2"], *text, "--context", 99), "--context 99")
+    of = ["--site", SITES["qwen2"], *text, *SMALL]
+    assert_one_line(cli("llm", "explore", model, *of, "--l0", 99), "l0 must lie between 0 and width (40)")
+    assert_one_line(cli("llm", "explore", model, *of, "--l0", 9, "--recipe", "default"), "is for measured targets")
     assert not (tmp_path / "out").exists()
 
 

@@ -56,16 +56,17 @@ def test_pursuit_counts_what_rows_are_made_of():
     rng = np.random.default_rng(0)
     V = np.linalg.qr(rng.standard_normal((200, 200)))[0]
     made = np.array([V[:k].sum(axis=0) for k in (1, 2, 3, 6)])
-    assert measured.counted(sae.unit_rows(made), V) == 3
+    assert measured.counted(sae.unit_rows(made), V) == pytest.approx(3)
     noise = sae.unit_rows(rng.standard_normal((4000, 40)))
-    assert measured.counted(noise, sae.unit_rows(rng.standard_normal((200, 40)))) < 0.02
+    all_of_it = 40 / measured.SHARE
+    assert measured.counted(noise, sae.unit_rows(rng.standard_normal((200, 40)))) == pytest.approx(all_of_it, abs=0.02)
 
 
 def test_pursuit_counts_a_feature_once_that_it_takes_twice():
     """v_1 · v_2 = 0.8: of v_1 + v_2 / 2 pursuit takes 1.4 v_1, then v_2, which is too much of v_1 already."""
     V = np.array([[1, 0, 0], [0.8, 0.6, 0]])
     taken = measured.counted(sae.unit_rows(np.array([V[0] + V[1] / 2])), V)
-    assert taken <= 2
+    assert taken - 2 < 0.01
 
 
 def test_zeros_beyond_d_change_nothing():
@@ -81,21 +82,33 @@ def test_targets_are_running_means_of_shares_above_the_middle_of_the_band():
     rank, never = (lambda _: next(seen)), lambda: pytest.fail("l0 is given, and nothing need be counted")
     middle = 0.9  # of 0.8 and 1
     for p in ([0.75, 0.25], [0.5, 0.5], [2 / 3, 1 / 3]):
-        target = measured.targets(shares, config, 3, 10, rank, never)
+        target = measured.targets(shares, config, rank, never)
         np.testing.assert_allclose(target, np.array(p) / middle)
 
 
 def test_no_target_is_zero():
     shares = Shares(4)
     rank = lambda l0: np.array([l0, 0, 0, 0])  # noqa: E731
-    target = measured.targets(shares, replace(CONFIG, width=4, l0=2.0), 3, 1, rank, lambda: 0.0)
+    target = measured.targets(shares, replace(CONFIG, width=4, l0=2.0), rank, lambda: 0.0)
     np.testing.assert_allclose(target[1:] * 0.9, measured.RAREST * 2 / 4)
 
 
-def test_what_is_wanted_begins_with_the_dimensions_and_ends_with_the_count():
-    config, shares = replace(CONFIG, l0=0.0, steps=100), Shares(300, active=3.0)
-    assert [measured.wanted(shares, config, 240, t) for t in (0, 25, 50, 100)] == [20, 10, 3, 3]
-    assert measured.wanted(shares, CONFIG, 240, 0) == 6
+def test_what_pursuit_leaves_counts_by_its_size():
+    """Rows (3, 4, 0, ...) / 5 of two features, of which the network has none, the weaker, the stronger, or both."""
+    x = np.zeros((1, 240))
+    x[0, :2] = 0.6, 0.8
+    known = ([2], [0], [1], [0, 1])
+    for V, features, left in zip(known, (0, 1, 1, 2), (1, 0.64, 0.36, 0), strict=True):
+        assert measured.counted(x, np.eye(240)[V]) == pytest.approx(features + left * 240 / measured.SHARE)
+
+
+def test_the_count_is_what_is_asked_for_unless_an_l0_is_given():
+    shares, asked = Shares(300), []
+    rank = lambda l0: asked.append(l0) or np.zeros(300)  # noqa: E731
+    measured.targets(shares, replace(CONFIG, l0=0.0), rank, lambda: 20.0)
+    measured.targets(shares, replace(CONFIG, l0=0.0), rank, lambda: 3.0)
+    measured.targets(shares, CONFIG, rank, lambda: 20.0)
+    assert asked == [20, (20 + 3) / 2, 6]
 
 
 def test_a_neuron_moves_towards_its_own_target():

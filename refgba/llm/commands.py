@@ -13,6 +13,7 @@ from refgba.data import files
 from refgba.errors import InputError
 from refgba.llm.console import Meter
 from refgba.llm.dashboard.commands import dashboard_command, features_command
+from refgba.recipe import RECIPES
 from refgba.runs import console, judging
 from refgba.runs.options import json_option, output_option
 from refgba.runs.settings import Request
@@ -316,12 +317,14 @@ def steer_command(
 @click.option("--width", type=click.IntRange(1), help="M, the number of neurons  [default: 8 d, at least 1024]")
 @click.option("--steps", type=click.IntRange(1), help="of training  [default: 4000]")
 @click.option("--seed", type=click.IntRange(0), default=0, help="of training")
+@click.option("--recipe", type=click.Choice(list(RECIPES)), default="measured", help="of training, as for `train`")
+@click.option("--l0", type=float, help="with --recipe measured, how many neurons are active per row  [default: counted]")
 @model_options
 @json_option
 def explore_command(
     model: str, site: str, texts: tuple[Path, ...], column: str, pattern: str | None, shuffle: int | None,
     per_document: int | None, out: Path, tokens: int, context: int | None, width: int | None, steps: int | None,
-    seed: int, bos: bool | None, device: str, compute: str, as_json: bool,
+    seed: int, recipe: str, l0: float | None, bos: bool | None, device: str, compute: str, as_json: bool,
 ) -> None:  # fmt: skip
     """From MODEL and a text to a dashboard of what neurons fire on: harvest, train and dashboard, in one command.
 
@@ -337,7 +340,7 @@ def explore_command(
     text = TextOptions(texts, column, pattern, shuffle, per_document)
     listed(text)
     settings = harvesting.Settings(tokens=tokens, context=context)
-    request = Request({"width": width, "steps": steps, "seed": seed})
+    request = Request({"width": width, "steps": steps, "seed": seed, "l0": l0}, recipe=recipe)
     with console.waiting("Opening the model"):
         opened = open_model(model, compute, device, bos)
     exploration = explore(opened, site, text, out, settings, request)

@@ -110,6 +110,8 @@ class Exploration:
             options: dict[str, Any] = {"counting": counting, "say": say, "waiting": waiting, "choice": Choice()}
             return launch.begin(run, store, self.request, **options)
         record = folder.read_record(run)
+        if (begun := record.about.get("recipe") or "default") != self.request.recipe:
+            raise InputError(f"{run}: was begun with --recipe {begun}, not {self.request.recipe}; give the same")
         request, defaults = launch.customary(self.request)
         refuse_other(run, record.config, request.config(int(record.about["data"]["d"]), **defaults))
         return launch.go_on(run, store, Request(), say, waiting)
