@@ -2,10 +2,10 @@
 
     python benchmarks/opponents.py D/X.npy --held-out D/Y.npy --methods matryoshka gated "random rows" -o FILE.json
 
-As in `refgba reproduce frontier`, whose points these are: each setting keeps the learning rate and batch that are best
-on the first half of the held-out rows, and is reported on the other half; all batches see the same number of rows, and
-as many networks are trained at once as there are cores.  TopK comes first, since the others are chosen by its line.
-FILE is written after every method.
+As in `refgba reproduce frontier`, whose points these are: each setting keeps the learning rate and batch that, with the
+first seed, are best on the first half of the held-out rows, and is reported on the other half; all batches see the same
+number of rows, and as many networks are trained at once as there are cores.  TopK comes first, since the others are
+chosen by its line.  FILE is written after every method.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import argparse
 import json
 import time
 from dataclasses import asdict
-from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from refgba.data import files
-from refgba.experiments import frontier, workers
+from refgba.experiments import frontier
 
 METHODS = tuple(frontier.SIZES["full"].dials())
 
@@ -32,12 +30,8 @@ def trained(
     began = time.perf_counter()
     measured: dict[str, Any] = {"settings": asdict(sizes), "backend": backend, "data": frontier.opened(data).about()}
     measured["points"] = []
-    work = partial(frontier.point, sizes=sizes, backend=backend, data=data)
     for method in sorted(methods, key=METHODS.index):
-        settings = product(sizes.dials()[method], range(sizes.seeds), sizes.lr, sizes.batch)
-        tasks = [frontier.Task(method, *setting) for setting in settings]
-        measured["points"] += workers.at_once(work, tasks, backend, print)
-        frontier.keep(measured["points"])
+        measured["points"] += frontier.curve(method, measured["points"], sizes, backend, print, data)
         measured["seconds"] = round(time.perf_counter() - began, 1)
         if out is not None:
             files.write(out, (json.dumps(measured, indent=1) + "\n").encode())
@@ -69,10 +63,10 @@ def main() -> None:
     sizes = frontier.Sizes(htf=(), **{name: given[name] for name in names})
     measured = trained(data, sizes, list(dict.fromkeys(methods)), given["backend"], given["out"])
     for method in sorted(set(methods), key=METHODS.index):
-        for setting, points in sorted(frontier.kept(measured, method).items()):
+        for setting, points in sorted(frontier.kept(measured, method).items(), key=lambda found: found[0] or 0):
             for p in points:
                 where = f"lr {p['lr']:g}, batch {p['batch']}, seed {p['seed']}"
-                print(f"{method} {setting:g}: FVU {p['fvu']:.4f}, L0 {p['l0']:.1f}, dead {p['dead']:.1%}; {where}")
+                print(f"{method} {setting or ''}: FVU {p['fvu']:.4f}, L0 {p['l0']:.1f}, dead {p['dead']:.1%}; {where}")
     print(f"{measured['seconds']:.0f} s")
 
 

@@ -8,7 +8,7 @@ is measured again and again:
     share      are those that are worth a neuron's while; p_m is the share of the L rows on which neuron m is in them
     rarest     no p_m is below RAREST l0 / M, so that a neuron that is never among them stays alive, and can turn
     active     l0 is `GBAConfig.l0`, or with 0 what nonnegative matching pursuit counts: how many features a row shows,
-               and one more for each share SHARE / d of its square that pursuit leaves and cannot tell from noise
+               and some more for what pursuit leaves and cannot tell from noise
 
 At the end all neurons have about the same threshold, in terms of a_m z_m.  That is BatchTopK's rule; but there the rows
 of a batch compete, and a neuron that loses gets no gradient, while here biases move slowly, and no target is zero.
@@ -40,7 +40,7 @@ ROWS = 512  # rows of a minibatch that are looked at: a rate of 1% is then known
 PURSUED = 64  # rows of these that pursuit counts features in; it takes one product with all neurons per feature
 MEMORY = 16  # looks that a running mean goes back
 RAREST = 1 / 16  # lowest target, as a share of the mean one, l0 / M
-SHARE = 24  # of d: in random directions, where pursuit finds nothing, l0 is d / SHARE, and so it begins
+UNTOLD = 1 / 12  # share of d: l0 where pursuit leaves all of the rows, as in random directions, so that it begins there
 MOST = 0.5  # share of the d dimensions: pursuit takes no more often from a row
 BY_CHANCE = 0.01  # how often pursuit would take a feature from noise
 LEAST = 1e-3  # nor does it take less than this of a row of unit norm: the rest of an exact sum is rounding
@@ -133,15 +133,17 @@ def largest(values: Array, n: int) -> Array:
 
 
 def counted(x: Array, V: Array, d: int = 0) -> float:
-    """How many features rows x (L, d) of unit norm show in the mean, by nonnegative matching pursuit; V (M, d) has unit rows.
+    """How many features rows x (L, d) show in the mean, by nonnegative matching pursuit; those and V (M, d) are unit.
 
     d: of the data, where arrays are filled up with zeros beyond it.
 
     Pursuit takes the feature with the largest v_m · r from the residual r, again and again, until that is no more than
     noise would give: than the largest of M random directions has with r in 99 of 100 cases.  A feature taken twice,
-    since the first time it was not taken whole, counts once.  What is left is of features that the v_m do not show yet,
-    or of more than pursuit can tell, and counts as d / SHARE features where it is all of a row, as much less as it is
-    less.
+    since the first time it was not taken whole, counts once.
+
+    What is left of the rows, a share u of their squares, is noise, or features that the v_m do not show yet, or more of
+    them than pursuit can tell.  It counts as u² d UNTOLD features: u d UNTOLD if all of it were features, and the less
+    is left, the less of it will be.
 
     Rows are taken as they are, b_pre not subtracted: while features are missing it stands for them, and what it leaves
     in a row would be counted as features.
@@ -153,7 +155,7 @@ def counted(x: Array, V: Array, d: int = 0) -> float:
     >>> counted(np.eye(48)[:1], np.eye(48)[:2])
     1.0
     >>> counted(np.eye(48)[2:3], np.eye(48)[:2])
-    2.0
+    4.0
     """
     L, M, d = len(x), len(V), d or x.shape[1]
     level = float(ndtri(1 - BY_CHANCE / M)) / math.sqrt(d)
@@ -166,7 +168,7 @@ def counted(x: Array, V: Array, d: int = 0) -> float:
             break
         r = r - (size * on)[:, None] * V[best]
         taken.append(best * on - ~on)
-    left = float((r * r).sum()) / L * d / SHARE
+    left = (float((r * r).sum()) / L) ** 2 * d * UNTOLD
     if not taken:
         return left
     order = np.sort(np.stack(taken), axis=0)

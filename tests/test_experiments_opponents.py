@@ -109,6 +109,8 @@ def test_equal_rows_are_seen_whatever_the_batch():
         assert (config.steps * config.batch, config.batch, config.lr) == (400 * 512, batch, 1e-3)
     ours = frontier.configure(frontier.Task("GBA", None, 1), sizes, 24)
     assert (ours.steps, ours.batch, ours.lr, ours.seed) == (400, 512, 0.0075, 1)  # the recipe's
+    measured = frontier.configure(frontier.Task("measured", 16, 2), sizes, 24)
+    assert (measured.targets_from, measured.l0, measured.lr, measured.seed) == ("data", 16, 0.0075, 2)
 
 
 def test_what_is_reported_is_of_networks_that_other_rows_chose():
@@ -135,9 +137,14 @@ def test_the_program_for_one_s_own_rows_writes_what_it_measured(tmp_path, monkey
     monkeypatch.setattr(workers.os, "cpu_count", lambda: 1)
     folder = Path(training.__file__).parent / "data"
     data, out = (folder / training.SAMPLE[0], folder / training.SAMPLE[1]), tmp_path / "found.json"
-    sizes = replace(MICRO["frontier"], gated=(0.05,), lr=(1e-3, 1e-2), batch=(512,), seeds=1)
-    found = opponents.trained(data, sizes, ["gated", "topk"], "numpy", out)
+    sizes = replace(MICRO["frontier"], gated=(0.05,), lr=(1e-3, 1e-2), batch=(512,), seeds=2)
+    found = opponents.trained(data, sizes, ["gated", "measured", "topk"], "numpy", out)
     assert json.loads(out.read_text()) == json.loads(json.dumps(found))
-    assert [p["method"] for p in found["points"]] == ["topk"] * 4 + ["gated"] * 2
-    assert [len(points) for points in frontier.kept(found, "topk").values()] == [1, 1]
-    assert len(frontier.kept(found, "gated")[0.05]) == 1
+    assert [p["method"] for p in found["points"]] == ["topk"] * 6 + ["measured"] * 4 + ["gated"] * 3
+    for method, settings in (("topk", sizes.k), ("measured", sizes.k), ("gated", sizes.gated)):
+        kept = frontier.kept(found, method)
+        assert tuple(kept) == settings
+        for points in kept.values():
+            assert [p["seed"] for p in points] == [0, 1]
+            assert len({(p["lr"], p["batch"]) for p in points}) == 1  # what the first seed chose
+    assert {p["lr"] for p in found["points"] if p["method"] == "measured"} == {0.0075}  # the recipe's

@@ -158,6 +158,19 @@ def test_gba_is_held_against_the_line_of_each_method_at_its_best_rate(fvu, word)
     assert f"{fvu / 0.2 - 1:+.1%} from the line of TopK" in said
 
 
+@pytest.mark.parametrize(("fvu", "holds"), [(0.19, True), (0.21, False)])
+def test_measured_targets_are_held_against_the_lowest_line_at_each_l0(fvu, holds):
+    flat = [(10, 1, 10, 0.5), (40, 1, 40, 0.5)]
+    data = points(
+        GBA=[(None, 1, 20, 0.1)], GBA_tied=[(None, 1, 20, 0.1)], batchtopk=flat, l1=flat, BA=flat,
+        topk=[(10, 1, 10, 0.4), (40, 1, 40, 0.3)], matryoshka=[(10, 1, 10, 0.4), (40, 1, 40, 0.1)],  # 0.2 at 20
+        measured=[(10, 1, 10, 0.3), (20, 1, 20, fvu)],
+    )  # fmt: skip
+    said = frontier.verdict(data)
+    assert said.claims[frontier.MEASURED] is holds
+    assert f"-25.0% to {fvu / 0.2 - 1:+.1%} from the lowest of the lines" in said
+
+
 def test_the_table_of_the_paper_is_judged_by_its_claims():
     paper = imbalanced.PAPER
     frr = {name: [list(paper.get(name, (0.1, 0.1)))] for name in (*imbalanced.VARIANTS, *imbalanced.BASELINES)}

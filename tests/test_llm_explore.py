@@ -42,7 +42,10 @@ def test_one_command_writes_what_three_write(cli, models, long, tmp_path):
     assert " to harvest, " in result.stderr
     harvest = ["harvest", model, "--site", site, *text, "--tokens", 1500, "--context", 24, "-o", "store"]
     assert cli(*harvest).exit_code == 0
-    assert cli("train", "store", "-o", "run", "--width", 40, "--steps", 30, "--seed", 0, "--recipe", "measured").exit_code == 0
+    assert (
+        cli("train", "store", "-o", "run", "--width", 40, "--steps", 30, "--seed", 0, "--recipe", "measured").exit_code
+        == 0
+    )
     assert cli("llm", "dashboard", "run", "store", model, "-o", "dashboard").exit_code == 0
     assert sums(tmp_path / "out" / "store") == sums(tmp_path / "store")
     params = "final/params.safetensors"
@@ -78,7 +81,9 @@ def test_it_goes_on_where_it_was_stopped(cli, models, long, tmp_path, monkeypatc
     assert "is there already" in last.stderr
     other = [word if word != 40 else 48 for word in command]
     assert_one_line(cli(*other, "-o", "parts"), "was begun with width = 40, not 48")
-    assert_one_line(cli(*command, "--recipe", "default", "-o", "parts"), "was begun with --recipe measured, not default")
+    assert_one_line(
+        cli(*command, "--recipe", "default", "-o", "parts"), "was begun with --recipe measured, not default"
+    )
     assert_one_line(cli(*command[:-1], 1400, "-o", "parts"), "was begun with tokens = 1500, not 1400")
 
 

@@ -58,7 +58,7 @@ def test_pursuit_counts_what_rows_are_made_of():
     made = np.array([V[:k].sum(axis=0) for k in (1, 2, 3, 6)])
     assert measured.counted(sae.unit_rows(made), V) == pytest.approx(3)
     noise = sae.unit_rows(rng.standard_normal((4000, 40)))
-    all_of_it = 40 / measured.SHARE
+    all_of_it = 40 * measured.UNTOLD
     assert measured.counted(noise, sae.unit_rows(rng.standard_normal((200, 40)))) == pytest.approx(all_of_it, abs=0.02)
 
 
@@ -99,7 +99,7 @@ def test_what_pursuit_leaves_counts_by_its_size():
     x[0, :2] = 0.6, 0.8
     known = ([2], [0], [1], [0, 1])
     for V, features, left in zip(known, (0, 1, 1, 2), (1, 0.64, 0.36, 0), strict=True):
-        assert measured.counted(x, np.eye(240)[V]) == pytest.approx(features + left * 240 / measured.SHARE)
+        assert measured.counted(x, np.eye(240)[V]) == pytest.approx(features + left**2 * 240 / 12)
 
 
 def test_the_count_is_what_is_asked_for_unless_an_l0_is_given():

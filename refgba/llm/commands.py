@@ -318,7 +318,7 @@ def steer_command(
 @click.option("--steps", type=click.IntRange(1), help="of training  [default: 4000]")
 @click.option("--seed", type=click.IntRange(0), default=0, help="of training")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="measured", help="of training, as for `train`")
-@click.option("--l0", type=float, help="with --recipe measured, how many neurons are active per row  [default: counted]")
+@click.option("--l0", type=float, help="active neurons per row that measured targets aim at  [default: counted]")
 @model_options
 @json_option
 def explore_command(
