@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from refgba.data import files
-from refgba.experiments import frontier
+from refgba.experiments import frontier, training
 
 METHODS = tuple(frontier.SIZES["full"].dials())
 
@@ -28,8 +28,8 @@ def trained(
 ) -> dict[str, Any]:  # fmt: skip
     """The points of these methods, TopK first, and how long they took; written to `out` after every method."""
     began = time.perf_counter()
-    measured: dict[str, Any] = {"settings": asdict(sizes), "backend": backend, "data": frontier.opened(data).about()}
-    measured["points"] = []
+    about = training.opened_once(data).about()
+    measured: dict[str, Any] = {"settings": asdict(sizes), "backend": backend, "data": about, "points": []}
     for method in sorted(methods, key=METHODS.index):
         measured["points"] += frontier.curve(method, measured["points"], sizes, backend, print, data)
         measured["seconds"] = round(time.perf_counter() - began, 1)

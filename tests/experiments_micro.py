@@ -46,8 +46,8 @@ MICRO = {
     ),
     "imbalanced": replace(imbalanced.SIZES["quick"], rows=600, M=64, steps=12, lr=(1e-3, 1e-2), seeds=2),
     "consistency": replace(
-        consistency.SIZES["quick"], width=64, steps=12, k=(4, 16), batchtopk=(4,), jumprelu=(0.01,), l1=(0.1,),
-        htf=0.05, lr=(1e-3, 1e-2), seeds=2,
+        consistency.SIZES["quick"], width=64, steps=12, k=(4, 16), measured=(4,), batchtopk=(4,), jumprelu=(0.01,),
+        l1=(0.1,), htf=0.05, lr=(1e-3, 1e-2), seeds=2,
     ),
     "histograms": replace(histograms.SIZES["quick"], width=64, steps=12, seeds=2),
     "frequencies": replace(

@@ -106,6 +106,15 @@ def test_train_says_that_it_centres_and_every_reader_of_the_run_does(cli, tmp_pa
     assert not (tmp_path / "raw").exists()
 
 
+def test_a_smaller_offset_is_named_and_left(cli, tmp_path):
+    small = CONSTANT * 0.25 / locate(held(ROWS + CONSTANT)).offset
+    for name, constant in (("near", 0 * small), ("between", small)):
+        np.save(tmp_path / f"{name}.npy", ROWS + constant)
+        said = cli("train", f"{name}.npy", "-o", name, *QUICK).stderr
+        assert ("can hide some features; --centre on subtracts it" in said) == (name == "between")
+        assert json.loads((tmp_path / name / "about.json").read_text())["data"]["centred"] is False
+
+
 @pytest.mark.usefixtures("offset")
 def test_it_can_be_left_off_and_the_papers_recipe_leaves_it_off(cli, tmp_path):
     for name, flags in (("off", ["--centre", "off"]), ("paper", ["--recipe", "paper"])):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from refgba.data.centre import OFFSET
+from refgba.data.centre import OFFSET, TOLD
 from refgba.data.dimensions import MASSIVE
 
 # A remark is made from these values on; FAINT is where rows begin to be counted as near zero, too.
@@ -35,9 +35,10 @@ def remarks(
             f"{faint} rows have a norm under a thousandth of the median, {median_norm:.3g}, and count in full once "
             f"they are scaled; --drop-below {FAINT:g} skips them"
         )
-    if offset is not None and (centred or offset >= OFFSET):
+    if offset is not None and (centred or offset >= TOLD):
         shared = f"all rows share an offset of {offset:.2g} times their typical distance from it, which is no feature"
-        done = "is subtracted" if centred else "hides features; --centre on subtracts it"
+        hides = "hides features" if offset >= OFFSET else "can hide some features"
+        done = "is subtracted" if centred else f"{hides}; --centre on subtracts it"
         yield f"{shared} and {done}"
     yield from _massive(**measured)
     yield from _long(median_norm, **measured)

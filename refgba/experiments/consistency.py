@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 from refgba import recipe
 from refgba.backends.base import AnyConfig, AnyParams
 from refgba.config import BaselineConfig
-from refgba.experiments import agreement, drawing, measures, training
+from refgba.experiments import agreement, drawing, measures, training, workers
 from refgba.experiments.drawing import Picture
 from refgba.experiments.experiment import Tick
 from refgba.experiments.outcome import Verdict, resolved
@@ -44,10 +44,14 @@ TAKES_DATA = True
 THRESHOLDS = (0.7, 0.8, 0.9, 0.95)
 SELECTED_BY = ("peak", "frequency")
 SCORES = ("frequency", "peak", "z_score")
+MEASURED = "GBA, measured targets"
 MOSTLY = "seeds of GBA agree more than those of TopK at most thresholds and selections"
 BEYOND_QUICK = (MOSTLY,)  # The quick run has so few neurons and rows that seeds share the most frequent features only.
 BINS = 12  # Each bin has equally many neurons.
-STYLES = (*drawing.STYLES, {"color": "#56B4E9", "marker": "X", "linestyle": (0, (1, 1))})
+PALE: dict[str, Any] = {"color": "#56B4E9", "marker": "X", "linestyle": (0, (1, 1))}
+OURS: dict[str, Any] = {"color": "#E69F00", "marker": "P", "linestyle": "-"}
+METHODS = ("GBA", "GBA, tied", "BA", "TopK", "BatchTopK", "JumpReLU", "L1", MEASURED)
+STYLES = dict(zip(METHODS, (*drawing.STYLES, PALE, OURS), strict=True))
 LABELS = {"frequency": "activation frequency", "peak": "peak pre-activation", "z_score": "Z-score of the peak"}
 
 
@@ -55,12 +59,13 @@ LABELS = {"frequency": "activation frequency", "peak": "peak pre-activation", "z
 class Sizes:
     """Settings; width 0 is the default recipe's.  Baselines keep the lr with the lowest FVU of the first seed.
 
-    k: several, around the L0 of GBA, so that the comparison hangs on none.
+    k: several, around the L0 of GBA, so that the comparison hangs on none.  measured: the l0 of measured targets.
     """
 
     width: int
     steps: int
     k: tuple[int, ...]
+    measured: tuple[float, ...]
     batchtopk: tuple[int, ...]
     jumprelu: tuple[float, ...]
     l1: tuple[float, ...]
@@ -71,31 +76,34 @@ class Sizes:
 
 SIZES = {
     "quick": Sizes(
-        width=512, steps=400, k=(10, 20), batchtopk=(10,), jumprelu=(0.004,), l1=(0.08,), htf=0.03, lr=(3e-3,), seeds=3
+        width=512, steps=400, k=(10, 20), measured=(10,), batchtopk=(10,), jumprelu=(0.004,), l1=(0.08,), htf=0.03,
+        lr=(3e-3,), seeds=3,
     ),
     "full": Sizes(
-        width=0, steps=1250, k=(32, 56, 96), batchtopk=(56,), jumprelu=(0.001,), l1=(0.03, 0.06), htf=0.02,
-        lr=(1e-3, 3e-3), seeds=6,
+        width=0, steps=1250, k=(32, 56, 96), measured=(32, 56), batchtopk=(56,), jumprelu=(0.001,), l1=(0.03, 0.06),
+        htf=0.02, lr=(1e-3, 3e-3), seeds=6,
     ),
 }  # fmt: skip
 
 
 def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | None) -> dict[str, Any]:
     """For each network, a method at a setting, what `compared` finds of its seeds."""
-    real = training.opened(data)
+    real = training.opened_once(data)
+    work = partial(trained, backend=backend, data=data)
     networks: list[dict[str, Any]] = []
     for method, setting, configs in candidates(sizes, real.train.d):
-
-        def trained(config: AnyConfig, name: str = title(method, setting)) -> tuple[AnyParams, Evaluation]:
-            tick(f"{name}, lr {config.lr:g}, seed {config.seed}")
-            return training.evaluated(real, config, backend)
-
-        trials = [trained(config) for config in configs]
+        tick(title(method, setting))
+        trials = workers.at_once(work, configs, backend, tick)
         best = int(np.argmin([evaluation.fvu for _, evaluation in trials]))
-        others = [trained(replace(configs[best], seed=seed)) for seed in range(1, sizes.seeds)]
-        comparison = compared([trials[best], *others])
+        seeds = [replace(configs[best], seed=seed) for seed in range(1, sizes.seeds)]
+        comparison = compared([trials[best], *workers.at_once(work, seeds, backend, tick)])
         networks.append({"method": method, "setting": setting, "lr": configs[best].lr} | comparison)
     return {"data": real.about(), "thresholds": THRESHOLDS, "selections": TOP_SHARES, "networks": networks}
+
+
+def trained(config: AnyConfig, backend: str, data: tuple[Path, Path] | None) -> tuple[AnyParams, Evaluation]:
+    """A network, and what it does on the held-out rows."""
+    return training.evaluated(training.opened_once(data), config, backend)
 
 
 def candidates(sizes: Sizes, d: int) -> list[tuple[str, float | None, list[AnyConfig]]]:
@@ -108,6 +116,7 @@ def candidates(sizes: Sizes, d: int) -> list[tuple[str, float | None, list[AnyCo
         ("GBA, tied", None, [default(untied=False)]),
         ("BA", sizes.htf, [default(groups=1, htf=sizes.htf)]),
     ]
+    networks += [(MEASURED, l0, [recipe.measured(d, **given, l0=l0)]) for l0 in sizes.measured]
     settings = {"topk": sizes.k, "batchtopk": sizes.batchtopk, "jumprelu": sizes.jumprelu, "l1": sizes.l1}
     names = {"topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "l1": "L1"}
     for method, values in settings.items():
@@ -240,6 +249,12 @@ def verdict(data: dict[str, Any]) -> Verdict:
             f" Matched one to one {one_to_one(gba):.1%} against {one_to_one(top):.1%} do, of random dictionaries with "
             f"these spectra {chance:.1%}."
         )
+    if targeted := named(data, MEASURED):  # ours, and not in what earlier versions measured
+        matched += "".join(
+            f" With measured targets (L0 {np.mean(n['l0']):.0f}) {consistent(n):.1%} exceed it, {one_to_one(n):.1%} "
+            "matched."
+            for n in targeted
+        )
     claims = {
         "seeds of GBA agree more than those of TopK at every threshold and selection": bool(above.all()),
         MOSTLY: bool(above.mean() > 0.5),
@@ -298,7 +313,8 @@ def pictures(data: dict[str, Any]) -> list[Picture]:
 def _by_selection(figure: Figure, data: dict[str, Any]) -> None:
     panels = figure.subplots(1, 3, sharey=True)
     level = data["thresholds"].index(measures.TAU)
-    for network, style in zip(comparable(data), STYLES, strict=True):
+    for network in comparable(data):
+        style = STYLES[network["method"]]
         seeds = np.array(network["share"])  # (seeds, by, selections, thresholds)
         for axes, by in zip(panels, range(len(SELECTED_BY)), strict=False):
             percents = [100 * share for share in data["selections"]]
@@ -315,9 +331,9 @@ def _by_selection(figure: Figure, data: dict[str, Any]) -> None:
 
 def _by_sparsity(figure: Figure, data: dict[str, Any]) -> None:
     axes = figure.subplots()
-    styles = dict(zip((network["method"] for network in comparable(data)), STYLES, strict=True))
     level = data["thresholds"].index(measures.TAU)
-    for method, style in styles.items():
+    for method in dict.fromkeys(network["method"] for network in data["networks"]):
+        style = STYLES[method]
         networks = sorted(named(data, method), key=lambda network: float(np.mean(network["l0"])))
         x = [float(np.mean(network["l0"])) for network in networks]
         seeds = np.array([np.array(network["share"])[:, 0, -1, level] for network in networks])  # (networks, seeds)
@@ -335,7 +351,8 @@ def _by_sparsity(figure: Figure, data: dict[str, Any]) -> None:
 
 def _by_score(figure: Figure, data: dict[str, Any]) -> None:
     panels = figure.subplots(1, 3, sharey=True)
-    for network, style in zip(comparable(data), STYLES, strict=True):
+    for network in comparable(data):
+        style = STYLES[network["method"]]
         for axes, score in zip(panels, SCORES, strict=True):
             x, low, median, high = np.array(network["curves"][score]).T
             axes.plot(x, median, label=label(network), markersize=4, linewidth=1.5, **style)

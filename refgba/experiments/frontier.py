@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -117,7 +117,7 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
     points: list[dict[str, Any]] = []
     for method in sizes.dials():
         points += curve(method, points, sizes, backend, tick, data)
-    return {"data": opened(data).about(), "points": points}
+    return {"data": training.opened_once(data).about(), "points": points}
 
 
 def curve(
@@ -137,15 +137,9 @@ def curve(
     return [*found, *(p | {"kept": True} for p in workers.at_once(work, more, backend, tick))]
 
 
-@cache
-def opened(data: tuple[Path, Path] | None) -> training.Real:
-    """The activations, surveyed once per process."""
-    return training.opened(data)
-
-
 def point(task: Task, sizes: Sizes, backend: str, data: tuple[Path, Path] | None) -> dict[str, Any]:
     """Train a network, and judge it on both halves of the held-out rows."""
-    real = opened(data)
+    real = training.opened_once(data)
     config: Any = configure(task, sizes, real.train.d)
     params: Any
     if task.method in random_directions.NAMES:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,12 @@ def opened(data: tuple[Path, Path] | None) -> Real:
     train, held_out = data or (Path(str(folder / name)) for name in SAMPLE)
     rows, _ = survey(open_activations(train), "float32")
     return Real(rows, open_activations(held_out, rows.d))
+
+
+@cache
+def opened_once(data: tuple[Path, Path] | None) -> Real:
+    """`opened`, surveyed once per process."""
+    return opened(data)
 
 
 def evaluated(real: Real, config: AnyConfig, backend: str) -> tuple[AnyParams, Evaluation]:
