@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import results_agreement
+import results_curve
 import results_llm
 import results_opponents
 import results_parallel
@@ -279,9 +280,11 @@ TITLES = {
     "l1": "L1",
     "matryoshka": "Matryoshka",
     "gated": "Gated",
+    "measured": "GBA, measured targets",
 }
 SETTINGS = {
     "TopK": "K", "BatchTopK": "K", "BA": "p", "JumpReLU": "sparsity", "L1": "λ", "Matryoshka": "K", "Gated": "λ",
+    "GBA, measured targets": "l0",
     "random rows": "K", "random units": "K",
 }  # fmt: skip
 
@@ -412,11 +415,12 @@ def page(folder: Path = RESULTS) -> str:
     )
     sections = (section(*item) for item in outcomes.items())
     opponents = results_opponents.section(folder, table)
+    curves = results_curve.sections(folder, table)
     worlds = results_worlds.sections(folder, table)
     seeds = results_agreement.sections(folder, table)
     models = results_llm.sections(folder, table)
     ranks = results_parallel.sections(folder, table)
-    return "\n".join([BEGINNING + overview, *sections, opponents, *worlds, *seeds, *models, *ranks, elsewhere])
+    return "\n".join([BEGINNING + overview, *sections, opponents, *curves, *worlds, *seeds, *models, *ranks, elsewhere])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import numpy as np
 
 from refgba import model, recipe
 from refgba.config import BaselineConfig, GBAConfig
-from refgba.experiments import drawing, frontier, training
+from refgba.experiments import drawing, frontier, training, workers
 from refgba.experiments.drawing import Picture
 from refgba.experiments.experiment import Tick
 from refgba.experiments.imbalanced import LEVELS, rates
@@ -85,27 +87,34 @@ SIZES = {
 
 def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | None) -> dict[str, Any]:
     """By variant FVU, L0 and dead on the held-out rows, [seed], and FRR on the imbalanced set, [seed][level]."""
-    real = training.opened(data)
-    given: dict[str, Any] = {"batch": sizes.batch, "dtype": "float32"}
+    runs: list[tuple[str | int, int]] = list(product((*VARIANTS, *sizes.k), range(sizes.seeds)))
+    found = workers.at_once(partial(network, sizes=sizes, backend=backend, data=data), runs, backend, tick)
+    by_name: dict[str, dict[str, list[Any]]] = {}
+    for (name, _), judged in zip(runs, found, strict=True):
+        for measurement, value in judged.items():
+            by_name.setdefault(str(name), {}).setdefault(measurement, []).append(value)
+    return {
+        "data": training.opened_once(data).about(),
+        "found": {name: by_name[name] for name in VARIANTS},
+        "topk": {str(k): by_name[str(k)] for k in sizes.k},
+    }
+
+
+def network(
+    run: tuple[str | int, int], sizes: Sizes, backend: str, data: tuple[Path, Path] | None
+) -> dict[str, float | list[float]]:  # fmt: skip
+    """Of a variant, or of TopK by its K, and a seed: FVU, L0 and dead on the held-out rows, and a variant's FRR."""
+    name, seed = run
+    real = training.opened_once(data)
+    given: dict[str, Any] = {"batch": sizes.batch, "dtype": "float32", "seed": seed}
     on_real = given | {"width": sizes.width, "steps": sizes.steps}
-    on_known = given | {"width": sizes.M, "steps": sizes.known_steps}
-    names = ("fvu", "l0", "dead", "frr")
-    variants: dict[str, dict[str, list[Any]]] = {variant: {name: [] for name in names} for variant in VARIANTS}
-    topk: dict[str, dict[str, list[float]]] = {str(k): {"fvu": [], "l0": [], "dead": []} for k in sizes.k}
-    for seed in range(sizes.seeds):
-        truth = model.imbalanced(seed)
-        X = truth.draw(0, sizes.rows).X
-        for name in VARIANTS:
-            tick(f"{name}, seed {seed}")
-            config = settings(name, real.train.d, seed=seed, **on_real)
-            _append(variants[name], frontier.judged(training.evaluated(real, config, backend)[1]))
-            config = settings(name, truth.d, seed=seed, **on_known)
-            variants[name]["frr"].append(rates(training.train(X, config, backend).neurons, truth.V))
-        for k in sizes.k:
-            tick(f"TopK, K = {k}, seed {seed}")
-            baseline = BaselineConfig(method="topk", k=k, lr=sizes.topk_lr, seed=seed, **on_real)
-            _append(topk[str(k)], frontier.judged(training.evaluated(real, baseline, backend)[1]))
-    return {"data": real.about(), "found": variants, "topk": topk}
+    if name not in VARIANTS:
+        baseline = BaselineConfig(method="topk", k=int(name), lr=sizes.topk_lr, **on_real)
+        return {**frontier.judged(training.evaluated(real, baseline, backend)[1])}
+    judged = frontier.judged(training.evaluated(real, settings(str(name), real.train.d, **on_real), backend)[1])
+    truth = model.imbalanced(seed)
+    known = settings(str(name), truth.d, **given, width=sizes.M, steps=sizes.known_steps)
+    return judged | {"frr": rates(training.train(truth.draw(0, sizes.rows).X, known, backend).neurons, truth.V)}
 
 
 def settings(variant: str, d: int, **given: Any) -> GBAConfig:
@@ -115,11 +124,6 @@ def settings(variant: str, d: int, **given: Any) -> GBAConfig:
     if "adapt_every" in scaled:
         scaled["adapt_every"] = max(1, round(scaled["adapt_every"]))
     return recipe.default(d, **given | GIVEN.get(variant, {}) | scaled)
-
-
-def _append(lists: dict[str, list[Any]], values: dict[str, float]) -> None:
-    for name, value in values.items():
-        lists[name].append(value)
 
 
 # ---- what the numbers say --------------------------------------------------------------------------------------------

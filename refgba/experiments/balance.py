@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refgba import recipe
 from refgba.data.laws import zipf_frequencies
-from refgba.experiments import drawing, measures, training
+from refgba.experiments import drawing, measures, training, workers
 from refgba.experiments.drawing import Picture
 from refgba.experiments.experiment import Tick
 from refgba.experiments.outcome import Verdict
 from refgba.model import Independent
-from refgba.types import Float64
+from refgba.types import Array, Float64
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,17 +61,24 @@ def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
     f = zipf_frequencies(sizes.n, sizes.s / sizes.n, sizes.exponent)
     methods: dict[str, dict[str, Any]] = {"GBA": {}}
     methods |= {f"BA, p = {p:g}": {"groups": 1, "htf": p} for p in sizes.p}
-    cosines: dict[str, list[list[float]]] = {name: [] for name in methods}
-    for seed in range(sizes.seeds):
-        V = training.gaussian(sizes.n, sizes.d, seed)
-        X = training.mixture(Independent(f), V, sizes.rows, seed)
-        for name, given in methods.items():
-            tick(f"{name}, seed {seed}")
-            config = recipe.default(
-                sizes.d, width=sizes.M, steps=sizes.steps, batch=sizes.batch, seed=seed, dtype="float32", **given
-            )  # fmt: skip
-            cosines[name].append(measures.nearest(V, training.train(X, config, backend).neurons))
-    return {"f": f.tolist(), "cosine": cosines}
+    work = partial(of_seed, methods=methods, f=f, sizes=sizes, backend=backend)
+    seeds = workers.at_once(work, range(sizes.seeds), backend, tick)
+    return {"f": f.tolist(), "cosine": {name: [seed[name] for seed in seeds] for name in methods}}
+
+
+def of_seed(
+    seed: int, methods: dict[str, dict[str, Any]], f: Array, sizes: Sizes, backend: str
+) -> dict[str, list[float]]:  # fmt: skip
+    """Of one seed, for each method the cosine of every feature's nearest neuron."""
+    V = training.gaussian(sizes.n, sizes.d, seed)
+    X = training.mixture(Independent(f), V, sizes.rows, seed)
+    shared: dict[str, Any] = {"width": sizes.M, "steps": sizes.steps, "batch": sizes.batch, "dtype": "float32"}
+    return {
+        name: measures.nearest(
+            V, training.train(X, recipe.default(sizes.d, seed=seed, **shared, **given), backend).neurons
+        )
+        for name, given in methods.items()
+    }
 
 
 # ---- what the numbers say --------------------------------------------------------------------------------------------

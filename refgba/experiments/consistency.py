@@ -89,7 +89,7 @@ SIZES = {
 def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | None) -> dict[str, Any]:
     """For each network, a method at a setting, what `compared` finds of its seeds."""
     real = training.opened_once(data)
-    work = partial(trained, backend=backend, data=data)
+    work = partial(training.evaluated_once, backend=backend, data=data)
     networks: list[dict[str, Any]] = []
     for method, setting, configs in candidates(sizes, real.train.d):
         tick(title(method, setting))
@@ -99,11 +99,6 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
         comparison = compared([trials[best], *workers.at_once(work, seeds, backend, tick)])
         networks.append({"method": method, "setting": setting, "lr": configs[best].lr} | comparison)
     return {"data": real.about(), "thresholds": THRESHOLDS, "selections": TOP_SHARES, "networks": networks}
-
-
-def trained(config: AnyConfig, backend: str, data: tuple[Path, Path] | None) -> tuple[AnyParams, Evaluation]:
-    """A network, and what it does on the held-out rows."""
-    return training.evaluated(training.opened_once(data), config, backend)
 
 
 def candidates(sizes: Sizes, d: int) -> list[tuple[str, float | None, list[AnyConfig]]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refgba import recipe
 from refgba.data.laws import Pairs
-from refgba.experiments import drawing, measures, training
+from refgba.experiments import drawing, measures, training, workers
 from refgba.experiments.drawing import Picture
 from refgba.experiments.experiment import Tick
 from refgba.experiments.outcome import Verdict
@@ -54,22 +55,25 @@ SIZES = {
 
 def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
     """FRR of each method as [seed][rho_2]: Modified BA at p = 1/n, and GBA by its default recipe."""
-    f = sizes.s / sizes.n
-    frr: dict[str, list[list[float]]] = {"Modified BA": [], "GBA": []}
-    for seed in range(sizes.seeds):
-        V, W = training.gaussian(sizes.n, sizes.d, seed), training.neurons(sizes.M, sizes.d, seed)
-        config = recipe.default(
-            sizes.d, width=sizes.M, steps=sizes.steps, batch=sizes.batch, seed=seed, dtype="float32"
-        )  # fmt: skip
-        for shares in frr.values():
-            shares.append([])
-        for rho_2 in sizes.rho_2:
-            tick(f"rho_2 = {rho_2}, seed {seed}")
-            X = training.mixture(Pairs(sizes.n, f, rho_2), V, sizes.rows, seed)
-            climbed = training.climb(X, W, 1 / sizes.n, sizes.modified_steps)
-            frr["Modified BA"][-1].append(measures.recovery(measures.nearest(V, climbed)))
-            frr["GBA"][-1].append(measures.recovery(measures.nearest(V, training.train(X, config, backend).neurons)))
+    work = partial(of_seed, sizes=sizes, backend=backend)
+    seeds = workers.at_once(work, range(sizes.seeds), backend, tick)
+    frr = {name: [seed[name] for seed in seeds] for name in ("Modified BA", "GBA")}
     return {"rho_2": list(sizes.rho_2), "frr": frr, "bound": sizes.n**-0.5}
+
+
+def of_seed(seed: int, sizes: Sizes, backend: str) -> dict[str, list[float]]:
+    """FRR of each method as [rho_2] for one seed."""
+    V, W = training.gaussian(sizes.n, sizes.d, seed), training.neurons(sizes.M, sizes.d, seed)
+    config = recipe.default(
+        sizes.d, width=sizes.M, steps=sizes.steps, batch=sizes.batch, seed=seed, dtype="float32"
+    )  # fmt: skip
+    frr: dict[str, list[float]] = {"Modified BA": [], "GBA": []}
+    for rho_2 in sizes.rho_2:
+        X = training.mixture(Pairs(sizes.n, sizes.s / sizes.n, rho_2), V, sizes.rows, seed)
+        climbed = training.climb(X, W, 1 / sizes.n, sizes.modified_steps)
+        frr["Modified BA"].append(measures.recovery(measures.nearest(V, climbed)))
+        frr["GBA"].append(measures.recovery(measures.nearest(V, training.train(X, config, backend).neurons)))
+    return frr
 
 
 # ---- what the numbers say --------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from refgba import gba, recipe
 from refgba.backends.base import AnyConfig
 from refgba.config import BaselineConfig
 from refgba.data.laws import zipf_frequencies
-from refgba.experiments import drawing, measures, training
+from refgba.experiments import drawing, measures, training, workers
 from refgba.experiments.drawing import Picture
 from refgba.experiments.experiment import Tick
 from refgba.experiments.outcome import Verdict
@@ -76,7 +77,7 @@ SIZES = {
 
 def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | None) -> dict[str, Any]:
     """The estimator on known features, by the law of their strengths, and on real ones, by method."""
-    real = training.opened(data)
+    real = training.opened_once(data)
     default = recipe.default(real.train.d)
     return {
         "data": real.about(),
@@ -84,7 +85,7 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
         "target": default.target().tolist(),
         "levels": LEVELS,
         "known": {weights: on_known(weights, sizes, backend, tick) for weights in WEIGHTS},
-        "real": {name: on_real(name, c, real, sizes, backend, tick) for name, c in methods(sizes, real.train.d)},
+        "real": {name: on_real(name, c, data, sizes, backend, tick) for name, c in methods(sizes, real.train.d)},
     }
 
 
@@ -184,15 +185,15 @@ def _kept(model: SyntheticModel, start: int, stop: int) -> tuple[Array, Mask]:
 
 
 def on_real(
-    name: str, config: AnyConfig, real: training.Real, sizes: Sizes, backend: str, tick: Tick
+    name: str, config: AnyConfig, data: tuple[Path, Path] | None, sizes: Sizes, backend: str, tick: Tick
 ) -> dict[str, Any]:
     """L0 and FVU; of each of the features that the seeds agree on how often its neuron fires, and the estimates."""
-    runs = []
-    for seed in range(sizes.seeds):
-        tick(f"{name}, seed {seed}")
-        runs.append(training.evaluated(real, replace(config, seed=seed), backend))
+    tick(name)
+    seeds = [replace(config, seed=seed) for seed in range(sizes.seeds)]
+    runs = workers.at_once(partial(training.evaluated_once, backend=backend, data=data), seeds, backend, tick)
     V = [params.V for params, _ in runs]
     features = agreed(V)
+    real = training.opened_once(data)
     W = np.array([V[seed][m] for seed, m in features]).reshape(-1, real.train.d)
     X = unit_rows(np.concatenate(list(real.judged(config))).astype(config.master))
     return {

@@ -9,12 +9,14 @@ up once neurons are trained to reconstruct, so GBA is judged against both.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refgba import recipe
-from refgba.experiments import drawing, measures, training
+from refgba.experiments import drawing, measures, training, workers
 from refgba.experiments.drawing import Picture
 from refgba.experiments.experiment import Tick
 from refgba.experiments.outcome import Verdict, resolved
@@ -90,27 +92,38 @@ def draw(law: str, n: int, d: int, seed: int) -> Array:
 
 def measure(sizes: Sizes, backend: str, tick: Tick) -> dict[str, Any]:
     """Of each law and seed every feature's largest |cos| to another, and of each method that to the nearest neuron."""
-    by_law: dict[str, dict[str, list[list[float]]]] = {}
-    for law in sizes.laws:
-        by_law[law] = {name: [] for name in ("coherence", *METHODS)}
-        for seed in range(sizes.seeds):
-            tick(f"{law}, seed {seed}")
-            V = draw(law, sizes.n, sizes.d, seed)
-            X = training.mixture(Uniform(sizes.n, (sizes.s,)), V, sizes.rows, seed)
-            W = training.neurons(sizes.M, sizes.d, seed)
-            climbed = training.climb(X, W, 1 / sizes.n, sizes.modified_steps)
-            centred = training.climb(unit_rows(X - X.mean(axis=0)), W, 1 / sizes.n, sizes.modified_steps)
-            config = recipe.default(
-                sizes.d, width=sizes.M, steps=sizes.steps, batch=sizes.batch, seed=seed, dtype="float32"
-            )  # fmt: skip
-            by_law[law]["coherence"].append(coherence(V).round(4).tolist())
-            by_law[law]["Modified BA"].append(measures.nearest(V, climbed))
-            by_law[law][CENTRED].append(measures.nearest(V - V.mean(axis=0), centred))
-            trained = training.train(X, config, backend).neurons
-            by_law[law]["GBA"].append(measures.nearest(V, trained))
-            by_law[law][RELATIVE].append(measures.nearest(V - V.mean(axis=0), trained))
+    runs = list(product(sizes.laws, range(sizes.seeds)))
+    found = workers.at_once(partial(of_seed, sizes=sizes, backend=backend), runs, backend, tick)
+    by_law: dict[str, dict[str, list[list[float]]]] = {
+        law: {
+            name: [one[name] for (its, _), one in zip(runs, found, strict=True) if its == law]
+            for name in ("coherence", *METHODS)
+        }
+        for law in sizes.laws
+    }
     # `identifiability` compares V1 with what Gaussian features of this shape reach.
     return {"laws": by_law, "threshold": float(np.sqrt(4 * np.log(sizes.n) / sizes.d))}
+
+
+def of_seed(run: tuple[str, int], sizes: Sizes, backend: str) -> dict[str, list[float]]:
+    """Of a law and a seed every feature's largest |cos| to another, and of each method that to the nearest neuron."""
+    law, seed = run
+    V = draw(law, sizes.n, sizes.d, seed)
+    X = training.mixture(Uniform(sizes.n, (sizes.s,)), V, sizes.rows, seed)
+    W = training.neurons(sizes.M, sizes.d, seed)
+    climbed = training.climb(X, W, 1 / sizes.n, sizes.modified_steps)
+    centred = training.climb(unit_rows(X - X.mean(axis=0)), W, 1 / sizes.n, sizes.modified_steps)
+    config = recipe.default(
+        sizes.d, width=sizes.M, steps=sizes.steps, batch=sizes.batch, seed=seed, dtype="float32"
+    )  # fmt: skip
+    trained = training.train(X, config, backend).neurons
+    return {
+        "coherence": coherence(V).round(4).tolist(),
+        "Modified BA": measures.nearest(V, climbed),
+        CENTRED: measures.nearest(V - V.mean(axis=0), centred),
+        "GBA": measures.nearest(V, trained),
+        RELATIVE: measures.nearest(V - V.mean(axis=0), trained),
+    }
 
 
 def coherence(V: Array) -> Float64:

@@ -137,3 +137,10 @@ def evaluated(real: Real, config: AnyConfig, backend: str) -> tuple[AnyParams, E
     engine, state = trained(feed.minibatches(real.train, config), real.train.d, config, backend)
     params = engine.params(state)
     return params, evaluate(params, config, engine, real.judged(config))
+
+
+def evaluated_once(
+    config: AnyConfig, backend: str, data: tuple[Path, Path] | None
+) -> tuple[AnyParams, Evaluation]:  # fmt: skip
+    """`evaluated` on activations that a process opens once."""
+    return evaluated(opened_once(data), config, backend)
