@@ -31,7 +31,7 @@ def trained(
     about = training.opened_once(data).about()
     measured: dict[str, Any] = {"settings": asdict(sizes), "backend": backend, "data": about, "points": []}
     for method in sorted(methods, key=METHODS.index):
-        measured["points"] += frontier.curve(method, measured["points"], sizes, backend, print, data)
+        measured["points"] += frontier.curves([method], measured["points"], sizes, backend, print, data)
         measured["seconds"] = round(time.perf_counter() - began, 1)
         if out is not None:
             files.write(out, (json.dumps(measured, indent=1) + "\n").encode())

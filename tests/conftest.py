@@ -59,9 +59,11 @@ def outcomes():
     from experiments_micro import shrink
 
     from refgba import experiments
+    from refgba.experiments import workers
 
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
+        patch.setattr(workers.os, "cpu_count", lambda: 1)  # beginning processes would take longer than all of it
         return {name: experiments.run(name, "quick", "numpy", list) for name in experiments.NAMES}
 
 

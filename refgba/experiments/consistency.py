@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import combinations, permutations
+from itertools import combinations, islice, permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,14 +90,18 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
     """For each network, a method at a setting, what `compared` finds of its seeds."""
     real = training.opened_once(data)
     work = partial(training.evaluated_once, backend=backend, data=data)
-    networks: list[dict[str, Any]] = []
-    for method, setting, configs in candidates(sizes, real.train.d):
-        tick(title(method, setting))
-        trials = workers.at_once(work, configs, backend, tick)
-        best = int(np.argmin([evaluation.fvu for _, evaluation in trials]))
-        seeds = [replace(configs[best], seed=seed) for seed in range(1, sizes.seeds)]
-        comparison = compared([trials[best], *workers.at_once(work, seeds, backend, tick)])
-        networks.append({"method": method, "setting": setting, "lr": configs[best].lr} | comparison)
+    asked = candidates(sizes, real.train.d)
+    trials = iter(workers.at_once(work, [config for *_, configs in asked for config in configs], backend, tick))
+    kept = []
+    for *_, configs in asked:
+        tried = list(zip(configs, islice(trials, len(configs)), strict=True))
+        kept.append(min(tried, key=lambda trial: trial[1][1].fvu))
+    seeds = [replace(config, seed=seed) for config, _ in kept for seed in range(1, sizes.seeds)]
+    others = iter(workers.at_once(work, seeds, backend, tick))
+    networks = [
+        {"method": method, "setting": setting, "lr": config.lr} | compared([first, *islice(others, sizes.seeds - 1)])
+        for (method, setting, _), (config, first) in zip(asked, kept, strict=True)
+    ]
     return {"data": real.about(), "thresholds": THRESHOLDS, "selections": TOP_SHARES, "networks": networks}
 
 

@@ -114,22 +114,25 @@ def measure(sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | No
 
     `choosing`: FVU and L0 on the first half.
     """
-    points: list[dict[str, Any]] = []
-    for method in sizes.dials():
-        points += curve(method, points, sizes, backend, tick, data)
+    points = curves(list(sizes.dials()), [], sizes, backend, tick, data)
     return {"data": training.opened_once(data).about(), "points": points}
 
 
-def curve(
-    method: str, points: list[dict[str, Any]], sizes: Sizes, backend: str, tick: Tick, data: tuple[Path, Path] | None
+def curves(
+    methods: list[str], points: list[dict[str, Any]], sizes: Sizes, backend: str, tick: Tick,
+    data: tuple[Path, Path] | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The points of a method at its settings: all that were tried with the first seed, and others of what was kept.
+    """The points of methods at their settings: all that were tried with the first seed, and others of what was kept.
 
-    points: those there are so far, TopK's among them, whose line says what is best.
+    points: those there are already.  TopK is among them or among the methods, since its line says what is best.
     """
     work = partial(point, sizes=sizes, backend=backend, data=data)
-    ways = [(None, BATCH)] if method in OURS else list(product(sizes.lr, sizes.batch))
-    tried = [Task(method, setting, 0, *way) for setting, way in product(sizes.dials()[method], ways)]
+    ways = list(product(sizes.lr, sizes.batch))
+    tried = [
+        Task(method, setting, 0, *way)
+        for method in methods
+        for setting, way in product(sizes.dials()[method], [(None, BATCH)] if method in OURS else ways)
+    ]
     found = workers.at_once(work, tried, backend, tick)
     keep([*(p for p in points if not p["seed"]), *found])
     best = [task for task, p in zip(tried, found, strict=True) if p["kept"]]
