@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from refgba.recipe import RECIPES
 from refgba.runs import console, judging
 from refgba.runs.options import json_option, output_option
 from refgba.runs.settings import Request
+from refgba.runs.signals import Stopped
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -351,7 +353,12 @@ def explore_command(
     with Meter("harvesting") as meter:
         exploration.harvest(meter, console.remark)
     run = exploration.launch(console.counting, console.remark, console.waiting)
-    console.train(run)
+    if not exploration.trained:
+        try:
+            console.train(run)
+        except Stopped as stopped:
+            by = signal.Signals(stopped.number).name
+            raise Stopped(f"{out}: stopped by {by} while training; the same command goes on", stopped.number) from None
     result = judging.judge_trained(run.path, run.data, run.backend, run.held_out, console.counting)
     exploration.dashboard(console.counting, console.remark)
     if as_json:
