@@ -89,10 +89,12 @@ def harvest_command(
     facts = [summary(store) for store in stores]
     if as_json:
         return click.echo(json.dumps({"stores": facts}))
+    done = "Wrote" if meter.line else "Already there:"
     for fact in facts:
         left = ", ".join(f"{count} for {why}" for why, count in fact["dropped"].items() if count)
+        left += f"; files that are not UTF-8: {fact['files_left_out']}" if fact["files_left_out"] else ""
         console.line(
-            f"Wrote {fact['store']}: {fact['rows']} rows of d = {fact['d']} from {fact['tokens']} tokens of "
+            f"{done} {fact['store']}: {fact['rows']} rows of d = {fact['d']} from {fact['tokens']} tokens of "
             f"{fact['site']}; left out: {left or 'none'}"
         )
     console.line(f"Train on it: {console.program()} train {facts[0]['store']} -o runs/NAME --dtype float32")
@@ -114,6 +116,7 @@ def summary(store: Any) -> dict[str, Any]:
         "tokens": sum(shard["read"] for shard in shards),
         "contexts": int(store.context_starts[-1]),
         "dropped": dropped,
+        "files_left_out": sum(shard.get("files_left_out", 0) for shard in shards),
         "median_norm": store.about["median_norm"],
     }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -108,7 +108,8 @@ class Exploration:
     def _batches(self) -> Iterator[list[Context]]:
         """What the model will see."""
         length = self.settings.context or min(harvesting.CONTEXT, self.model.longest or harvesting.CONTEXT)
-        source = contexts(self.text, self.model.tokenizer, length, self.settings.pack, Fingerprint())
+        text = replace(self.text, left_out=id)  # the harvest tells of what is left out
+        source = contexts(text, self.model.tokenizer, length, self.settings.pack, Fingerprint())
         return batches(source, self.settings.batch, self.settings.tokens)
 
     def _refuse_little_text(self, size: int) -> None:
