@@ -3,6 +3,7 @@
 text.py          documents, streamed from files, folders, tables and data sets
 contexts.py      documents as contexts of tokens, in batches
 models.py        a model that is open, from a folder, a .gguf file or a hub
+hub.py           whether the hub can be reached
 sites.py         submodules by name: their activations read or changed while the model runs
 keeping.py       which positions count
 harvesting.py    `refgba harvest`: activations on a text, as stores that `refgba train` takes
