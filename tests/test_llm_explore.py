@@ -140,6 +140,8 @@ def test_a_dashboard_of_another_run_is_not_taken_for_this_one(cli, command, tmp_
     assert_one_line(cli(*command, "--l0", 9), "dashboard: is not of the run and the store")
     page.write_bytes(after)
     assert cli(*command, "--l0", 9).exit_code == 0
+    shutil.rmtree(tmp_path / "out" / "store")
+    assert_one_line(cli(*command, "--l0", 9), "dashboard: is not of the run and the store")
 
 
 @llm

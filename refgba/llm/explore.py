@@ -22,7 +22,7 @@ import numpy as np
 from refgba.backends.base import AnyConfig
 from refgba.data import files
 from refgba.data.activations import Activations
-from refgba.data.store import Shard, Store, open_store
+from refgba.data.store import META, Shard, Store, open_store
 from refgba.errors import InputError, brief
 from refgba.llm import harvesting, sites
 from refgba.llm.contexts import Context, batches, contexts, padded
@@ -167,7 +167,8 @@ class Exploration:
             request, defaults = launch.customary(self.request)
             asked = request.config(int(record.about["data"]["d"]), **defaults)
             refuse_other(run, record.config, asked, tuple(request.flags))
-        if self.page.exists() and not (self.trained and is_of(self.page, run, store)):
+        there = self.trained and (store / META).is_file()
+        if self.page.exists() and not (there and is_of(self.page, run, store)):
             raise InputError(
                 f"{self.page.parent}: is not of the run and the store that are beside it now; remove it, and the same "
                 "command writes a new one"
