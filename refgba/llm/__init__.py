@@ -3,11 +3,13 @@
 text.py          documents, streamed from files, folders, tables and data sets
 contexts.py      documents as contexts of tokens, in batches
 models.py        a model that is open, from a folder, a .gguf file or a hub
+hub.py           whether the hub can be reached
 sites.py         submodules by name: their activations read or changed while the model runs
 keeping.py       which positions count
 harvesting.py    `refgba harvest`: activations on a text, as stores that `refgba train` takes
 shards.py        written shard by shard, so that a kill costs no more than a shard
 records.py       read back without torch: tokens, contexts and text of every row
+matching.py      of which site a run is, so that it meets no other
 networks.py      a run or anyone's dictionary, computed by torch
 splice.py        put into the model
 evaluation.py    `refgba llm evaluate`: what the model loses by it

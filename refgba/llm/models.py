@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from refgba.errors import InputError, brief
+from refgba.llm import hub
 from refgba.llm.contexts import Tokenizer
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def open_model(name: str, dtype: str = "float32", device: str = "auto", bos: boo
         device = "cuda" if torch.cuda.is_available() else "cpu"
     refuse_device(torch, device)
     where, extra = locate(name)
-    options: dict[str, Any] = {"trust_remote_code": False, **extra}
+    options: dict[str, Any] = {"trust_remote_code": False, **(extra or hub.options(where))}
     with quiet(transformers):
         try:
             config = transformers.AutoConfig.from_pretrained(where, **options)
