@@ -28,6 +28,7 @@ from refgba.types import Array, Float64, Int64
 
 BLOCK = 2**20  # about how many bytes of rows are in a block
 WINDOW = 2**28  # about how many bytes of rows `feed` shuffles among themselves
+PLACE = ("model", "site", "of")  # where rows of a harvest come from, by its settings
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,15 @@ class Activations:
             "windows": self.windows,
             "fingerprint": self.fingerprint,
             "shards": [[shard.path.name, shard.rows] for shard in self.store.shards],
-        }
+        } | self._harvested()
+
+    def _harvested(self) -> dict[str, Any]:
+        """Of which side of which site of a model the rows are, where the store is of `refgba harvest`."""
+        harvest = self.store.about.get("harvest")
+        settings = harvest.get("settings") if isinstance(harvest, dict) else None
+        place = {name: settings.get(name) for name in PLACE} if isinstance(settings, dict) else {}
+        known = place and all(isinstance(value, str) for value in place.values())
+        return {"harvest": place} if known else {}
 
 
 def open_activations(path: Path, d: int | None = None) -> Activations:

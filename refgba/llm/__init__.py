@@ -8,6 +8,7 @@ keeping.py       which positions count
 harvesting.py    `refgba harvest`: activations on a text, as stores that `refgba train` takes
 shards.py        written shard by shard, so that a kill costs no more than a shard
 records.py       read back without torch: tokens, contexts and text of every row
+matching.py      of which site a run is, so that it meets no other
 networks.py      a run or anyone's dictionary, computed by torch
 splice.py        put into the model
 evaluation.py    `refgba llm evaluate`: what the model loses by it

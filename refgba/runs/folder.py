@@ -35,7 +35,7 @@ from refgba.backends.comm import ALONE, Ranks
 from refgba.baselines import METHODS
 from refgba.config import Settings, config_from_json
 from refgba.data import files
-from refgba.data.activations import Activations
+from refgba.data.activations import PLACE, Activations
 from refgba.data.store import DTYPES, LARGEST, checksum
 from refgba.errors import InputError
 from refgba.runs import held_out, parts
@@ -95,6 +95,7 @@ ABOUT_FIELDS: Table = {
         "massive_dimensions": optional(whole(0)),
         "massive_share": optional(number(0, 1)),
         "massive": optional(each(has(_DIMENSION))),
+        "harvest": optional(has(dict.fromkeys(PLACE, text))),  # which came after that; of a harvest alone
         "variance": number(1e-12, 1),  # of unit rows; `survey` refuses less
         "shards": each(entries(text, whole(0)), fewest=1),
     },

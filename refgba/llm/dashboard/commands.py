@@ -11,12 +11,11 @@ import click
 
 from refgba.data import files
 from refgba.errors import InputError
-from refgba.llm.dashboard.features import Features, open_dictionary, survey_features
+from refgba.llm.dashboard.features import Features, open_dictionary, open_fitting, survey_features
 from refgba.llm.dashboard.folder import write_dashboard
 from refgba.llm.dashboard.logits import direct_effects
 from refgba.llm.dashboard.others import FORMATS, write_delphi, write_features
 from refgba.llm.dashboard.survey import Choice
-from refgba.llm.records import open_harvest
 from refgba.runs import console
 from refgba.runs.options import json_option, output_option
 
@@ -103,7 +102,7 @@ def features_command(
         if model is not None:
             raise InputError("delphi's files hold no effects on logits: leave MODEL out")
         dictionary, _ = open_dictionary(run)
-        harvest = open_harvest(store, dictionary.W_enc.shape[1])
+        harvest = open_fitting(run, dictionary, store)
         count = write_delphi(dictionary, harvest, out, counting=console.counting)
         facts: dict[str, Any] = {"neurons": len(dictionary.W_enc), "rows": len(harvest), "activations": count}
     else:

@@ -16,6 +16,7 @@ from refgba.formats.dictionary import Dictionary
 from refgba.formats.trained import from_params
 from refgba.llm.dashboard.examples import Examples, batches, examples
 from refgba.llm.dashboard.survey import Choice, Survey, survey
+from refgba.llm.matching import refuse_other_site, run_about
 from refgba.llm.records import Harvest, open_harvest
 from refgba.runs import folder
 from refgba.runs.judging import Counting, silent
@@ -96,6 +97,13 @@ def open_dictionary(path: Path) -> tuple[Dictionary, Float64 | None]:
     return from_params(opened.params, opened.config, opened.centre), target
 
 
+def open_fitting(network: Path, dictionary: Dictionary, store: Path) -> Harvest:
+    """The store, if it can be what the network was trained on: of its d and, where that is known, of its site."""
+    harvest = open_harvest(store, dictionary.W_enc.shape[1])
+    refuse_other_site(run_about(network), harvest, network)
+    return harvest
+
+
 def survey_features(
     network: Path | str, store: Path | str, choice: Choice | None = None, counting: Counting = silent, **named: Any
 ) -> Features:
@@ -103,14 +111,15 @@ def survey_features(
 
     network: a run, one of its checkpoints, or the folder of a dictionary of any library that refgba reads.  choice:
     which contexts are shown, or as `named` fields of `Choice`, such as top=20.  Memory is bounded by the width, not by
-    the store's size.  InputError for what cannot be read or does not fit.
+    the store's size.  InputError for what cannot be read or does not fit, and for a run that was trained on another
+    site than the store's.
 
         features = survey_features("runs/mine", "stores/mlp15", top=20)
         features.frequency, features.examples(17)
     """
     chosen, network = choice or Choice(**named), Path(network)
     dictionary, target = open_dictionary(network)
-    harvest = open_harvest(Path(store), dictionary.W_enc.shape[1])
+    harvest = open_fitting(network, dictionary, Path(store))
     with counting("reading rows", len(harvest)) as tick:
         found = survey(dictionary, harvest, chosen, tick)
     return Features(network, dictionary, harvest, target, found)

@@ -1,0 +1,77 @@
+"""A run on one site meets no store of another: its own record says where it was trained, or the store that it names."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from commands import assert_one_line
+from llm_stores import SITE, random_store
+
+from refgba.errors import InputError
+from refgba.llm.dashboard import survey_features
+from refgba.llm.matching import run_about, trained_on
+
+SMALL = ("--width", 12, "--groups", 2, "--steps", 4, "--batch", 16, "--seed", 0, "--backend", "numpy")
+
+
+def changed(store, **settings):
+    """The same store as of another site, or of another side."""
+    meta = json.loads((store / "meta.json").read_text())
+    meta["harvest"]["settings"] |= settings
+    (store / "meta.json").write_text(json.dumps(meta))
+    return store
+
+
+@pytest.fixture
+def trained(cli, tmp_path):
+    """A run on a store, another store of the same site, and two of other places."""
+    random_store(tmp_path / "store")
+    random_store(tmp_path / "fresh", seed=1)
+    changed(random_store(tmp_path / "other", seed=1), site="model.layers.0.mlp")
+    changed(random_store(tmp_path / "input", seed=1), of="input")
+    assert cli("train", "store", "-o", "run", *SMALL).exit_code == 0
+    return tmp_path
+
+
+def earlier(run):
+    """The run as an earlier version wrote it, without the site."""
+    about = json.loads((run / "about.json").read_text())
+    del about["data"]["harvest"]
+    (run / "about.json").write_text(json.dumps(about))
+
+
+def test_a_run_says_where_it_was_trained(trained):
+    place = {"model": "tiny/model", "site": SITE, "of": "output"}
+    for network in (trained / "run", trained / "run" / "final"):
+        assert trained_on(run_about(network)) == place
+    earlier(trained / "run")
+    assert trained_on(run_about(trained / "run")) == place  # by the store
+    (trained / "store").rename(trained / "moved")
+    assert trained_on(run_about(trained / "run")) is None
+    random_store(trained / "store", seed=1, contexts=30)  # another one in its place
+    assert trained_on(run_about(trained / "run")) is None
+    assert run_about(trained / "store") is None
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("network", ["run", "run/final"])
+def test_a_store_of_another_site_is_refused(trained, network, before):
+    if before:
+        earlier(trained / "run")
+    else:
+        (trained / "store").rename(trained / "moved")  # the record of the run is enough
+    assert survey_features(trained / network, trained / "fresh").rows
+    with pytest.raises(InputError, match=f"is of the output of model.layers.0.mlp, but .* the output of {SITE}"):
+        survey_features(trained / network, trained / "other")
+    with pytest.raises(InputError, match=f"is of the input of {SITE}, but .* was trained on the output of {SITE}"):
+        survey_features(trained / network, trained / "input")
+
+
+def test_no_command_writes_of_another_site(cli, trained):
+    for command in (
+        ("dashboard",), *(("features", "--format", name) for name in ("saedashboard", "circuit-tracer", "delphi")),
+    ):  # fmt: skip
+        for store in ("other", "input"):
+            assert_one_line(cli("llm", *command, "run", store, "-o", "out"), f"run was trained on the output of {SITE}")
+            assert not (trained / "out").exists()
