@@ -137,7 +137,7 @@ def put(
     run: Path, model: str, store: Path | None, site: str | None, of: Any, context: int | None, compute: str,
     device: str, bos: bool | None,
 ) -> Any:  # fmt: skip
-    """RUN in MODEL, a `refgba.llm.splice.Place`; a remark where the model is not the one that was harvested."""
+    """RUN in MODEL, a `refgba.llm.splice.Place`; remarks where the harvest is not known, or is of another model."""
     from refgba.llm import splice
     from refgba.llm.models import open_model
     from refgba.llm.networks import open_network
@@ -145,9 +145,25 @@ def put(
     network = open_network(run, store)
     opened = open_model(model, compute, device, bos)
     place = splice.place(network, opened, site, of, None, context)
-    if network.harvested and network.harvested.get("weights") != opened.weights():
-        console.remark(f"{model} has other weights than the model that was harvested")
+    for line in unlike_the_harvest(place):
+        console.remark(line)
     return place
+
+
+def unlike_the_harvest(place: Any) -> list[str]:
+    """What differs from the harvest that a network was trained on, or that it is not known, in lines."""
+    about = place.network.harvested
+    if about is None:
+        return [
+            f"no harvest says which rows {place.network.path} is for: the first position and special tokens of each "
+            f"context of {place.context} tokens are left alone; name the harvest with --store if there is one"
+        ]
+    tokenizer, lines = place.model.tokenizer, [place.model.differs_from(about)]
+    if (harvested := about["tokenizer"].get("prefix", tokenizer.prefix)) != tokenizer.prefix:
+        names = [[tokenizer.special.get(id, str(id)) for id in ids] for ids in (tokenizer.prefix, harvested)]
+        own, theirs = (" ".join(part) or "no special token" for part in names)
+        lines.append(f"contexts begin with {own}, those of the harvest with {theirs}")
+    return [line for line in lines if line is not None]
 
 
 @llm_group.command("evaluate")

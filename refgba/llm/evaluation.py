@@ -113,7 +113,7 @@ def compare(
     place = places[0]
     model = place.model
     for other in places[1:]:
-        if other.model is not model or _where(other) != _where(place):
+        if other.model.module is not model.module or _where(other) != _where(place):
             raise InputError(f"{place.network.path} and {other.network.path} are not put into one place")
     vocabulary = 1
     if model.kind != "encoder":
@@ -163,7 +163,7 @@ def compare(
 
 
 def _where(place: Place) -> tuple[Any, ...]:
-    return place.site, place.of, place.context, astuple(place.keeping)
+    return place.site, place.of, place.context, place.model.tokenizer.prefix, astuple(place.keeping)
 
 
 def _keeping(place: Place, scope: str) -> Keeping:

@@ -7,6 +7,7 @@ row is kept beside it and given back.  Where rows were centred, too, it is c + |
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import numpy as np
 
 from refgba import formats
 from refgba.data.files import read_json
+from refgba.data.store import read_meta
 from refgba.errors import InputError
 from refgba.formats.dictionary import Dictionary
 from refgba.formats.trained import from_params
+from refgba.llm.matching import refuse_other_site, run_about, trained_on
 from refgba.llm.records import is_harvest, open_harvest
 from refgba.runs import folder
 from refgba.types import Array
@@ -31,7 +34,8 @@ class Network:
 
     path: as it was given.  harvested: `harvest` of the meta.json of the store that it was trained on, None where that
     store is not there, or no harvest wrote it.  hook: what a dictionary of another library calls its site, or None.
-    store: that store, or None.
+    store: that store, or None.  lost: None, or why the data that a run was trained on tell nothing any more, in words.
+    trained_on: `model`, `site` and `of` by a run's own record, None where it has none.
     """
 
     path: Path
@@ -39,6 +43,8 @@ class Network:
     harvested: dict[str, Any] | None
     hook: str | None = None
     store: Path | None = None
+    lost: str | None = None
+    trained_on: dict[str, str] | None = None
 
     @property
     def d(self) -> int:
@@ -65,39 +71,54 @@ def open_network(path: Path, store: Path | None = None) -> Network:
     """A run, one of its checkpoints, or the folder of a dictionary.
 
     store: a harvest that says which rows it is for; of a run it is found by itself where it was at training.
-    InputError for what cannot be read or does not fit.
+    InputError for what cannot be read or does not fit, and for a store of another site than that of the run.
     """
     if formats.is_dictionary(path):
-        dictionary, data, hook = formats.read(path), None, _hook(path)
+        dictionary, hook = formats.read(path), _hook(path)
+        about = None
     else:
         opened = folder.open_network(path)
         dictionary, hook = from_params(opened.params, opened.config, opened.centre), None
-        data = _data(path)
+        about = run_about(path)
+    known = None if about is None else trained_on(about)
+    lost = None
     if store is None:
-        store = data if data is not None and is_harvest(data) else None
-    about = None if store is None else open_harvest(store, int(dictionary.W_enc.shape[1])).about
-    return Network(path, dictionary, about, hook, store)
+        store, lost = _own_store(about)
+    harvest = None if store is None else open_harvest(store, int(dictionary.W_enc.shape[1]))
+    if harvest is not None:
+        refuse_other_site(about, harvest, path)
+    return Network(path, dictionary, None if harvest is None else harvest.about, hook, store, lost, known)
 
 
 def origin(path: Path, d: int, store: Path | None = None) -> dict[str, Any]:
     """`harvest` of the store that a run on rows of d dimensions was trained on, for those who export the run.
 
     store: as for `open_network`.  Nothing where no harvest wrote the data, or they are not there any more.  InputError
-    for a store that cannot be opened, or has another d.
+    for a store that cannot be opened, has another d, or is of another site.
     """
+    about = run_about(path)
+    store = _own_store(about)[0] if store is None else store
     if store is None:
-        data = _data(path)
-        store = data if data is not None and is_harvest(data) else None
-    return {} if store is None else {"harvest": open_harvest(store, d).about}
+        return {}
+    harvest = open_harvest(store, d)
+    refuse_other_site(about, harvest, path)
+    return {"harvest": harvest.about}
 
 
-def _data(path: Path) -> Path | None:
-    """The data that a run was trained on, by its about.json, if that is a folder that is still there."""
-    for run in (path, path.parent, path.parent.parent):  # of a checkpoint, two folders up
-        if (run / folder.ABOUT).is_file():
-            data = Path(folder.read_about(run)["data"]["path"])
-            return data if data.is_dir() else None
-    return None
+def _own_store(about: Mapping[str, Any] | None) -> tuple[Path | None, str | None]:
+    """The harvest that a run was trained on, by its about.json; else None, and why what was there is there no more."""
+    if about is None or not about["data"]["path"]:
+        return None, None
+    data = about["data"]
+    path = Path(data["path"])
+    if not path.exists():
+        return None, f"the data that it was trained on, {path}, are not there any more"
+    if not path.is_dir() or not is_harvest(path):
+        return None, f"{path}, which it was trained on, is no harvest any more" if "harvest" in data else None
+    shards = [[entry["file"], entry["rows"]] for entry in read_meta(path)["shards"]]
+    if shards[: len(data["shards"])] != data["shards"]:
+        return None, f"{path} holds other rows now than when it was trained on them"
+    return path, None
 
 
 def _hook(path: Path) -> str | None:
