@@ -298,6 +298,18 @@ def test_a_masked_model_is_evaluated_on_what_it_has_to_guess(cli, models, corpus
     assert result["clean"]["value"] > 0
     assert result["kept"]["zero"]["loss"]["value"] != result["clean"]["value"]
     assert result == last_json(cli("llm", "evaluate", network(), models("bert"), *flags))
+    said = result["tokens_to_guess"]
+    assert said in cli("llm", "evaluate", network(), models("bert"), *flags[:-1]).stdout
+    assert result["left_alone"]["special"] == [0, 1, 2, 3, 4]
+
+
+@llm
+def test_the_row_of_a_mask_is_replaced_like_that_of_the_token_that_it_hides(models, corpus, network):
+    from refgba import llm as room
+
+    result = room.evaluate(network(), models("bert"), corpus, tokens=200, site=SITES["bert"])
+    for scope in ("kept", "all"):  # in the last layer, where each guess depends on its own row alone
+        assert (result.values[f"{scope} zero kl"] > 0).all()
 
 
 @llm

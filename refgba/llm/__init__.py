@@ -9,6 +9,7 @@ harvesting.py    `refgba harvest`: activations on a text, as stores that `refgba
 shards.py        written shard by shard, so that a kill costs no more than a shard
 records.py       read back without torch: tokens, contexts and text of every row
 matching.py      of which site a run is, so that it meets no other
+quantities.py    numbers that people give, and numbers for JSON
 networks.py      a run or anyone's dictionary, computed by torch
 splice.py        put into the model
 evaluation.py    `refgba llm evaluate`: what the model loses by it

@@ -234,6 +234,8 @@ def effects_command(
     logits promoted and suppressed, measured and directly through the unembedding.  Give --neuron, or --rank.
     """
     from refgba.llm import effects
+    from refgba.llm.quantities import finite, for_json
+    from refgba.llm.quantities import neurons as distinct
     from refgba.llm.text import TextOptions
     from refgba.llm.text import files as listed
 
@@ -241,8 +243,10 @@ def effects_command(
         raise InputError("give --neuron M, or --rank N for the N neurons with the largest effect on the loss")
     text = TextOptions(texts, column, pattern, shuffle, per_document)
     listed(text)
+    sizes = [finite("--strength", strength) for strength in strengths or effects.STRENGTHS]
+    chosen = distinct(neurons) if neurons else []
     place = put(run, model, **where)
-    chosen = [place.network.neuron(neuron) for neuron in neurons]
+    chosen = place.network.neurons(chosen) if chosen else []
     surveyed = effects.survey(place, text, tokens, rank=rank is not None)
     ranking: list[dict[str, Any]] = []
     if rank is not None and surveyed.attribution is not None:
@@ -252,10 +256,10 @@ def effects_command(
     sets = [chosen] if together else [[neuron] for neuron in chosen]
     with console.counting("measuring effects", len(chosen)) as tick:
         measured = effects.Effects(place, surveyed, sample, replaced, random, seed, tick)
-        found = [measured.of(part, strengths or effects.STRENGTHS) for part in sets]
+        found = [measured.of(part, sizes) for part in sets]
     record = {"network": str(run), "model": model, "site": place.site, "of": place.of, "rows": surveyed.rows}
     whole = record | {"ranking": ranking, "direct": measured.unembedding.why_not or "through the unembedding"}
-    whole |= {"effects": [effect.record() for effect in found]}
+    whole = for_json(whole | {"effects": [effect.record() for effect in found]})
     if out is not None:
         files.write_output(out, json.dumps(whole, indent=1).encode() + b"\n")
     if as_json:
@@ -294,23 +298,19 @@ def steer_command(
 
     --by 1 adds a neuron's peak to every token, with the error of the reconstruction kept.
     """
-    from refgba.llm import steering
+    from refgba.llm import quantities, steering
     from refgba.llm.text import TextOptions
 
-    for name, values in (("--by", by), ("--peak", given)):
-        if len(values) not in (0, 1, len(neurons)):
-            raise InputError(f"give one {name}, or one for each of the {len(neurons)} neurons, not {len(values)}")
+    chosen = quantities.neurons(neurons)
+    strengths = quantities.each("--by", by, len(chosen))
+    peaks = quantities.each("--peak", given, len(chosen)) if given else []
+    quantities.finite("--temperature", temperature)
     place = put(run, model, **where)
-    strengths = list(by) * (len(neurons) if len(by) == 1 else 1)
-    if given:
-        [place.network.neuron(neuron) for neuron in neurons]
-        peaks = list(given) * (len(neurons) if len(given) == 1 else 1)
-    else:
-        peaks = steering.peaks(place, list(neurons), TextOptions(texts) if texts else None).tolist()
+    chosen = place.network.neurons(chosen)
+    if not given:
+        peaks = steering.peaks(place, chosen, TextOptions(texts) if texts else None).tolist()
     with console.counting("writing", len(prompts)) as tick:
-        written = steering.steer(
-            place, list(prompts), list(neurons), strengths, peaks, new, temperature, seed, random, tick
-        )
+        written = steering.steer(place, list(prompts), chosen, strengths, peaks, new, temperature, seed, random, tick)
     record = {"network": str(run), "model": model, "site": place.site, "neurons": neurons, "by": strengths}
     whole = record | {"peaks": peaks, "activation": "edited, with the error kept"}
     whole |= {"texts": [part.record() for part in written]}

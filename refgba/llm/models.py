@@ -27,6 +27,7 @@ Kind = Literal["causal", "masked", "encoder"]
 DTYPES = ("float32", "bfloat16", "float16")
 NEEDED = ("torch", "transformers", "gguf", "accelerate")
 LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+CACHES = ("cache", "past_key_values")  # what transformers calls it, the newer name first
 POOLER = "pooler."  # of an encoder: comes after all sites that see tokens
 
 
@@ -108,6 +109,18 @@ class Model:
             named["use_cache"] = False
         return self.module(input_ids=ids, attention_mask=mask, **named)
 
+    def go_on(self, ids: Any, mask: Any, past: Any, cached: bool) -> tuple[Any, Any]:
+        """Logits (batch, position, vocabulary) of the tokens `ids`, and what is kept for those that come after them.
+
+        mask: of all tokens so far, (batch, all).  past: what was kept of the tokens before `ids`, None for none.
+        cached: whether anything is kept; None is, too, where the model cannot.
+        """
+        name = next((name for name in CACHES if name in self._arguments), None)
+        if name is None:
+            return self.forward(ids, mask).logits, None
+        out = self.module(input_ids=ids, attention_mask=mask, use_cache=cached, **{name: past})
+        return out.logits, out[name] if cached else None
+
     def without_logits(self) -> dict[str, Any]:
         """Arguments of `forward` with which it computes hardly any logits, where the model has such."""
         return {"logits_to_keep": 1} if "logits_to_keep" in self._arguments else {}
@@ -158,7 +171,7 @@ class Model:
         return f"{self.name} has other weights than the model that was harvested"
 
 
-def open_model(name: str, dtype: str = "float32", device: str = "auto", bos: bool | None = None) -> Model:
+def open_model(name: str | Path, dtype: str = "float32", device: str = "auto", bos: bool | None = None) -> Model:
     """The model in a local folder, in a .gguf file, or of a hub's name, and its tokenizer.
 
     dtype: of its weights and its arithmetic, one of DTYPES.  device: "auto" is "cuda" where torch has one, else "cpu".
@@ -168,6 +181,7 @@ def open_model(name: str, dtype: str = "float32", device: str = "auto", bos: boo
     import torch
     import transformers
 
+    name = str(name)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     refuse_device(torch, device)

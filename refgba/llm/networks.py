@@ -20,6 +20,7 @@ from refgba.data.store import read_meta
 from refgba.errors import InputError
 from refgba.formats.dictionary import Dictionary
 from refgba.formats.trained import from_params
+from refgba.llm import quantities
 from refgba.llm.matching import refuse_other_site, run_about, trained_on
 from refgba.llm.records import is_harvest, open_harvest
 from refgba.runs import folder
@@ -62,17 +63,22 @@ class Network:
             raise InputError(f"{self.path}: there is no neuron {number}; they are numbered from 0 to {self.M - 1}")
         return number
 
+    def neurons(self, numbers: Any) -> list[int]:
+        """One number or several, as `neuron`; InputError for none, and for one that is named twice."""
+        return [self.neuron(number) for number in quantities.neurons(numbers)]
+
     def __repr__(self) -> str:
         site = f", {self.harvested['settings']['site']}" if self.harvested else ""
         return f"Network({str(self.path)!r}): {self.M} neurons, d = {self.d}, {self.dictionary.activation}{site}"
 
 
-def open_network(path: Path, store: Path | None = None) -> Network:
+def open_network(path: str | Path, store: str | Path | None = None) -> Network:
     """A run, one of its checkpoints, or the folder of a dictionary.
 
     store: a harvest that says which rows it is for; of a run it is found by itself where it was at training.
     InputError for what cannot be read or does not fit, and for a store of another site than that of the run.
     """
+    path, store = Path(path), None if store is None else Path(store)
     if formats.is_dictionary(path):
         dictionary, hook = formats.read(path), _hook(path)
         about = None
@@ -142,14 +148,15 @@ class Coder:
 
         self.dictionary, self.input, self.k = dictionary, dictionary.input, dictionary.k
         self.dtype = getattr(torch, dtype)
-        arrays = {
-            name: torch.from_numpy(np.ascontiguousarray(array)).to(device, self.dtype)
-            for name, array in dictionary.arrays().items()
-        }
+
+        def tensor(array: Array) -> Any:  # which torch wants writable, as arrays of a file are not
+            return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device, self.dtype)
+
+        arrays = {name: tensor(array) for name, array in dictionary.arrays().items()}
         self.W_enc, self.b_enc, self.threshold = arrays["W_enc"], arrays["b_enc"], arrays["threshold"]
         self.W_dec, self.b_dec = arrays["W_dec"], arrays["b_dec"]
         centre = dictionary.centre
-        self.centre = 0.0 if centre is None else torch.from_numpy(centre[None]).to(device, self.dtype)
+        self.centre = 0.0 if centre is None else tensor(centre[None])
 
     def prepare(self, x: Any) -> tuple[Any, Any, Any]:
         """Rows (R, d) as the network takes them, and what brings them back: x = prepared * scale + shift.

@@ -106,6 +106,8 @@ def splicing(
 
     ids, mask: tensors (batch, position), as `Model.forward` takes them; mask is 0 at padding, which is never changed.
     keeping: which other positions are left alone.  Rows that `change` returns unaltered stay the same to the bit.
+    InputError for rows that are so large afterwards that the model's dtype or the square of their norm overflows: then
+    what the model makes of them means nothing.
     """
     import torch
 
@@ -115,7 +117,12 @@ def splicing(
         kept, _ = keeping(*host, norms(activation))
         chosen = torch.from_numpy(kept).to(activation.device)
         changed = activation.clone()
-        changed[chosen] = change(activation[chosen]).to(activation.dtype)
+        rows = change(activation[chosen]).to(activation.dtype)
+        if not bool(rows.float().square().sum(dim=-1).isfinite().all()):
+            raise InputError(
+                f"{model.name}: changed rows of {site} are too large for the model; use a smaller strength"
+            )
+        changed[chosen] = rows
         return changed
 
     with sites.editing(model.module, site, of, edit):

@@ -131,7 +131,7 @@ class Unembedding:
 
         if self.why_not is not None:
             raise InputError(self.why_not)
-        row = torch.from_numpy(np.ascontiguousarray(direction, np.float32)).to(self.weight.device)
+        row = torch.from_numpy(np.array(direction, np.float32)).to(self.weight.device)
         if self.centred:
             row = row - row.mean()
         logits = self.weight.float() @ (row * self.scale)
