@@ -156,7 +156,11 @@ def test_effects_of_a_masked_model_say_why_there_are_no_direct_ones(cli, models,
     result = last_json(cli("llm", "effects", tmp_path / "net", models("bert"), *flags, "--json"))
     assert "does not come to the unembedding as it is" in result["direct"]
     assert result["effects"][0]["direct"] is None
-    assert "no direct effects: " in cli("llm", "effects", tmp_path / "net", models("bert"), *flags).stderr
+    assert result["effects"][0]["ablated_kl"] > 0
+    assert result["effects"][0]["ablated_loss"] is None  # it reads the tokens that it would predict
+    shown = cli("llm", "effects", tmp_path / "net", models("bert"), *flags)
+    assert "no direct effects: " in shown.stderr
+    assert "loss" not in shown.stdout
 
 
 @llm

@@ -1,4 +1,4 @@
-"""Language models, by torch and transformers (`pip install 'refgba[llm]'`); imported by the command line alone.
+"""Language models, by torch and transformers (`make llm`); imported by the command line alone.
 
 text.py          documents, streamed from files, folders, tables and data sets
 contexts.py      documents as contexts of tokens, in batches

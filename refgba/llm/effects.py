@@ -56,8 +56,9 @@ class Effect:
     """What a neuron, or several edited together, does.
 
     peaks, frequencies: of each on the text.  ablated_kl, ablated_loss: KL and change of the loss when it is set to 0,
-    in nats per predicted token, on the contexts where it is highest; None where it never fired.  ablated_kl_where_on:
-    the KL at the tokens where it was active alone.  direct: None where the site has no direct effect.
+    in nats per predicted token, on the contexts where it is highest; None where it never fired, and of a model that is
+    not causal there is no loss, since it reads the tokens that it would predict.  ablated_kl_where_on: the KL at
+    the tokens where it was active alone.  direct: None where the site has no direct effect.
     """
 
     neurons: list[int]
@@ -84,10 +85,9 @@ class Effect:
         facts = (f"{m} (peak {p:.3g}, active {f:.2%})" for m, p, f in each)
         lines = [f"neuron {', '.join(facts)}; the activation is {self.activation}"]
         if self.ablated_kl is not None:
-            lines.append(
-                f"  ablated: KL {self.ablated_kl:.4g}, where it is active {self.ablated_kl_where_on:.4g}, "
-                f"loss {self.ablated_loss:+.4g} nats per token"
-            )
+            loss = "" if self.ablated_loss is None else f", loss {self.ablated_loss:+.4g}"
+            kl = f"KL {self.ablated_kl:.4g}, where it is active {self.ablated_kl_where_on:.4g}"
+            lines.append(f"  ablated: {kl}{loss} nats per token")
         for part in self.steered:
             beside = f"{np.mean(part.random_kl):.4g}" if part.random_kl else "none"
             lines.append(f"  by {part.strength:+g} peaks: KL {part.kl:.4g}, random directions {beside}")
@@ -269,7 +269,7 @@ class Effects:
             return changed
 
         kl, _, where_on, loss = self._against(top, self._changed(silence), chosen)
-        return kl, where_on, loss
+        return kl, where_on, loss if self.place.model.kind == "causal" else None
 
     def _changed(self, change: Callable[[Any], Any]) -> Rows:
         return lambda rows: self.place.coder.edited(rows.float(), change, self.replaced)

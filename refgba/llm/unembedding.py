@@ -22,7 +22,7 @@ from refgba.types import Array
 LARGE = 1e3  # the trial edit, times the stream: whatever reads the stream through a norm adds next to nothing to it
 LARGEST = {"float16": 1e4}  # numbers of the trial edit, where a dtype holds no larger ones
 CLOSE = 2e-2  # relative: an edit that arrives so near to itself went straight through
-TOKENS = 8  # that the model runs on
+TOKENS = 8  # that the model runs on, at most
 
 
 class Ending:
@@ -60,13 +60,13 @@ class Ending:
         import torch
 
         vocabulary = self.model.module.get_input_embeddings().weight.shape[0]
-        ids = torch.arange(TOKENS, device=self.model.device)[None] % vocabulary
+        ids = torch.arange(min(TOKENS, self.model.longest or TOKENS), device=self.model.device)[None] % vocabulary
         with torch.inference_mode():
             self.model.forward(ids, torch.ones_like(ids))
 
     @contextmanager
     def _stream(self) -> Iterator[list[Any]]:
-        """While it lasts, the stream at its end is kept, (1, TOKENS, d)."""
+        """While it lasts, the stream at its end is kept, (1, position, d)."""
         last = self.norm or self.head
         with sites.capturing(self.model.module, [last], "input") as seen:
             yield seen.setdefault(last, [])
