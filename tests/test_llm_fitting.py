@@ -64,6 +64,9 @@ def test_a_run_whose_store_was_moved_says_so_instead_of_guessing(cli, models, co
     for more in ([], ["--site", SITES["gpt2"]], ["--site", SITES["gpt2"], "--of", "input"]):
         assert_one_line(cli(*flags, *more), "are not there any more; name the harvest with --store, or else all of")
     assert last_json(cli(*flags, "--store", "moved")) == expected
+    for store, silent in ([], False), (["--store", "moved"], True):
+        said = cli("export", run, "-o", f"out-{silent}", *store).stderr
+        assert ("does not say of which model and site" in said) is not (silent or before)
     told = ["--site", SITES["gpt2"], "--of", "input", "--context", "24"]
     done = cli(*flags, *told)
     assert not last_json(done)["left_alone_as_harvested"]

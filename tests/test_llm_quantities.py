@@ -10,7 +10,7 @@ import llm_models
 import numpy as np
 import pytest
 from commands import assert_one_line
-from llm_models import CAUSAL, SITES, D, dictionary, llm
+from llm_models import CAUSAL, SITES, D, dictionary, llm, needs
 
 from refgba.errors import InputError
 from refgba.formats import npz
@@ -174,6 +174,7 @@ def test_python_refuses_nonsense(models, corpus, network):
 
 @llm
 def test_nothing_warns_of_caches_or_of_arrays_of_files(models):
+    needs()
     from refgba.llm.models import open_model
     from refgba.llm.networks import Coder, Network
     from refgba.llm.splice import place

@@ -96,19 +96,21 @@ def open_network(path: str | Path, store: str | Path | None = None) -> Network:
     return Network(path, dictionary, None if harvest is None else harvest.about, hook, store, lost, known)
 
 
-def origin(path: Path, d: int, store: Path | None = None) -> dict[str, Any]:
+def origin(path: Path, d: int, store: Path | None = None) -> tuple[dict[str, Any], str | None]:
     """`harvest` of the store that a run on rows of d dimensions was trained on, for those who export the run.
 
-    store: as for `open_network`.  Nothing where no harvest wrote the data, or they are not there any more.  InputError
-    for a store that cannot be opened, has another d, or is of another site.
+    store: as for `open_network`.  Nothing where no harvest wrote the data, or they are not there any more; why, for a
+    run that says that a harvest did.  InputError for a store that cannot be opened, has another d, or is of another
+    site.
     """
-    about = run_about(path)
-    store = _own_store(about)[0] if store is None else store
+    about, lost = run_about(path), None
     if store is None:
-        return {}
+        store, lost = _own_store(about)
+    if store is None:
+        return {}, lost if about is not None and "harvest" in about["data"] else None
     harvest = open_harvest(store, d)
     refuse_other_site(about, harvest, path)
-    return {"harvest": harvest.about}
+    return {"harvest": harvest.about}, None
 
 
 def _own_store(about: Mapping[str, Any] | None) -> tuple[Path | None, str | None]:
