@@ -13,12 +13,14 @@ import json
 import numpy as np
 import pytest
 from commands import assert_one_line, last_json
-from llm_stores import MODEL, SITE, SPECIAL, write_store
+from dictionaries import network
+from llm_stores import MODEL, SITE, SPECIAL, random_store, write_run, write_store
 from safetensors.numpy import load_file
 
 from refgba import formats
 from refgba.errors import InputError
-from refgba.llm.dashboard import survey_features, write_delphi, write_features
+from refgba.llm.dashboard import examples as shown
+from refgba.llm.dashboard import others, survey_features, write_delphi, write_features
 from refgba.llm.dashboard.logits import BINS, Effects
 from refgba.llm.dashboard.others import distribution
 
@@ -72,6 +74,26 @@ def test_saedashboard_by_hand(features, tmp_path):
         top | {"tokens": [SPECIAL, "c", "a", "d"], "values": [0.0, 0.0, 3.0, 0.0], "qualifying_token_index": 2},
     ]
     assert [a["values"] for a in second["activations"]] == [[0.0, 3.0, 0.0, 0.0]]  # 0.5 is under the threshold
+
+
+@pytest.mark.parametrize("held", [1, 3, 5, 7, 12, 100])
+def test_no_neuron_is_lost_however_many_are_held_at_a_time(tmp_path, monkeypatch, held):
+    """Windows of `held` neurons fit in memory, and files are of 5."""
+    M = 12
+    write_run(tmp_path / "run", network(M=M, d=6)[0])
+    features = survey_features(tmp_path / "run", random_store(tmp_path / "store"), top=2, quantiles=2, examples=1)
+    monkeypatch.setattr(shown, "CELLS", held * 4 * features.survey.choice.window)
+    monkeypatch.setattr(others, "PER_BATCH", 5)
+    assert len(next(features.batches())[0]) == min(held, M)
+    write_features(features, tmp_path / "sae", "saedashboard")
+    write_features(features, tmp_path / "tracer", "circuit-tracer")
+    batches = [json.loads((tmp_path / "sae" / f"batch-{k}.json").read_text()) for k in range(3)]
+    assert len(list((tmp_path / "sae").iterdir())) == 3
+    assert [[f["feature_index"] for f in batch["features"]] for batch in batches] == [
+        [0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11],
+    ]  # fmt: skip
+    assert {batch["model_id"] for batch in batches} == {"model"}
+    assert sorted(int(p.stem) for p in (tmp_path / "tracer").iterdir()) == list(range(M))
 
 
 def test_circuit_tracer_by_hand(features, tmp_path):

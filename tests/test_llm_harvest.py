@@ -270,6 +270,7 @@ def test_memory_does_not_grow_with_the_tokens(models, tmp_path):
     [
         (["--site", "model.layers.1.mpl"], "has no submodule 'model.layers.1.mpl'; the closest are model.layers.1.mlp"),
         (["--site", "model.layers.*.nothing"], "has no submodule"),
+        (["--site", ""], "--site is empty; name a submodule, such as lm_head"),
         (["--site", "model.rotary_emb"], "the output of model.rotary_emb"),
         (["--site", "model.layers.1.mlp", "--context", "65"], "--context 65 is longer than the 64 tokens"),
         (["--site", "model.layers.1.mlp", "--device", "abacus"], "--device abacus: torch cannot compute there"),

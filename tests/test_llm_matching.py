@@ -1,4 +1,4 @@
-"""A run on one site meets no store of another: its own record says where it was trained, or the store that it names."""
+"""A run meets the store that it is for: of its site, by its own record or by the store that it names, and all of it."""
 
 from __future__ import annotations
 
@@ -75,3 +75,24 @@ def test_no_command_writes_of_another_site(cli, trained):
         for store in ("other", "input"):
             assert_one_line(cli("llm", *command, "run", store, "-o", "out"), f"run was trained on the output of {SITE}")
             assert not (trained / "out").exists()
+
+
+def test_all_that_read_a_store_say_that_it_is_not_whole(cli, trained):
+    meta = json.loads((trained / "fresh" / "meta.json").read_text())
+    (trained / "fresh" / "meta.json").write_text(json.dumps(meta | {"complete": False}))
+    rows = sum(shard["rows"] for shard in meta["shards"])
+    for k, command in enumerate(
+        (
+            ("train", "fresh", *SMALL),
+            ("train", "fresh", *SMALL, "--dry-run"),
+            ("train", "store", *SMALL, "--held-out", "fresh"),
+            ("evaluate", "run", "fresh"),
+            ("llm", "dashboard", "run", "fresh"),
+            *(("llm", "features", "run", "fresh", "--format", name) for name in ("saedashboard", "delphi")),
+        )
+    ):
+        result = cli(*command, "-o", f"out{k}")
+        assert result.exit_code == 0, result.output
+        remark = f"Note: fresh: has not been written to its end; these are the {rows} rows that it has so far"
+        assert result.stderr.splitlines().count(remark) == 1, (command, result.stderr)
+    assert "written to its end" not in cli("train", "store", "-o", "whole", *SMALL).stderr

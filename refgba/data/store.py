@@ -143,6 +143,13 @@ class Store:
         """Rows."""
         return int(self.starts[-1])
 
+    @property
+    def unfinished(self) -> str | None:
+        """A remark for a user of a store that is not whole yet; None for one that is."""
+        if self.complete:
+            return None
+        return f"{self.path}: has not been written to its end; these are the {len(self)} rows that it has so far"
+
     def place(self, row: int) -> str:
         """A row's place, for people: its file and its number there, and its number in the store if that differs."""
         k = int(np.searchsorted(self.starts, row, side="right")) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from refgba.recipe import RECIPES
 from refgba.runs import console, judging
 from refgba.runs.options import json_option, output_option
 from refgba.runs.settings import Request
+from refgba.runs.signals import Stopped
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -87,10 +89,12 @@ def harvest_command(
     facts = [summary(store) for store in stores]
     if as_json:
         return click.echo(json.dumps({"stores": facts}))
+    done = "Wrote" if meter.line else "Already there:"
     for fact in facts:
         left = ", ".join(f"{count} for {why}" for why, count in fact["dropped"].items() if count)
+        left += f"; files that are not UTF-8: {fact['files_left_out']}" if fact["files_left_out"] else ""
         console.line(
-            f"Wrote {fact['store']}: {fact['rows']} rows of d = {fact['d']} from {fact['tokens']} tokens of "
+            f"{done} {fact['store']}: {fact['rows']} rows of d = {fact['d']} from {fact['tokens']} tokens of "
             f"{fact['site']}; left out: {left or 'none'}"
         )
     console.line(f"Train on it: {console.program()} train {facts[0]['store']} -o runs/NAME --dtype float32")
@@ -112,6 +116,7 @@ def summary(store: Any) -> dict[str, Any]:
         "tokens": sum(shard["read"] for shard in shards),
         "contexts": int(store.context_starts[-1]),
         "dropped": dropped,
+        "files_left_out": sum(shard.get("files_left_out", 0) for shard in shards),
         "median_norm": store.about["median_norm"],
     }
 
@@ -367,7 +372,12 @@ def explore_command(
     with Meter("harvesting") as meter:
         exploration.harvest(meter, console.remark)
     run = exploration.launch(console.counting, console.remark, console.waiting)
-    console.train(run)
+    if not exploration.trained:
+        try:
+            console.train(run)
+        except Stopped as stopped:
+            by = signal.Signals(stopped.number).name
+            raise Stopped(f"{out}: stopped by {by} while training; the same command goes on", stopped.number) from None
     result = judging.judge_trained(run.path, run.data, run.backend, run.held_out, console.counting)
     exploration.dashboard(console.counting, console.remark)
     if as_json:

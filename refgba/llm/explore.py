@@ -9,9 +9,9 @@ Given again after whatever stopped it, it goes on: with the harvest, with the ru
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -20,23 +20,26 @@ from typing import Any
 import numpy as np
 
 from refgba.backends.base import AnyConfig
+from refgba.data import files
 from refgba.data.activations import Activations
-from refgba.data.store import Shard, Store
-from refgba.errors import InputError
+from refgba.data.store import Shard, Store, open_store
+from refgba.errors import InputError, brief
 from refgba.llm import harvesting, sites
-from refgba.llm.contexts import batches, contexts
+from refgba.llm.contexts import Context, batches, contexts, padded
 from refgba.llm.dashboard import direct_effects, survey_features, write_dashboard
+from refgba.llm.dashboard.folder import is_of
+from refgba.llm.keeping import Keeping
 from refgba.llm.models import Model
 from refgba.llm.text import Fingerprint, TextOptions
 from refgba.llm.unembedding import Unembedding
 from refgba.runs import folder, launch
 from refgba.runs.forecast import forecast, told
-from refgba.runs.held_out import Choice
+from refgba.runs.held_out import FEWEST, SHARE, Choice
 from refgba.runs.judging import Counting, silent
 from refgba.runs.launch import Launch, Say, Waiting
 from refgba.runs.settings import Request
 
-TOKENS = 200_000
+PARTS = ("store", "run", "dashboard")  # of the folder
 TIMED = 2  # batches that are timed for the forecast, after one that is not
 BLOCK = 512  # rows whose codes are timed
 PASSES = 2  # of the dashboard over the store
@@ -70,16 +73,19 @@ class Exploration:
     request: Request
 
     @property
+    def trained(self) -> bool:
+        """Whether the run has finished."""
+        return (self.out / "run" / folder.FINAL).is_dir()
+
+    @property
     def page(self) -> Path:
         """What is to be opened in the end."""
         return self.out / "dashboard" / "index.html"
 
     def expected(self, waiting: Waiting = nullcontext) -> Expected:
         """How long it will take: some batches, steps of training and codes are timed on what will be computed."""
-        length = self.settings.context or min(harvesting.CONTEXT, self.model.longest or harvesting.CONTEXT)
-        source = contexts(self.text, self.model.tokenizer, length, self.settings.pack, Fingerprint())
         seen, seconds, d = 0, 0.0, 1
-        for k, batch in enumerate(islice(batches(source, self.settings.batch, self.settings.tokens), 1 + TIMED)):
+        for k, batch in enumerate(islice(self._batches(), 1 + TIMED)):
             began = perf_counter()
             rows = harvesting.run(self.model, [self.site], self.settings.of, batch)[self.site]
             if k or not seen:  # the first is timed too where there is no other
@@ -91,6 +97,7 @@ class Exploration:
         tokens = self.settings.tokens or seen
         request, defaults = launch.customary(self.request)
         choices = launch.choose(request, d, waiting=waiting, **defaults)
+        self._refuse_little_text(choices.config.batch)
         store = Store(self.out, (Shard(self.out, tokens, d, "float32", 0),))  # forecasts look at its size alone
         training = forecast(choices.config, choices.backend, Activations(store, BLOCK, 1)).seconds
         x = np.ones((BLOCK, d), np.float32)
@@ -98,23 +105,73 @@ class Exploration:
         x @ np.ones((d, choices.config.width), np.float32)
         return Expected(seconds * tokens / seen, training, PASSES * (perf_counter() - began) * tokens / BLOCK)
 
+    def _batches(self) -> Iterator[list[Context]]:
+        """What the model will see."""
+        length = self.settings.context or min(harvesting.CONTEXT, self.model.longest or harvesting.CONTEXT)
+        text = replace(self.text, left_out=id)  # the harvest tells of what is left out
+        source = contexts(text, self.model.tokenizer, length, self.settings.pack, Fingerprint())
+        return batches(source, self.settings.batch, self.settings.tokens)
+
+    def _refuse_little_text(self, size: int) -> None:
+        """InputError where the text, or what is read of it, gives fewer rows to train on than a batch has."""
+        special = frozenset() if self.settings.keep_special else frozenset(self.model.tokenizer.special)
+        keeping = Keeping(self.settings.drop_first, special)
+        rows = tokens = 0
+        for batch in self._batches():
+            ids, mask = padded(batch, self.model.pad)
+            kept, _ = keeping(ids, mask, np.zeros(ids.shape))
+            rows, tokens = rows + int(kept.sum()), tokens + int(mask.sum())
+            if rows >= 2 * size:  # whatever is held out of them
+                return
+        if trained_on(rows) >= size:
+            return
+        needed = -(-tokens * size // max(1, rows))
+        more = f"give at least --tokens {needed}" if tokens == self.settings.tokens else "give more with --text"
+        raise InputError(f"{tokens} tokens give {rows} rows to train on, fewer than the {size} of a batch: {more}")
+
     def harvest(self, tick: Callable[[harvesting.Progress], object] = id, remark: Callable[[str], object] = id) -> None:
         """Write the store, or go on with it."""
         place = self.out / "store"
         harvesting.harvest(self.model, (self.site,), self.text, place, self.settings, tick, remark)
 
     def launch(self, counting: Counting = silent, say: Say = id, waiting: Waiting = nullcontext) -> Launch:
-        """The run, made ready to train or to go on; InputError where it was begun with other settings."""
+        """The run, made ready to train or to go on; InputError as `begin` and `go_on` of `refgba.runs.launch`."""
         run, store = self.out / "run", self.out / "store"
         if not (run / folder.ABOUT).exists():
+            harvested = open_store(store)
+            request, defaults = launch.customary(self.request)
+            rows, size = len(harvested), request.config(harvested.d, **defaults).batch
+            if trained_on(rows) < size:
+                raise InputError(
+                    f"{store}: has {rows} rows, too few for a batch of {size}; choose another folder, and more --tokens"
+                )
             options: dict[str, Any] = {"counting": counting, "say": say, "waiting": waiting, "choice": Choice()}
             return launch.begin(run, store, self.request, **options)
-        record = folder.read_record(run)
-        if (begun := record.about.get("recipe") or "default") != self.request.recipe:
-            raise InputError(f"{run}: was begun with --recipe {begun}, not {self.request.recipe}; give the same")
-        request, defaults = launch.customary(self.request)
-        refuse_other(run, record.config, request.config(int(record.about["data"]["d"]), **defaults))
         return launch.go_on(run, store, Request(), say, waiting)
+
+    def refuse_others(self) -> None:
+        """InputError where `out` holds anything else, a run with other settings, or a dashboard of another run."""
+        files.refuse_folder(self.out)
+        inside = sorted(path.name for path in self.out.iterdir()) if self.out.exists() else []
+        strange = [name for name in inside if name not in PARTS and not name.startswith(files.PARTIAL)]
+        if strange:
+            raise InputError(
+                f"{self.out}: holds {brief(strange[0])}, which no `explore` wrote; choose another folder, or a new one "
+                "in it"
+            )
+        run, store = self.out / "run", self.out / "store"
+        if (run / folder.ABOUT).exists():
+            record = folder.read_record(run)
+            if (begun := record.about.get("recipe") or "default") != self.request.recipe:
+                raise InputError(f"{run}: was begun with --recipe {begun}, not {self.request.recipe}; give the same")
+            request, defaults = launch.customary(self.request)
+            asked = request.config(int(record.about["data"]["d"]), **defaults)
+            refuse_other(run, record.config, asked, tuple(request.flags))
+        if self.page.exists() and not (self.trained and is_of(self.page, run, store)):
+            raise InputError(
+                f"{self.page.parent}: is not of the run and the store that are beside it now; remove it, and the same "
+                "command writes a new one"
+            )
 
     def dashboard(self, counting: Counting = silent, say: Say = id) -> None:
         """Write the dashboard, with effects on logits where the site allows; nothing where it is there."""
@@ -137,18 +194,34 @@ class Exploration:
 def explore(
     model: Model, pattern: str, text: TextOptions, out: Path, settings: harvesting.Settings, request: Request
 ) -> Exploration:  # fmt: skip
-    """One site of a model to be explored; InputError for a pattern that does not match exactly one, or a context."""
+    """One site of a model to be explored.
+
+    InputError for a pattern that does not match exactly one, for a context, and as `Exploration.refuse_others`.
+    """
     [site, *more] = sites.find(model.module, (pattern,), model.name)
     if more:
         raise InputError(f"--site names {1 + len(more)} sites; a dashboard is of one, such as {site}")
     if settings.context is not None:
         model.refuse_context(settings.context)
-    return Exploration(model, site, text, out, settings, request)
+    exploration = Exploration(model, site, text, out, settings, request)
+    exploration.refuse_others()
+    return exploration
 
 
-def refuse_other(run: Path, begun: AnyConfig, asked: AnyConfig) -> None:
-    """InputError, naming the setting, where a run was begun with other settings than those asked for."""
-    for setting in fields(begun):
-        before, now = getattr(begun, setting.name), getattr(asked, setting.name, None)
+def trained_on(rows: int) -> int:
+    """How many of so many rows a run is trained on, beside those that are held out."""
+    kept = round(SHARE * rows)
+    return rows - (kept if kept >= FEWEST else 0)
+
+
+def refuse_other(run: Path, begun: AnyConfig, asked: AnyConfig, flags: tuple[str, ...]) -> None:
+    """InputError, naming the setting, where a run was begun with other settings than those asked for.
+
+    flags: settings that can be asked for.  They are compared first, since all others may follow from them.
+    """
+    for name in (*flags, *(setting.name for setting in fields(begun))):
+        before, now = getattr(begun, name, None), getattr(asked, name, None)
         if before != now:
-            raise InputError(f"{run}: was begun with {setting.name} = {before}, not {now}; give the same")
+            given = f"{before:g}" if isinstance(before, float) else before
+            same = "the same" if name not in flags else f"--{name} {given}" if before else f"no --{name}"
+            raise InputError(f"{run}: was begun with {name} = {before}, not {now}; give {same}")

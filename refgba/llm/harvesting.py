@@ -7,7 +7,7 @@ occur; `norm`, rows beyond a multiple of the median norm, which is measured on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from refgba.data import files
-from refgba.errors import InputError
+from refgba.data.store import META
+from refgba.errors import InputError, brief
 from refgba.llm import sites
 from refgba.llm.contexts import Context, batches, contexts, padded
 from refgba.llm.keeping import Keeping, norms
 from refgba.llm.models import Model
-from refgba.llm.records import VERSION, Harvest, open_harvest
+from refgba.llm.records import VERSION, Harvest, is_harvest, open_harvest
 from refgba.llm.shards import Seen, Site
 from refgba.llm.sites import Of
 from refgba.llm.text import TABLES, Fingerprint, TextOptions, resolved
@@ -92,24 +93,27 @@ def harvest(
     """Write the activations of the sites that match the patterns; the stores.
 
     out: the folder of the store; where several sites match, of a store per site, in folders of their names.  What is
-    there already is gone on with, to the same bytes.  `tick` is called after each batch, `remark` with a line about the
-    self-check.  InputError, before anything is written, for sites, text and settings that do not fit the model; and
-    where hooked rows are not those of the plain forward pass.
+    there already is gone on with, to the same bytes; of a store that is whole the text is compared.  Files in folders
+    that turn out not to be UTF-8 are left out, and counted in meta.json.  `tick` is called after each batch, `remark`
+    with a line about the self-check, about what was left out, and about a store that was whole.  InputError, before
+    anything is written, for sites, text, settings and folders that do not fit; and where hooked rows are not those of
+    the plain forward pass.
     """
     found = sites.find(model.module, patterns, model.name)
     settings = replace(settings, context=settings.context or min(CONTEXT, model.longest or CONTEXT))
     assert settings.context is not None
     model.refuse_context(settings.context)
-    listed = resolved(text)
+    unreadable: dict[Path, None] = {}  # files that were left out, in order
+    listed = replace(resolved(text), left_out=lambda file: unreadable.setdefault(file))
     first = _first(model, listed, settings)
     if not first:
         raise InputError(f"{', '.join(str(path) for path in text.paths)}: the text holds no token")
+    places = {site: out / site if len(found) > 1 else out for site in found}
+    if len(found) > 1:
+        _refuse_other_content(out, places)
     remark(check(model, found, settings.of, first[0]))
     special = frozenset() if settings.keep_special else frozenset(model.tokenizer.special)
     keeping = Keeping(settings.drop_first, special)
-    places = {site: out / site if len(found) > 1 else out for site in found}
-    if len(found) > 1:
-        files.refuse_folder(out)
     dtype = settings.dtype or ("float32" if model.dtype == "float32" else "bfloat16")
     stores: dict[str, Site] = {}
     try:
@@ -118,6 +122,9 @@ def harvest(
         if not all(store.complete for store in stores.values()):
             _begin(model, stores, first, keeping, settings, dtype)
             _go_on(model, stores, listed, keeping, settings, tick)
+        else:
+            _refuse_other_text(model, list(stores.values()), listed, keeping, settings)
+            remark(f"{out}: was there already, whole and of this model and text; nothing was written")
     except BaseException:
         for store in stores.values():
             store.abandon()
@@ -125,7 +132,20 @@ def harvest(
     finally:
         for store in stores.values():
             store.unlock()
+    if unreadable:
+        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        remark(f"{next(iter(unreadable))}{more}: not UTF-8, left out")
     return [open_harvest(place) for place in places.values()]
+
+
+def _refuse_other_content(out: Path, places: Mapping[str, Path]) -> None:
+    """InputError for a folder of stores that is a store itself, or holds anything but stores."""
+    files.refuse_folder(out)
+    if (out / META).exists():
+        raise InputError(f"{out}: is a store itself; choose another folder for a store per site")
+    for path in sorted(out.iterdir()) if out.exists() else []:
+        if path not in places.values() and not path.name.startswith(files.PARTIAL) and not is_harvest(path):
+            raise InputError(f"{out}: holds {brief(path.name)}, which is no store of a harvest; choose another folder")
 
 
 def _about(model: Model, site: str, text: TextOptions, settings: Settings, dtype: str) -> dict[str, Any]:
@@ -227,7 +247,14 @@ def _go_on(
     shard = min(len(store.shards) for store in stores.values())
     behind = next(store for store in stores.values() if len(store.shards) == shard)
     seen, fingerprint = behind.seen(shard), Fingerprint()
-    source = _source(model, text, settings, fingerprint)
+    left_out: list[Path] = []  # since the beginning of the text
+
+    def leave_out(file: Path) -> None:
+        left_out.append(file)
+        if text.left_out is not None:
+            text.left_out(file)
+
+    source = _source(model, replace(text, left_out=leave_out), settings, fingerprint)
     skipped = sum(1 for _ in islice(source, seen.contexts))
     if skipped != seen.contexts or (shard and str(fingerprint) != seen.text):
         raise InputError(f"{behind.out}: the text is not the one that the harvest was begun with")
@@ -239,8 +266,11 @@ def _go_on(
         writing = {site: store for site, store in stores.items() if len(store.shards) == shard and not store.complete}
         for site, activation in run(model, list(writing), settings.of, batch).items():
             _add(writing[site], batch, activation, keeping, model.pad)
-        seen = Seen(seen.contexts + len(batch), seen.tokens + sum(len(context) for context in batch), str(fingerprint))
+        tokens = sum(len(context) for context in batch)
+        seen = Seen(seen.contexts + len(batch), seen.tokens + tokens, str(fingerprint), len(left_out))
         batch = next(coming, None)
+        if batch is None:
+            seen = replace(seen, left_out=len(left_out))  # the last files may be such
         if batch is None or seen.tokens - start >= settings.shard:
             for store in writing.values():
                 store.close(seen, complete=batch is None)
@@ -248,6 +278,28 @@ def _go_on(
         shares = [seen.tokens / settings.tokens] if settings.tokens else []
         shares += [fingerprint.bytes / size] if size else []
         tick(Progress(seen.tokens, before, min(1.0, max(shares)) if shares else None))
+
+
+def _refuse_other_text(
+    model: Model, stores: list[Site], text: TextOptions, keeping: Keeping, settings: Settings
+) -> None:  # fmt: skip
+    """InputError unless whole stores are of this text: tokens are made of it again, and the model is not run."""
+    store = max(stores, key=lambda store: store.seen(len(store.shards)).contexts)
+    end, same, fingerprint, contexts = store.seen(len(store.shards)), False, Fingerprint(), 0
+    for batch in batches(_source(model, text, settings, fingerprint), settings.batch, settings.tokens):
+        contexts += len(batch)
+        if contexts == end.contexts:
+            same = str(fingerprint) == end.text
+        elif contexts > end.contexts:  # batches at the end of which no row was kept are in no shard
+            ids, mask = padded(batch, model.pad)
+            kept, _ = keeping(ids, mask, np.zeros(ids.shape))
+            same = same and not kept.any()
+        if contexts >= end.contexts and not same:
+            break
+    if not same:
+        raise InputError(
+            f"{store.out}: is whole, and of another text: what --text names has changed since; choose another folder"
+        )
 
 
 def _size(text: TextOptions) -> int | None:

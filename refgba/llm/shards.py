@@ -28,16 +28,21 @@ from refgba.llm.records import SUFFIX, Tokens
 from refgba.types import Int64
 
 Format = Literal["npy", "safetensors"]
+LEFT_OUT = "files_left_out"  # of a shard, where there are any
 OWN = ("format", "d", "dtype", "complete", "shards")  # of meta.json, beside what is said about the store
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What came before a place in a harvest: contexts, tokens in them, and the fingerprint of the text."""
+    """What came before a place in a harvest: contexts, tokens in them, and the fingerprint of the text.
+
+    left_out: files of text that were left out, since they are not UTF-8.
+    """
 
     contexts: int
     tokens: int
     text: str
+    left_out: int = 0
 
 
 @dataclass
@@ -161,7 +166,8 @@ class Site:
         """What came before the shard of this number."""
         part = self.shards[:shards]
         text = part[-1]["text_sha256"] if part else ""
-        return Seen(sum(s["contexts"] for s in part), sum(s["read"] for s in part), text)
+        left_out = sum(s.get(LEFT_OUT, 0) for s in part)
+        return Seen(sum(s["contexts"] for s in part), sum(s["read"] for s in part), text, left_out)
 
     @property
     def rows(self) -> int:
@@ -212,6 +218,8 @@ class Site:
                 "dropped": {why: self.pending.dropped[why] for why in sorted(self.pending.dropped)},
                 "text_sha256": seen.text,
             }
+            if seen.left_out > before.left_out:
+                listed[LEFT_OUT] = seen.left_out - before.left_out
             self.shards.append(listed)
             self.complete, self.pending = complete, Pending()
             self._meta(complete)

@@ -32,6 +32,8 @@ def find(module: Any, patterns: tuple[str, ...], model: str) -> list[str]:
     names = [name for name, _ in module.named_modules() if name]
     found: list[str] = []
     for pattern in patterns:
+        if not pattern:
+            raise InputError(f"{model}: --site is empty; name a submodule, such as {names[-1]}")
         matching = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
         if not matching:
             by_shape = {re.sub(r"\d+", "0", name): name for name in reversed(names)}

@@ -1,7 +1,8 @@
 """Text, streamed: documents one after another, of files, folders, .jsonl, parquet and Hugging Face data sets.
 
     a file             one document; .jsonl one per line, .parquet and .arrow one per row
-    a folder           the files in it that hold text, by their names in order, folders in it too
+    a folder           the files in it that hold text, by their names in order, folders in it too.  What does not begin
+                       with UTF-8 is no text; of the others each is looked through when its turn comes
     a data set folder  the Arrow files that its state.json lists
 
 Memory holds a piece of a document, never all text: a document longer than PIECE characters comes in several pieces,
@@ -17,8 +18,9 @@ import importlib.util
 import json
 import os
 import random
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,9 @@ class TextOptions:
     folders whose names match, such as "*.py"; all that hold text if it is None.  shuffle: a seed, to take all files
     in random order; None for the order in which they are given, and in folders that of their names.  per_document: at
     most so many contexts of each document, its first; None for all.
+
+    left_out: told of each file in a folder that turns out not to be UTF-8, which is then left out; None refuses it.
+    found: of text that is `resolved`, those of its files that lay in folders; None before.
     """
 
     paths: tuple[Path, ...]
@@ -45,10 +50,13 @@ class TextOptions:
     pattern: str | None = None
     shuffle: int | None = None
     per_document: int | None = None
+    left_out: Callable[[Path], object] | None = field(default=None, compare=False, repr=False)
+    found: frozenset[Path] | None = field(default=None, compare=False, repr=False)
 
     def record(self) -> dict[str, Any]:
-        """For meta.json."""
-        return {**asdict(self), "paths": [str(path) for path in self.paths]}
+        """For meta.json: what decides which text is read."""
+        given = {name: getattr(self, name) for name in ("column", "pattern", "shuffle", "per_document")}
+        return {"paths": [str(path) for path in self.paths], **given}
 
 
 @dataclass
@@ -72,10 +80,13 @@ class Fingerprint:
 def pieces(options: TextOptions) -> Iterator[tuple[int, str]]:
     """All documents in order, in pieces: the number of the document, and text.  Empty ones count and give no piece.
 
-    InputError, naming file and line, for what cannot be read.
+    Files that are left out do not count.  InputError, naming file and line, for what cannot be read.
     """
-    number = 0
-    for file in files(options):
+    number, text = 0, resolved(options)
+    for file in text.paths:
+        if text.left_out is not None and file in (text.found or ()) and is_plain(file) and not is_utf8(file):
+            text.left_out(file)
+            continue
         for document in documents(file, options.column):
             for piece in document:
                 if piece:
@@ -85,21 +96,26 @@ def pieces(options: TextOptions) -> Iterator[tuple[int, str]]:
 
 def files(options: TextOptions) -> list[Path]:
     """All files that will be read, in order; InputError for a path that is not there, or a folder without text."""
-    found: list[Path] = []
-    for path in options.paths:
-        if not os.path.isdir(path):
-            regular_size(path)  # InputError for what is not there, or would be read without end
-            found.append(path)
-        else:
-            found += _data_set(path) or _folder(path, options)
-    if options.shuffle is not None:
-        random.Random(options.shuffle).shuffle(found)
-    return found
+    return list(resolved(options).paths)
 
 
 def resolved(options: TextOptions) -> TextOptions:
-    """The same text by its files, in order, so that folders are not looked through again."""
-    return replace(options, paths=tuple(files(options)), pattern=None, shuffle=None)
+    """The same text by its files, in order, so that folders are not looked through again; InputError as `files`."""
+    if options.found is not None:
+        return options
+    listed: list[Path] = []
+    found: set[Path] = set()
+    for path in options.paths:
+        if not os.path.isdir(path):
+            regular_size(path)  # InputError for what is not there, or would be read without end
+            listed.append(path)
+        else:
+            inside = _data_set(path) or _folder(path, options)
+            listed += inside
+            found.update(inside)
+    if options.shuffle is not None:
+        random.Random(options.shuffle).shuffle(listed)
+    return replace(options, paths=tuple(listed), pattern=None, shuffle=None, found=frozenset(found))
 
 
 def _folder(folder: Path, options: TextOptions) -> list[Path]:
@@ -137,14 +153,44 @@ def is_text(path: Path) -> bool:
     return bool(start) and b"\0" not in start
 
 
+def is_plain(path: Path) -> bool:
+    """Whether a file is one document, neither a table nor lines of JSON."""
+    return not _is_table(path) and path.suffix.lower() != ".jsonl"
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether all of a file is UTF-8; it is read once, a MiB at a time, unless it has changed since.
+
+    InputError for a file that cannot be read.
+    """
+    try:
+        state = path.stat()
+        return _is_utf8(path, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+@lru_cache(maxsize=2**16)
+def _is_utf8(path: Path, _size: int, _changed: int) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as file:
+        try:
+            while part := file.read(2**20):
+                decoder.decode(part)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return True
+
+
 def documents(file: Path, column: str) -> Iterator[Iterator[str]]:
     """The documents of a file, each in pieces."""
     if _is_table(file):
         yield from (iter(cut(text)) for text in _table(file, column))
-    elif file.suffix.lower() == ".jsonl":
-        yield from (iter(cut(text)) for text in _lines(file, column))
-    else:
+    elif is_plain(file):
         yield _plain(file)
+    else:
+        yield from (iter(cut(text)) for text in _lines(file, column))
 
 
 def cut(text: str) -> Iterator[str]:
@@ -168,7 +214,7 @@ def _plain(file: Path) -> Iterator[str]:
                 *whole, held = cut(held + got)
                 yield from whole
     except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 ({error.reason}); convert it, or leave it out with --files") from None
+        raise InputError(f"{file}: not UTF-8 ({error.reason}); convert it, or keep it out of the text") from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
     yield held

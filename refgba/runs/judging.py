@@ -292,7 +292,9 @@ class Judged:
         return arrays(self.evaluation, self.row)
 
     def remarks(self) -> Iterator[str]:
-        """What a user should know of rows that were left out, and of rows near zero that were not."""
+        """What a user should know of rows that are not there yet or were left out, and of rows near zero."""
+        if self.check.store.unfinished is not None:
+            yield self.check.store.unfinished
         yield from remarks(**self.result)
 
 

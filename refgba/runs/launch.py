@@ -191,9 +191,7 @@ def begin(
     """
     centring = centring or ("off" if request.recipe == "paper" else "auto")
     refuse_share(drop_below)
-    activations = open_activations(data)
-    if choice.data is not None:
-        open_activations(choice.data, activations.d)  # refuses what is no such data before all rows are read
+    activations = _opened(data, choice, say)
     request, defaults = customary(request)
     planned = plan(path, request, activations.d, say, waiting, ranks, **defaults)
     with counting("checking", len(activations)) as tick:
@@ -201,6 +199,19 @@ def begin(
     for remark in launch.remarks:
         say(remark)
     return launch
+
+
+def _opened(data: Path, choice: held_out.Choice, say: Say) -> Activations:
+    """The rows to train on; others to judge on are opened too, and refused before all rows are read.
+
+    `say` is told of those that have not been written to their end.
+    """
+    activations = open_activations(data)
+    others = [] if choice.data is None else [open_activations(choice.data, activations.d)]
+    for opened in (activations, *others):
+        if opened.store.unfinished is not None:
+            say(opened.store.unfinished)
+    return activations
 
 
 def rehearse(
@@ -213,9 +224,7 @@ def rehearse(
     too large, and for other data to judge on that cannot be opened; without a path no folder is looked at.
     """
     refuse_share(drop_below)
-    activations = open_activations(data)
-    if choice.data is not None:
-        open_activations(choice.data, activations.d)
+    activations = _opened(data, choice, say)
     request, defaults = customary(request)
     choices = choose(request, activations.d, say, waiting, ranks, **defaults)
     if path is not None:

@@ -16,6 +16,7 @@ from refgba.llm.dashboard.folder import write_dashboard
 from refgba.llm.dashboard.logits import direct_effects
 from refgba.llm.dashboard.others import FORMATS, write_delphi, write_features
 from refgba.llm.dashboard.survey import Choice
+from refgba.llm.records import Harvest
 from refgba.runs import console
 from refgba.runs.options import json_option, output_option
 
@@ -39,9 +40,14 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def surveyed(run: Path, store: Path, choice: dict[str, Any]) -> Features:
     """The neurons of RUN on STORE; remarks about what a user should know."""
     features = survey_features(run, store, Choice(**choice), console.counting)
-    if not features.harvest.store.complete:
-        console.remark(f"{store}: the harvest has not finished; these are the rows that it has so far")
+    remark_unfinished(features.harvest)
     return features
+
+
+def remark_unfinished(harvest: Harvest) -> None:
+    """Say so where more rows are to come."""
+    if harvest.store.unfinished is not None:
+        console.remark(harvest.store.unfinished)
 
 
 @click.command("dashboard")
@@ -103,6 +109,7 @@ def features_command(
             raise InputError("delphi's files hold no effects on logits: leave MODEL out")
         dictionary, _ = open_dictionary(run)
         harvest = open_fitting(run, dictionary, store)
+        remark_unfinished(harvest)
         count = write_delphi(dictionary, harvest, out, counting=console.counting)
         facts: dict[str, Any] = {"neurons": len(dictionary.W_enc), "rows": len(harvest), "activations": count}
     else:

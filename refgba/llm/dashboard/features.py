@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,19 @@ def open_dictionary(path: Path) -> tuple[Dictionary, Float64 | None]:
     groups = METHODS[opened.config.method].groups(opened.config)
     target = None if groups is None else np.asarray(groups.target, np.float64)[groups.group]
     return from_params(opened.params, opened.config, opened.centre), target
+
+
+def fingerprint(dictionary: Dictionary, harvest: Harvest) -> str:
+    """What tells a network on a store from any others: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, array in sorted(dictionary.arrays().items()):
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
+    if dictionary.centre is not None:
+        digest.update(np.ascontiguousarray(dictionary.centre).tobytes())
+    digest.update(f"{dictionary.subtract_b_dec} {dictionary.input} {dictionary.k} ".encode())
+    sums = [(shard.rows, shard.sha256) for shard in harvest.store.shards]
+    digest.update(repr((sums, harvest.sums)).encode())
+    return digest.hexdigest()
 
 
 def open_fitting(network: Path, dictionary: Dictionary, store: Path) -> Harvest:

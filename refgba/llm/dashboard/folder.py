@@ -20,10 +20,11 @@ import numpy as np
 from refgba.data.files import output_folder, refuse_full_folder
 from refgba.errors import InputError
 from refgba.llm.dashboard.examples import Examples
-from refgba.llm.dashboard.features import Features, open_dictionary
+from refgba.llm.dashboard.features import Features, fingerprint, open_dictionary
 from refgba.llm.dashboard.logits import Effects
 from refgba.llm.dashboard.neighbours import nearest
 from refgba.llm.dashboard.survey import LOWEST, PER_OCTAVE
+from refgba.llm.records import open_harvest
 from refgba.report.neurons import deflated, float_words, packed
 from refgba.report.page import Html, Section, data_script, element, join, json_text, page, pager
 from refgba.report.words import percent, rounded
@@ -75,6 +76,19 @@ def write_dashboard(
                     file.write(f'neuronFile({k}, "{deflated([text.encode()])}");\n')
         index = _page(features, tokens, list(words), near, agreeing, other, effects is not None)
         (folder / "index.html").write_text(index, encoding="utf-8", errors="backslashreplace")
+
+
+def is_of(page: Path, network: Path, store: Path) -> bool:
+    """Whether a page, by its fingerprint, shows this network on this store as both are now.
+
+    False for a page of an earlier version, which has none.  InputError for a network or a store that cannot be read.
+    """
+    dictionary, _ = open_dictionary(network)
+    harvest = open_harvest(store, dictionary.W_enc.shape[1])
+    try:
+        return fingerprint(dictionary, harvest).encode() in page.read_bytes()
+    except OSError as error:
+        raise InputError(f"{page}: cannot be read ({error.strerror or error})") from None
 
 
 def _directions(path: Path, d: int) -> Array:
@@ -183,6 +197,7 @@ def _page(
         "neurons": features.M, "rows": features.rows, "columns": columns, "shown": tokens.shape[1],
         "perFile": PER_FILE, "lowest": LOWEST, "perOctave": PER_OCTAVE, "quantiles": survey.choice.quantiles,
         "other": None if other is None else other.name or str(other), "effects": effects, "absent": ABSENT,
+        "fingerprint": fingerprint(features.dictionary, features.harvest),
     }  # fmt: skip
     which = [element("option", text, value=value) for value, text in WHICH.items()]
     controls = element(

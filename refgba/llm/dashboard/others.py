@@ -30,7 +30,7 @@ from refgba.llm.dashboard.logits import Effects
 from refgba.llm.dashboard.survey import activity, edges
 from refgba.llm.records import Harvest
 from refgba.runs.judging import Counting, silent
-from refgba.types import Array, Float64, Int64
+from refgba.types import Array, Float64
 
 PER_BATCH = 128  # neurons in a batch of SAEDashboard
 ALIGNED = 3  # of the model's neurons that a decoder row is nearest to
@@ -39,7 +39,7 @@ PERCENTILES = 99
 SPLITS = 5  # files of delphi
 PIECE = 2**20  # tokens written at a time
 
-Writer = Callable[[Features, Examples, Int64, Effects | None], dict[str, dict[str, Any]]]
+Writer = Callable[[Features, Examples, int, Effects | None, Path], object]  # it writes one neuron to a folder
 
 
 def write_features(
@@ -53,10 +53,8 @@ def write_features(
         raise InputError(f"unknown format {format!r}; the formats are {', '.join(FORMATS)}")
     with output_folder(Path(out)) as folder:
         for neurons, examples in features.batches(counting):
-            for start in range(0, len(neurons), PER_BATCH):
-                part = neurons[start : start + PER_BATCH]
-                for name, value in WRITERS[format](features, examples, part, effects).items():
-                    (folder / name).write_text(json.dumps(value), encoding="utf-8")
+            for m in neurons.tolist():
+                WRITERS[format](features, examples, m, effects, folder)
 
 
 def _rounded(values: Array) -> list[float]:
@@ -79,19 +77,24 @@ def _parts(examples: Examples, neuron: int) -> list[tuple[int, list[int]]]:
 # ---- SAEDashboard, Neuronpedia ---------------------------------------------------------------------------------------
 
 
-def saedashboard(
-    features: Features, examples: Examples, neurons: Int64, effects: Effects | None
-) -> dict[str, dict[str, Any]]:
-    """A batch file of these neurons."""
+def saedashboard(features: Features, examples: Examples, m: int, effects: Effects | None, folder: Path) -> None:
+    """Add a neuron to its batch file: the first of a batch begins it, the last ends it.
+
+    Neurons come in rising order.  How many windows are held at a time has no say in which file they go to.
+    """
     about = features.harvest.store.about
-    batch = {
+    batch: dict[str, Any] = {
         "model_id": Path(str(about.get("model"))).name,
         "layer": about.get("layer"),
         "sae_set": features.path.name,
         "sae_id_suffix": None,
-        "features": [_feature(features, examples, m, effects) for m in neurons.tolist()],
+        "features": [],
     }
-    return {f"batch-{int(neurons[0]) // PER_BATCH}.json": batch}
+    head, tail = json.dumps(batch)[:-2], "]}"
+    first, last = m % PER_BATCH == 0, (m + 1) % PER_BATCH == 0 or m + 1 == features.M
+    text = json.dumps(_feature(features, examples, m, effects))
+    with (folder / f"batch-{m // PER_BATCH}.json").open("w" if first else "a", encoding="utf-8") as file:
+        file.write((head if first else ", ") + text + (tail if last else ""))
 
 
 def _feature(features: Features, examples: Examples, m: int, effects: Effects | None) -> dict[str, Any]:
@@ -155,12 +158,11 @@ def _sequences(features: Features, examples: Examples, part: int, chosen: list[i
 # ---- circuit-tracer --------------------------------------------------------------------------------------------------
 
 
-def circuit_tracer(
-    features: Features, examples: Examples, neurons: Int64, effects: Effects | None
-) -> dict[str, dict[str, Any]]:
-    """A file of each of these neurons."""
+def circuit_tracer(features: Features, examples: Examples, m: int, effects: Effects | None, folder: Path) -> None:
+    """Write the file of a neuron."""
     named = f"{Path(str(features.harvest.store.about.get('model'))).name}/{features.harvest.settings['site']}"
-    return {f"{m}.json": _traced(features, examples, m, effects, named) for m in neurons.tolist()}
+    traced = _traced(features, examples, m, effects, named)
+    (folder / f"{m}.json").write_text(json.dumps(traced), encoding="utf-8")
 
 
 def _traced(features: Features, examples: Examples, m: int, effects: Effects | None, named: str) -> dict[str, Any]:
