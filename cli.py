@@ -242,10 +242,12 @@ def export(network: Path, out: Path, format: str, store: Path | None) -> None:
     """
     formats.require(format)
     opened = folder.open_network(network)
-    about = opened.provenance() | networks.origin(network, opened.params.b_pre.size, store)
-    rows = formats.export(opened.params, opened.config, about, out, format, opened.centre)
+    harvest, lost = networks.origin(network, opened.params.b_pre.size, store)
+    rows = formats.export(opened.params, opened.config, opened.provenance() | harvest, out, format, opened.centre)
     console.line(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
     console.remark(f"the network in {out} {rows}")
+    if lost is not None:
+        console.remark(f"{network}: {lost}; so {out} does not say of which model and site it is; give --store")
 
 
 @main.command("import")

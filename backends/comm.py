@@ -298,7 +298,7 @@ def world(broadcasts: bool = False) -> Ranks:
     except ImportError as error:
         raise InputError(
             f"an MPI launcher started several processes, and mpi4py cannot be imported ({error}): "
-            "pip install 'refgba[mpi]', or start refgba without mpiexec"
+            "pip install '.[mpi]' in refgba's folder, or start refgba without mpiexec"
         ) from None
     if MPI.COMM_WORLD.size == 1:
         raise InputError(

@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
 WHY_NOT = (
-    "mpi4py is not installed: pip install 'refgba[mpi]'"
+    "mpi4py is not installed: pip install '.[mpi]'"
     if find_spec("mpi4py") is None
-    else "no mpiexec is installed beside this Python: pip install 'refgba[mpi]'"
+    else "no mpiexec is installed beside this Python: pip install '.[mpi]'"
     if not MPIEXEC.exists()
     else ""
 )

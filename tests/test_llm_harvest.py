@@ -329,7 +329,7 @@ def test_a_missing_extra_is_one_line(cli, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "torch" else plain(name, *a))
     (tmp_path / "t.txt").write_text("text")
     done = cli("harvest", "model", "--site", "x", "--text", "t.txt", "-o", "store")
-    assert_one_line(done, "pip install 'refgba[llm]'")
+    assert_one_line(done, "pip install '.[llm]'")
     assert not (tmp_path / "store").exists()
 
 

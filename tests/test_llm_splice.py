@@ -214,47 +214,6 @@ def test_text_written_with_the_cache_is_that_without(models, network, kind):
     assert len(texts) == 2
 
 
-@llm
-def test_direct_effects_are_those_of_an_edit_that_goes_straight_to_the_end(models):
-    torch, _ = needs()
-    from refgba.llm import sites
-    from refgba.llm.models import open_model
-    from refgba.llm.unembedding import Unembedding, final_norm
-
-    for kind in CAUSAL:
-        model = open_model(str(models(kind)), device="cpu")
-        direct = Unembedding(model, SITES[kind], "output", llm_models.D)
-        assert direct.why_not is None
-        norm = {"qwen2": "model.norm", "gpt2": "transformer.ln_f", "gemma2": "model.norm"}[kind]
-        weight = model.module.get_submodule(norm).weight.detach()
-        expected = 1 + weight if kind == "gemma2" else weight
-        scale, centred = final_norm(model)
-        assert torch.allclose(scale, expected, atol=1e-3)
-        assert centred is (kind == "gpt2")
-        v = dictionary().W_enc[0]
-        effect = direct.effects(v)
-        assert torch.allclose(effect.mean(), torch.tensor(0.0), atol=1e-5)
-        ids, mask = batch(model, count=1)
-        with torch.inference_mode(), sites.capturing(model.module, [norm], "input") as seen:
-            model.forward(ids, mask)
-        x = seen[norm][0][0, -1]
-        norms = model.module.get_submodule(norm)
-        small = 1e-2 * torch.from_numpy(v).float() * x.norm()
-        size = x.norm() / np.sqrt(len(x)) if kind != "gpt2" else x.std(correction=0)
-        shift = small - small.mean() if kind == "gpt2" else small
-        head = model.head().weight
-        moved = (norms((x + small)[None, None]) - norms((x - small)[None, None]))[0, 0] / 2
-        moved = head @ moved / (1e-2 * x.norm()) * size
-        along = x - x.mean() if kind == "gpt2" else x  # the norm also shrinks what was there
-        moved = moved + head @ (scale * along) * (along @ shift) / (along @ along) / (1e-2 * x.norm())
-        assert torch.allclose(moved - moved.mean(), effect, atol=2e-2 * float(effect.abs().max()))
-    model = open_model(str(models("gemma2")), device="cpu")
-    assert "is not added to the residual stream" in Unembedding(model, "model.layers.1.mlp", "output", 16).why_not
-    assert (
-        Unembedding(model, "model.layers.1.mlp.up_proj", "output", 24).why_not == "rows have d = 24, the unembedding 16"
-    )
-
-
 # ---- the commands ----------------------------------------------------------------------------------------------------
 
 
@@ -339,6 +298,18 @@ def test_a_masked_model_is_evaluated_on_what_it_has_to_guess(cli, models, corpus
     assert result["clean"]["value"] > 0
     assert result["kept"]["zero"]["loss"]["value"] != result["clean"]["value"]
     assert result == last_json(cli("llm", "evaluate", network(), models("bert"), *flags))
+    said = result["tokens_to_guess"]
+    assert said in cli("llm", "evaluate", network(), models("bert"), *flags[:-1]).stdout
+    assert result["left_alone"]["special"] == [0, 1, 2, 3, 4]
+
+
+@llm
+def test_the_row_of_a_mask_is_replaced_like_that_of_the_token_that_it_hides(models, corpus, network):
+    from refgba import llm as room
+
+    result = room.evaluate(network(), models("bert"), corpus, tokens=200, site=SITES["bert"])
+    for scope in ("kept", "all"):  # in the last layer, where each guess depends on its own row alone
+        assert (result.values[f"{scope} zero kl"] > 0).all()
 
 
 @llm

@@ -317,4 +317,4 @@ def test_a_mistake_in_the_flags_of_one_rank_ends_all(data, tmp_path):
 def test_without_mpi4py_the_extra_is_named_once(data, tmp_path):
     program = "import sys; sys.modules['mpi4py'] = None; from refgba.cli import main; main()"
     line = one_line(on_ranks(3, sys.executable, "-c", program, "train", data, "-o", tmp_path / "run", *QUICK))
-    assert "pip install 'refgba[mpi]'" in line
+    assert "pip install '.[mpi]'" in line

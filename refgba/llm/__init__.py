@@ -1,4 +1,4 @@
-"""Language models, by torch and transformers (`pip install 'refgba[llm]'`); imported by the command line alone.
+"""Language models, by torch and transformers (`make llm`); imported by the command line alone.
 
 text.py          documents, streamed from files, folders, tables and data sets
 contexts.py      documents as contexts of tokens, in batches
@@ -10,6 +10,7 @@ harvesting.py    `refgba harvest`: activations on a text, as stores that `refgba
 shards.py        written shard by shard, so that a kill costs no more than a shard
 records.py       read back without torch: tokens, contexts and text of every row
 matching.py      of which site a run is, so that it meets no other
+quantities.py    numbers that people give, and numbers for JSON
 networks.py      a run or anyone's dictionary, computed by torch
 splice.py        put into the model
 evaluation.py    `refgba llm evaluate`: what the model loses by it

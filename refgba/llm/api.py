@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from refgba.errors import InputError
-from refgba.llm import effects, evaluation, harvesting, steering
+from refgba.llm import effects, evaluation, harvesting, quantities, steering
 from refgba.llm.effects import Effect
 from refgba.llm.evaluation import Evaluation
 from refgba.llm.models import Model, open_model
@@ -34,14 +34,19 @@ def text_of(text: Text) -> TextOptions:
 
 
 def _model(model: str | Path | Model) -> Model:
-    return model if isinstance(model, Model) else open_model(str(model))
+    return model if isinstance(model, Model) else open_model(model)
 
 
 def _place(network: AnyNetwork, model: str | Path | Model, where: dict[str, Any]) -> Place:
+    """The network in the model; InputError where it is open already and something else is said of its place."""
+    given = {name: value for name, value in where.items() if value is not None}
+    settled = given if isinstance(network, Place) else {"store"} & set(given) if isinstance(network, Network) else ()
+    if settled:
+        raise InputError(f"{', '.join(sorted(settled))}: was settled when the network was opened; leave it out")
     if isinstance(network, Place):
         return network
     store = where.pop("store", None)
-    opened = network if isinstance(network, Network) else open_network(Path(network), store and Path(store))
+    opened = network if isinstance(network, Network) else open_network(network, store)
     return place(opened, _model(model), **where)
 
 
@@ -71,18 +76,18 @@ def evaluate(
 
 
 def effects_of(
-    network: AnyNetwork, model: str | Path | Model, text: Text, neurons: Sequence[int],
-    strengths: Sequence[float] = effects.STRENGTHS, together: bool = False, replaced: bool = False,
+    network: AnyNetwork, model: str | Path | Model, text: Text, neurons: int | Sequence[int],
+    strengths: float | Sequence[float] = effects.STRENGTHS, together: bool = False, replaced: bool = False,
     tokens: int = effects.TOKENS, sample: int = effects.SAMPLE, random: int = effects.RANDOM, seed: int = 0,
     **where: Any,
 ) -> list[Effect]:  # fmt: skip
     """`refgba llm effects` of neurons, one result each, or one of all of them if they are edited together."""
     with in_python():
         put = _place(network, model, where)
+        chosen = put.network.neurons(neurons)
         surveyed = effects.survey(put, text_of(text), tokens)
         measured = effects.Effects(put, surveyed, sample, replaced, random, seed)
-        sets = [list(neurons)] if together else [[neuron] for neuron in neurons]
-        return [measured.of(part, tuple(strengths)) for part in sets]
+        return [measured.of(part, strengths) for part in ([chosen] if together else chosen)]
 
 
 def rank(
@@ -105,18 +110,10 @@ def steer(
     with in_python():
         put = _place(network, model, where)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        neurons = [neuron] if isinstance(neuron, int) else [int(m) for m in neuron]
-        strengths = _each(by, neurons, "strength")
+        neurons = put.network.neurons(neuron)
+        strengths = quantities.each("--by", by, len(neurons))
         if peak is None:
             peaks = steering.peaks(put, neurons, None if text is None else text_of(text)).tolist()
         else:
-            peaks = _each(peak, neurons, "peak")
+            peaks = quantities.each("--peak", peak, len(neurons))
         return steering.steer(put, prompts, neurons, strengths, peaks, new, temperature, seed, random)
-
-
-def _each(value: float | Sequence[float], neurons: list[int], name: str) -> list[float]:
-    """One number per neuron."""
-    numbers = [float(value)] * len(neurons) if isinstance(value, int | float) else [float(v) for v in value]
-    if len(numbers) != len(neurons):
-        raise InputError(f"give one {name}, or one for each of the {len(neurons)} neurons, not {len(numbers)}")
-    return numbers

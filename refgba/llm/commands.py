@@ -142,7 +142,7 @@ def put(
     run: Path, model: str, store: Path | None, site: str | None, of: Any, context: int | None, compute: str,
     device: str, bos: bool | None,
 ) -> Any:  # fmt: skip
-    """RUN in MODEL, a `refgba.llm.splice.Place`; a remark where the model is not the one that was harvested."""
+    """RUN in MODEL, a `refgba.llm.splice.Place`; remarks where the harvest is not known, or is of another model."""
     from refgba.llm import splice
     from refgba.llm.models import open_model
     from refgba.llm.networks import open_network
@@ -150,9 +150,25 @@ def put(
     network = open_network(run, store)
     opened = open_model(model, compute, device, bos)
     place = splice.place(network, opened, site, of, None, context)
-    if network.harvested and network.harvested.get("weights") != opened.weights():
-        console.remark(f"{model} has other weights than the model that was harvested")
+    for line in unlike_the_harvest(place):
+        console.remark(line)
     return place
+
+
+def unlike_the_harvest(place: Any) -> list[str]:
+    """What differs from the harvest that a network was trained on, or that it is not known, in lines."""
+    about = place.network.harvested
+    if about is None:
+        return [
+            f"no harvest says which rows {place.network.path} is for: the first position and special tokens of each "
+            f"context of {place.context} tokens are left alone; name the harvest with --store if there is one"
+        ]
+    tokenizer, lines = place.model.tokenizer, [place.model.differs_from(about)]
+    if (harvested := about["tokenizer"].get("prefix", tokenizer.prefix)) != tokenizer.prefix:
+        names = [[tokenizer.special.get(id, str(id)) for id in ids] for ids in (tokenizer.prefix, harvested)]
+        own, theirs = (" ".join(part) or "no special token" for part in names)
+        lines.append(f"contexts begin with {own}, those of the harvest with {theirs}")
+    return [line for line in lines if line is not None]
 
 
 @llm_group.command("evaluate")
@@ -223,6 +239,8 @@ def effects_command(
     logits promoted and suppressed, measured and directly through the unembedding.  Give --neuron, or --rank.
     """
     from refgba.llm import effects
+    from refgba.llm.quantities import finite, for_json
+    from refgba.llm.quantities import neurons as distinct
     from refgba.llm.text import TextOptions
     from refgba.llm.text import files as listed
 
@@ -230,8 +248,10 @@ def effects_command(
         raise InputError("give --neuron M, or --rank N for the N neurons with the largest effect on the loss")
     text = TextOptions(texts, column, pattern, shuffle, per_document)
     listed(text)
+    sizes = [finite("--strength", strength) for strength in strengths or effects.STRENGTHS]
+    chosen = distinct(neurons) if neurons else []
     place = put(run, model, **where)
-    chosen = [place.network.neuron(neuron) for neuron in neurons]
+    chosen = place.network.neurons(chosen) if chosen else []
     surveyed = effects.survey(place, text, tokens, rank=rank is not None)
     ranking: list[dict[str, Any]] = []
     if rank is not None and surveyed.attribution is not None:
@@ -241,10 +261,10 @@ def effects_command(
     sets = [chosen] if together else [[neuron] for neuron in chosen]
     with console.counting("measuring effects", len(chosen)) as tick:
         measured = effects.Effects(place, surveyed, sample, replaced, random, seed, tick)
-        found = [measured.of(part, strengths or effects.STRENGTHS) for part in sets]
+        found = [measured.of(part, sizes) for part in sets]
     record = {"network": str(run), "model": model, "site": place.site, "of": place.of, "rows": surveyed.rows}
     whole = record | {"ranking": ranking, "direct": measured.unembedding.why_not or "through the unembedding"}
-    whole |= {"effects": [effect.record() for effect in found]}
+    whole = for_json(whole | {"effects": [effect.record() for effect in found]})
     if out is not None:
         files.write_output(out, json.dumps(whole, indent=1).encode() + b"\n")
     if as_json:
@@ -283,23 +303,19 @@ def steer_command(
 
     --by 1 adds a neuron's peak to every token, with the error of the reconstruction kept.
     """
-    from refgba.llm import steering
+    from refgba.llm import quantities, steering
     from refgba.llm.text import TextOptions
 
-    for name, values in (("--by", by), ("--peak", given)):
-        if len(values) not in (0, 1, len(neurons)):
-            raise InputError(f"give one {name}, or one for each of the {len(neurons)} neurons, not {len(values)}")
+    chosen = quantities.neurons(neurons)
+    strengths = quantities.each("--by", by, len(chosen))
+    peaks = quantities.each("--peak", given, len(chosen)) if given else []
+    quantities.finite("--temperature", temperature)
     place = put(run, model, **where)
-    strengths = list(by) * (len(neurons) if len(by) == 1 else 1)
-    if given:
-        [place.network.neuron(neuron) for neuron in neurons]
-        peaks = list(given) * (len(neurons) if len(given) == 1 else 1)
-    else:
-        peaks = steering.peaks(place, list(neurons), TextOptions(texts) if texts else None).tolist()
+    chosen = place.network.neurons(chosen)
+    if not given:
+        peaks = steering.peaks(place, chosen, TextOptions(texts) if texts else None).tolist()
     with console.counting("writing", len(prompts)) as tick:
-        written = steering.steer(
-            place, list(prompts), list(neurons), strengths, peaks, new, temperature, seed, random, tick
-        )
+        written = steering.steer(place, list(prompts), chosen, strengths, peaks, new, temperature, seed, random, tick)
     record = {"network": str(run), "model": model, "site": place.site, "neurons": neurons, "by": strengths}
     whole = record | {"peaks": peaks, "activation": "edited, with the error kept"}
     whole |= {"texts": [part.record() for part in written]}

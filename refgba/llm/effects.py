@@ -8,7 +8,7 @@ the model with the unchanged reconstruction.  Beside each strength: random direc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from refgba.llm.contexts import Context, batches, contexts, padded
 from refgba.llm.draws import generator
 from refgba.llm.harvesting import run
 from refgba.llm.keeping import norms
+from refgba.llm.quantities import finite, for_json, listed, whole
 from refgba.llm.splice import Place, Rows, splicing
 from refgba.llm.text import Fingerprint, TextOptions
 from refgba.llm.unembedding import Unembedding
@@ -55,8 +56,9 @@ class Effect:
     """What a neuron, or several edited together, does.
 
     peaks, frequencies: of each on the text.  ablated_kl, ablated_loss: KL and change of the loss when it is set to 0,
-    in nats per predicted token, on the contexts where it is highest; None where it never fired.  ablated_kl_where_on:
-    the KL at the tokens where it was active alone.  direct: None where the site has no direct effect.
+    in nats per predicted token, on the contexts where it is highest; None where it never fired, and of a model that is
+    not causal there is no loss, since it reads the tokens that it would predict.  ablated_kl_where_on: the KL at
+    the tokens where it was active alone.  direct: None where the site has no direct effect.
     """
 
     neurons: list[int]
@@ -71,7 +73,8 @@ class Effect:
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        record: dict[str, Any] = for_json(asdict(self))
+        return record
 
     def __repr__(self) -> str:
         return self.table()
@@ -82,10 +85,9 @@ class Effect:
         facts = (f"{m} (peak {p:.3g}, active {f:.2%})" for m, p, f in each)
         lines = [f"neuron {', '.join(facts)}; the activation is {self.activation}"]
         if self.ablated_kl is not None:
-            lines.append(
-                f"  ablated: KL {self.ablated_kl:.4g}, where it is active {self.ablated_kl_where_on:.4g}, "
-                f"loss {self.ablated_loss:+.4g} nats per token"
-            )
+            loss = "" if self.ablated_loss is None else f", loss {self.ablated_loss:+.4g}"
+            kl = f"KL {self.ablated_kl:.4g}, where it is active {self.ablated_kl_where_on:.4g}"
+            lines.append(f"  ablated: {kl}{loss} nats per token")
         for part in self.steered:
             beside = f"{np.mean(part.random_kl):.4g}" if part.random_kl else "none"
             lines.append(f"  by {part.strength:+g} peaks: KL {part.kl:.4g}, random directions {beside}")
@@ -130,6 +132,7 @@ def survey(place: Place, text: TextOptions, tokens: int = TOKENS, batch: int = 8
     """
     import torch
 
+    tokens, batch = whole("--tokens", tokens, 1), whole("--batch", batch, 1)
     M, highest, read = place.network.M, [], []
     on, rows, attribution, predicted = np.zeros(M), 0, np.zeros(M), 0
     source = contexts(text, place.model.tokenizer, place.context, False, Fingerprint())
@@ -205,8 +208,9 @@ class Effects:
         called with the number of each neuron that is done.
         """
         place.model.head()
-        self.place, self.surveyed, self.sample, self.replaced = place, surveyed, sample, replaced
-        self.random, self.seed, self.tick = random, seed, tick
+        self.place, self.surveyed, self.replaced, self.tick = place, surveyed, replaced, tick
+        self.sample = whole("--sample", sample, 1)
+        self.random, self.seed = whole("--random", random), whole("--seed", seed)
         self.unembedding = Unembedding(place.model, place.site, place.of, place.network.d)
         self._base: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
@@ -215,12 +219,16 @@ class Effects:
         """How the activation is changed, in words."""
         return "replaced by the changed reconstruction" if self.replaced else "edited, with the error kept"
 
-    def of(self, neurons: list[int], strengths: tuple[float, ...] = STRENGTHS) -> Effect:
-        """The effect of neurons, edited together: each by its own peak times a strength."""
+    def of(self, neurons: int | Sequence[int], strengths: float | Sequence[float] = STRENGTHS) -> Effect:
+        """The effect of a neuron, or of several edited together: each by its own peak times a strength.
+
+        InputError for neurons that are not there or named twice, and for strengths that are not finite, or so large
+        that the model cannot compute.
+        """
         import torch
 
-        for neuron in neurons:
-            self.place.network.neuron(neuron)
+        neurons = self.place.network.neurons(neurons)
+        strengths = [finite("--strength", strength) for strength in listed(strengths)]
         peaks = self.surveyed.peak[neurons]
         chosen = torch.tensor(neurons, device=self.place.model.device)
         sizes = torch.from_numpy(np.asarray(peaks, np.float32)).to(self.place.model.device)
@@ -261,7 +269,7 @@ class Effects:
             return changed
 
         kl, _, where_on, loss = self._against(top, self._changed(silence), chosen)
-        return kl, where_on, loss
+        return kl, where_on, loss if self.place.model.kind == "causal" else None
 
     def _changed(self, change: Callable[[Any], Any]) -> Rows:
         return lambda rows: self.place.coder.edited(rows.float(), change, self.replaced)

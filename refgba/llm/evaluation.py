@@ -2,6 +2,10 @@
 
     loss recovered = (ablated - spliced) / (ablated - clean) ,     ablated: zeros, or the mean row, in its place
 
+A masked model guesses tokens that [MASK] hides from it.  Each counts as the token that it hides: its row is replaced
+where that token's would be, although the harvest, whose text has no [MASK], has no such row.  Without that, nothing in
+the last layer would be measured.
+
 Everything is measured twice: `kept`, where the positions that the harvest left out are left alone, and `all`, where
 attention sinks and special tokens are replaced too.  Zeroing those wrecks a model, which flatters whatever is compared.
 Intervals are of the bootstrap over documents, since tokens of one are not independent.
@@ -24,6 +28,7 @@ from refgba.llm.harvesting import Progress, run
 from refgba.llm.keeping import Keeping, norms
 from refgba.llm.models import Model
 from refgba.llm.networks import Coder
+from refgba.llm.quantities import for_json, whole
 from refgba.llm.splice import EVERYWHERE, Place, Rows, replacing, splicing
 from refgba.llm.text import Fingerprint, TextOptions
 from refgba.types import Array, Float64, Int64
@@ -35,6 +40,7 @@ MASKED = 0.15  # share of tokens that a masked model has to guess
 DRAWS = 1000  # of the bootstrap
 VARIANTS = ("spliced", "zero", "mean")
 SCOPES = ("kept", "all")
+GUESSED = "replaced like the tokens that the mask hides"
 
 
 @dataclass
@@ -110,10 +116,12 @@ def compare(
     """
     import torch
 
+    tokens = None if tokens is None else whole("--tokens", tokens, 2)
+    batch, seed = whole("--batch", batch, 1), whole("--seed", seed)
     place = places[0]
     model = place.model
     for other in places[1:]:
-        if other.model is not model or _where(other) != _where(place):
+        if other.model.module is not model.module or _where(other) != _where(place):
             raise InputError(f"{place.network.path} and {other.network.path} are not put into one place")
     vocabulary = 1
     if model.kind != "encoder":
@@ -163,7 +171,7 @@ def compare(
 
 
 def _where(place: Place) -> tuple[Any, ...]:
-    return place.site, place.of, place.context, astuple(place.keeping)
+    return place.site, place.of, place.context, place.model.tokenizer.prefix, astuple(place.keeping)
 
 
 def _keeping(place: Place, scope: str) -> Keeping:
@@ -312,7 +320,7 @@ class Evaluation:
         return parts
 
     def record(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Everything, for JSON: None where something is not defined, such as the FVU of one row."""
         place, keeping = self.place, self.place.keeping
         result: dict[str, Any] = {
             "network": str(place.network.path),
@@ -334,6 +342,8 @@ class Evaluation:
             },
             "left_alone_as_harvested": place.harvested,
         }
+        if place.model.kind == "masked":
+            result["tokens_to_guess"] = GUESSED
         if "clean" in self.values:
             result["clean"] = self.mean("clean")
         for scope in self.scopes:
@@ -344,16 +354,19 @@ class Evaluation:
             if "clean" in self.values:
                 part["loss_recovered"] = {against: self.recovered(scope, against) for against in ("zero", "mean")}
             result[scope] = part
-        return result | {"by_position": self.by_position()}
+        whole_record: dict[str, Any] = for_json(result | {"by_position": self.by_position()})
+        return whole_record
 
     def table(self) -> str:
         """The result in lines."""
         place = self.place
         lines = [
             f"{place.network.path} in the {place.of} of {place.site}, which it replaces: L0 {self.l0:.1f}, "
-            f"FVU {self.fvu:.4f}",
+            f"FVU {_words(self.fvu)}",
             f"{self.seen:,} tokens of {self.documents} documents; intervals are 95%, over documents",
         ]
+        if place.model.kind == "masked":
+            lines.append(f"tokens to guess are {GUESSED}")
         titles = {"kept": "positions that a harvest leaves out are left alone", "all": "all positions, sinks too"}
         if "clean" in self.values:
             lines.append(f"clean cross-entropy {_shown(self.mean('clean'))}")
@@ -375,7 +388,11 @@ class Evaluation:
         return self.table()
 
 
+def _words(value: float | None) -> str:
+    return "not defined" if value is None or not np.isfinite(value) else f"{value:.4f}"
+
+
 def _shown(value: dict[str, float | None]) -> str:
-    if value["low"] is None or value["high"] is None:
-        return f"{value['value']:.4f}"
+    if value["value"] is None or value["low"] is None or value["high"] is None:
+        return _words(value["value"])
     return f"{value['value']:.4f} ({value['low']:.4f} to {value['high']:.4f})"

@@ -10,9 +10,9 @@ import hashlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,7 @@ Kind = Literal["causal", "masked", "encoder"]
 DTYPES = ("float32", "bfloat16", "float16")
 NEEDED = ("torch", "transformers", "gguf", "accelerate")
 LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+CACHES = ("cache", "past_key_values")  # what transformers calls it, the newer name first
 POOLER = "pooler."  # of an encoder: comes after all sites that see tokens
 
 
@@ -35,7 +36,9 @@ def require() -> None:
     """InputError unless what this room needs is installed."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"language models need {' and '.join(missing)}: pip install 'refgba[llm]'")
+        raise InputError(
+            f"language models need {' and '.join(missing)}: make llm, or pip install '.[llm]' in refgba's folder"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,7 @@ class Model:
     """A model that is open, in evaluation mode.
 
     name: as it was given.  module: torch's.  kind: which head it has: of a causal model, of a masked one, or none.
+    bos: whether contexts shall begin with BOS, None where nobody said so.
     """
 
     name: str
@@ -50,6 +54,21 @@ class Model:
     tokenizer: Tokenizer
     kind: Kind
     dtype: str
+    bos: bool | None = None
+
+    def beginning_with(self, prefix: Sequence[int] | None) -> Model:
+        """The model with contexts that begin as those of a harvest, by `prefix` of its tokenizer's record.
+
+        The model as it is where a choice was made at opening, and where its tokenizer has no such beginning.
+        """
+        if self.bos is not None or prefix is None or list(prefix) == self.tokenizer.prefix:
+            return self
+        made = self.tokenizer.tokenizer
+        for bos in (False, *([True] if made.bos_token_id is not None else [])):
+            begun = Tokenizer(made, bos)
+            if begun.prefix == list(prefix):
+                return replace(self, tokenizer=begun)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +110,18 @@ class Model:
             named["use_cache"] = False
         return self.module(input_ids=ids, attention_mask=mask, **named)
 
+    def go_on(self, ids: Any, mask: Any, past: Any, cached: bool) -> tuple[Any, Any]:
+        """Logits (batch, position, vocabulary) of the tokens `ids`, and what is kept for those that come after them.
+
+        mask: of all tokens so far, (batch, all).  past: what was kept of the tokens before `ids`, None for none.
+        cached: whether anything is kept; None is, too, where the model cannot.
+        """
+        name = next((name for name in CACHES if name in self._arguments), None)
+        if name is None:
+            return self.forward(ids, mask).logits, None
+        out = self.module(input_ids=ids, attention_mask=mask, use_cache=cached, **{name: past})
+        return out.logits, out[name] if cached else None
+
     def without_logits(self) -> dict[str, Any]:
         """Arguments of `forward` with which it computes hardly any logits, where the model has such."""
         return {"logits_to_keep": 1} if "logits_to_keep" in self._arguments else {}
@@ -109,16 +140,39 @@ class Model:
         if self.longest is not None and length > self.longest:
             raise InputError(f"--context {length} is longer than the {self.longest} tokens that {self.name} can take")
 
-    def weights(self) -> str:
-        """A fingerprint: SHA-256 of the names, shapes and first numbers of all weights."""
+    def weights(self, dtype: str | None = None) -> str:
+        """A fingerprint: SHA-256 of the names, shapes and first numbers of all weights.
+
+        dtype: what they are rounded to first, one of DTYPES.
+        """
+        import torch
+
         digest = hashlib.sha256()
         for name, weight in self.module.named_parameters():
             digest.update(f"{name} {tuple(weight.shape)} ".encode())
-            digest.update(weight.detach().flatten()[:64].float().cpu().numpy().tobytes())
+            first = weight.detach().flatten()[:64]
+            first = first if dtype is None else first.to(getattr(torch, dtype))
+            digest.update(first.float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
+    def differs_from(self, harvest: Mapping[str, Any]) -> str | None:
+        """None if this is the model that was harvested, by its weights; else what differs, in words.
 
-def open_model(name: str, dtype: str = "float32", device: str = "auto", bos: bool | None = None) -> Model:
+        harvest: `harvest` of a store's meta.json.  Weights in 16 bits are not told from others that were harvested
+        more precisely, unless they were made in 16 bits.
+        """
+        expected, computed_in = harvest.get("weights"), harvest["settings"].get("computed_in", self.dtype)
+        if expected in (self.weights(), self.weights(computed_in)):
+            return None
+        if self.dtype not in ("float32", computed_in):
+            return (
+                f"{self.name} is opened in {self.dtype}, the harvest was made in {computed_in}: so it cannot be told "
+                "whether it is the same model"
+            )
+        return f"{self.name} has other weights than the model that was harvested"
+
+
+def open_model(name: str | Path, dtype: str = "float32", device: str = "auto", bos: bool | None = None) -> Model:
     """The model in a local folder, in a .gguf file, or of a hub's name, and its tokenizer.
 
     dtype: of its weights and its arithmetic, one of DTYPES.  device: "auto" is "cuda" where torch has one, else "cpu".
@@ -128,6 +182,7 @@ def open_model(name: str, dtype: str = "float32", device: str = "auto", bos: boo
     import torch
     import transformers
 
+    name = str(name)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     refuse_device(torch, device)
@@ -157,7 +212,7 @@ def open_model(name: str, dtype: str = "float32", device: str = "auto", bos: boo
         )
     opened.eval().to(device)
     opened.requires_grad_(False)
-    return Model(name, opened, Tokenizer(tokenizer, bos), kind, dtype)
+    return Model(name, opened, Tokenizer(tokenizer, bos), kind, dtype, bos)
 
 
 def refuse_device(torch: Any, device: str) -> None:

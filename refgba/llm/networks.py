@@ -7,6 +7,7 @@ row is kept beside it and given back.  Where rows were centred, too, it is c + |
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import numpy as np
 
 from refgba import formats
 from refgba.data.files import read_json
+from refgba.data.store import read_meta
 from refgba.errors import InputError
 from refgba.formats.dictionary import Dictionary
 from refgba.formats.trained import from_params
+from refgba.llm import quantities
+from refgba.llm.matching import refuse_other_site, run_about, trained_on
 from refgba.llm.records import is_harvest, open_harvest
 from refgba.runs import folder
 from refgba.types import Array
@@ -31,7 +35,8 @@ class Network:
 
     path: as it was given.  harvested: `harvest` of the meta.json of the store that it was trained on, None where that
     store is not there, or no harvest wrote it.  hook: what a dictionary of another library calls its site, or None.
-    store: that store, or None.
+    store: that store, or None.  lost: None, or why the data that a run was trained on tell nothing any more, in words.
+    trained_on: `model`, `site` and `of` by a run's own record, None where it has none.
     """
 
     path: Path
@@ -39,6 +44,8 @@ class Network:
     harvested: dict[str, Any] | None
     hook: str | None = None
     store: Path | None = None
+    lost: str | None = None
+    trained_on: dict[str, str] | None = None
 
     @property
     def d(self) -> int:
@@ -56,48 +63,70 @@ class Network:
             raise InputError(f"{self.path}: there is no neuron {number}; they are numbered from 0 to {self.M - 1}")
         return number
 
+    def neurons(self, numbers: Any) -> list[int]:
+        """One number or several, as `neuron`; InputError for none, and for one that is named twice."""
+        return [self.neuron(number) for number in quantities.neurons(numbers)]
+
     def __repr__(self) -> str:
         site = f", {self.harvested['settings']['site']}" if self.harvested else ""
         return f"Network({str(self.path)!r}): {self.M} neurons, d = {self.d}, {self.dictionary.activation}{site}"
 
 
-def open_network(path: Path, store: Path | None = None) -> Network:
+def open_network(path: str | Path, store: str | Path | None = None) -> Network:
     """A run, one of its checkpoints, or the folder of a dictionary.
 
     store: a harvest that says which rows it is for; of a run it is found by itself where it was at training.
-    InputError for what cannot be read or does not fit.
+    InputError for what cannot be read or does not fit, and for a store of another site than that of the run.
     """
+    path, store = Path(path), None if store is None else Path(store)
     if formats.is_dictionary(path):
-        dictionary, data, hook = formats.read(path), None, _hook(path)
+        dictionary, hook = formats.read(path), _hook(path)
+        about = None
     else:
         opened = folder.open_network(path)
         dictionary, hook = from_params(opened.params, opened.config, opened.centre), None
-        data = _data(path)
+        about = run_about(path)
+    known = None if about is None else trained_on(about)
+    lost = None
     if store is None:
-        store = data if data is not None and is_harvest(data) else None
-    about = None if store is None else open_harvest(store, int(dictionary.W_enc.shape[1])).about
-    return Network(path, dictionary, about, hook, store)
+        store, lost = _own_store(about)
+    harvest = None if store is None else open_harvest(store, int(dictionary.W_enc.shape[1]))
+    if harvest is not None:
+        refuse_other_site(about, harvest, path)
+    return Network(path, dictionary, None if harvest is None else harvest.about, hook, store, lost, known)
 
 
-def origin(path: Path, d: int, store: Path | None = None) -> dict[str, Any]:
+def origin(path: Path, d: int, store: Path | None = None) -> tuple[dict[str, Any], str | None]:
     """`harvest` of the store that a run on rows of d dimensions was trained on, for those who export the run.
 
-    store: as for `open_network`.  Nothing where no harvest wrote the data, or they are not there any more.  InputError
-    for a store that cannot be opened, or has another d.
+    store: as for `open_network`.  Nothing where no harvest wrote the data, or they are not there any more; why, for a
+    run that says that a harvest did.  InputError for a store that cannot be opened, has another d, or is of another
+    site.
     """
+    about, lost = run_about(path), None
     if store is None:
-        data = _data(path)
-        store = data if data is not None and is_harvest(data) else None
-    return {} if store is None else {"harvest": open_harvest(store, d).about}
+        store, lost = _own_store(about)
+    if store is None:
+        return {}, lost if about is not None and "harvest" in about["data"] else None
+    harvest = open_harvest(store, d)
+    refuse_other_site(about, harvest, path)
+    return {"harvest": harvest.about}, None
 
 
-def _data(path: Path) -> Path | None:
-    """The data that a run was trained on, by its about.json, if that is a folder that is still there."""
-    for run in (path, path.parent, path.parent.parent):  # of a checkpoint, two folders up
-        if (run / folder.ABOUT).is_file():
-            data = Path(folder.read_about(run)["data"]["path"])
-            return data if data.is_dir() else None
-    return None
+def _own_store(about: Mapping[str, Any] | None) -> tuple[Path | None, str | None]:
+    """The harvest that a run was trained on, by its about.json; else None, and why what was there is there no more."""
+    if about is None or not about["data"]["path"]:
+        return None, None
+    data = about["data"]
+    path = Path(data["path"])
+    if not path.exists():
+        return None, f"the data that it was trained on, {path}, are not there any more"
+    if not path.is_dir() or not is_harvest(path):
+        return None, f"{path}, which it was trained on, is no harvest any more" if "harvest" in data else None
+    shards = [[entry["file"], entry["rows"]] for entry in read_meta(path)["shards"]]
+    if shards[: len(data["shards"])] != data["shards"]:
+        return None, f"{path} holds other rows now than when it was trained on them"
+    return path, None
 
 
 def _hook(path: Path) -> str | None:
@@ -121,14 +150,15 @@ class Coder:
 
         self.dictionary, self.input, self.k = dictionary, dictionary.input, dictionary.k
         self.dtype = getattr(torch, dtype)
-        arrays = {
-            name: torch.from_numpy(np.ascontiguousarray(array)).to(device, self.dtype)
-            for name, array in dictionary.arrays().items()
-        }
+
+        def tensor(array: Array) -> Any:  # which torch wants writable, as arrays of a file are not
+            return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device, self.dtype)
+
+        arrays = {name: tensor(array) for name, array in dictionary.arrays().items()}
         self.W_enc, self.b_enc, self.threshold = arrays["W_enc"], arrays["b_enc"], arrays["threshold"]
         self.W_dec, self.b_dec = arrays["W_dec"], arrays["b_dec"]
         centre = dictionary.centre
-        self.centre = 0.0 if centre is None else torch.from_numpy(centre[None]).to(device, self.dtype)
+        self.centre = 0.0 if centre is None else tensor(centre[None])
 
     def prepare(self, x: Any) -> tuple[Any, Any, Any]:
         """Rows (R, d) as the network takes them, and what brings them back: x = prepared * scale + shift.

@@ -6,7 +6,7 @@ gets rows (R, d) and returns rows; whether these REPLACE the activation or EDIT 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -50,24 +50,29 @@ def place(
     """Where a network belongs in a model.
 
     What is None is as it was harvested, where that is known; else the first position and special tokens are left alone.
-    InputError where nobody says which site it is, where it is another than the harvested one, and where its rows have
-    another d.
+    So is the token that contexts begin with, unless it was chosen when the model was opened.  InputError where nobody
+    says which site it is, where it is another than the harvested one, where its rows have another d, and where the
+    harvest of a run is not there any more, unless site, of and context are given.
     """
     about = network.harvested
     settings = about["settings"] if about else {}
-    asked, known = site, settings.get("site") or network.hook
-    site = asked or known
+    trained: Mapping[str, Any] = settings or network.trained_on or {}
+    if network.lost is not None and None in (site, of, context):
+        raise InputError(
+            f"{network.path}: {network.lost}; name the harvest with --store, or else all of --site, --of and --context"
+        )
+    site = trained.get("site") or network.hook if site is None else site
     if site is None:
         raise InputError(f"{network.path}: does not say which site it is for; name it with --site")
     [site, *more] = sites.find(model.module, (site,), model.name)
     if more:
         raise InputError(f"--site names {1 + len(more)} sites, {network.path} is for one")
-    if about and (site != settings["site"] or of not in (None, settings["of"])):
+    if trained and (site != trained["site"] or of not in (None, trained["of"])):
         raise InputError(
-            f"{network.path}: is of the {settings['of']} of {settings['site']}, not of the "
-            f"{of or settings['of']} of {site}"
+            f"{network.path}: is of the {trained['of']} of {trained['site']}, not of the "
+            f"{of or trained['of']} of {site}"
         )
-    of = of or cast(Of, settings.get("of", "output"))
+    of = of or cast(Of, trained.get("of", "output"))
     length = context or min(settings.get("context", CONTEXT), model.longest or CONTEXT)
     model.refuse_context(length)
     d = width(model, site, of)
@@ -75,6 +80,8 @@ def place(
         raise InputError(f"{network.path}: is for rows of d = {network.d}, {site} of {model.name} has d = {d}")
     if keeping is None:
         keeping = of_harvest(about) if about else Keeping(1, frozenset(model.tokenizer.special))
+    if about:
+        model = model.beginning_with(about["tokenizer"].get("prefix"))
     coder = Coder(network.dictionary, model.device)
     return Place(model, network, coder, site, of, keeping, about is not None, length)
 
@@ -99,6 +106,8 @@ def splicing(
 
     ids, mask: tensors (batch, position), as `Model.forward` takes them; mask is 0 at padding, which is never changed.
     keeping: which other positions are left alone.  Rows that `change` returns unaltered stay the same to the bit.
+    InputError for rows that are so large afterwards that the model's dtype or the square of their norm overflows: then
+    what the model makes of them means nothing.
     """
     import torch
 
@@ -108,7 +117,12 @@ def splicing(
         kept, _ = keeping(*host, norms(activation))
         chosen = torch.from_numpy(kept).to(activation.device)
         changed = activation.clone()
-        changed[chosen] = change(activation[chosen]).to(activation.dtype)
+        rows = change(activation[chosen]).to(activation.dtype)
+        if not bool(rows.float().square().sum(dim=-1).isfinite().all()):
+            raise InputError(
+                f"{model.name}: changed rows of {site} are too large for the model; use a smaller strength"
+            )
+        changed[chosen] = rows
         return changed
 
     with sites.editing(model.module, site, of, edit):

@@ -16,6 +16,7 @@ import numpy as np
 from refgba.errors import InputError
 from refgba.llm.draws import generator
 from refgba.llm.effects import random_direction, survey
+from refgba.llm.quantities import each, finite, whole
 from refgba.llm.records import open_harvest
 from refgba.llm.splice import Place, splicing
 from refgba.llm.text import TextOptions
@@ -36,7 +37,7 @@ class Written:
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
-        return vars(self)
+        return dict(vars(self))
 
     def __repr__(self) -> str:
         texts = [("clean", self.clean), ("steered", self.steered), *(("random", text) for text in self.random)]
@@ -50,8 +51,7 @@ def peaks(place: Place, neurons: list[int], text: TextOptions | None = None, tok
     """
     import torch
 
-    for neuron in neurons:
-        place.network.neuron(neuron)
+    neurons = place.network.neurons(neurons)
     if text is not None:
         found = survey(place, text, tokens).peak[neurons]
     elif place.network.store is None:
@@ -107,6 +107,7 @@ def write(
     import torch
 
     model = place.model
+    new, temperature, seed = whole("--new", new, 1), finite("--temperature", temperature, 0), whole("--seed", seed)
     if model.kind != "causal":
         raise InputError(f"{model.name}: {type(model.module).__name__} does not write text")
     ids = [*model.tokenizer.prefix, *model.tokenizer(prompt)[0].tolist()]
@@ -120,16 +121,15 @@ def write(
         while len(ids) < begun + new:
             given = ids if past is None else ids[-1:]
             inputs = torch.tensor([given], device=model.device)
-            whole = torch.ones((1, len(ids)), dtype=torch.int64, device=model.device)
+            there = torch.ones((1, len(ids)), dtype=torch.int64, device=model.device)
             steering = (
                 pushed(place, added, inputs, torch.ones_like(inputs), past is None)
                 if added is not None
                 else nullcontext()
             )
             with steering:
-                out = model.module(input_ids=inputs, attention_mask=whole, past_key_values=past, use_cache=cache)
-            past = out.past_key_values if cache else None
-            id = _next(out.logits[0, -1].float(), temperature, rng)
+                logits, past = model.go_on(inputs, there, past, cache)
+            id = _next(logits[0, -1].float(), temperature, rng)
             if id in ends:
                 break
             ids.append(id)
@@ -140,7 +140,8 @@ def write(
 def _next(logits: Any, temperature: float, rng: np.random.Generator) -> int:
     if temperature <= 0:
         return int(logits.argmax())
-    p = (logits.double() / temperature).softmax(0).cpu().numpy()
+    scaled = logits.double()
+    p = ((scaled - scaled.max()) / temperature).softmax(0).cpu().numpy()
     return int(rng.choice(len(p), p=p / p.sum()))
 
 
@@ -150,10 +151,12 @@ def steer(
 ) -> list[Written]:  # fmt: skip
     """Let the model go on with each prompt: clean, steered, and with random directions of the same norm beside.
 
-    by: strengths of the neurons in units of their peaks, peak (neurons,).  InputError as `write`.
+    by: strengths of the neurons in units of their peaks, peak (neurons,).  InputError as `write`, for neurons that are
+    not there or named twice, and for numbers that are not finite.
     """
-    for neuron in neurons:
-        place.network.neuron(neuron)
+    neurons = place.network.neurons(neurons)
+    by, peak = each("--by", by, len(neurons)), each("--peak", peak, len(neurons))
+    random = whole("--random", random)
     added = direction(place, neurons, np.asarray(by) * np.asarray(peak))
     written = []
     for prompt in prompts:
