@@ -42,6 +42,10 @@ def test_the_command_with_a_model_and_one_without_a_head(cli, models, corpus, tm
     write_run(tmp_path / "run", *network(M=32, d=D))
     found = last_json(cli("llm", "dashboard", "run", "store", models("qwen2"), "-o", "page", "--json"))
     assert found["neurons"] == 32
+    other = make(tmp_path / "other", "qwen2", seed=1)
+    for model, says in ((models("qwen2"), False), (other, True)):
+        said = cli("llm", "dashboard", "run", "store", model, "-o", f"page-{says}").stderr
+        assert ("has other weights than the model that was harvested" in said) == says
     headless = make(tmp_path / "headless", "bert", head=False)
     assert_one_line(cli("llm", "dashboard", "run", "store", headless, "-o", "new"), "headless: ")
     assert not (tmp_path / "new").exists()

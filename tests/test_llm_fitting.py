@@ -122,6 +122,18 @@ def rounded(source, out):
 
 
 @llm
+def test_a_file_that_is_not_utf8_is_left_out_of_what_is_measured_on(cli, models, corpus, trained):
+    run, flags = trained("gpt2"), ["--text", corpus, "--tokens", "200", "--json"]
+    before = last_json(cli("llm", "evaluate", run, models("gpt2"), *flags))
+    (corpus / "00a.txt").write_bytes(b"plain at first, " * 1000 + b"\xff\xfe")
+    for command in (["evaluate"], ["effects", "--neuron", "3"]):
+        result = cli("llm", command[0], run, models("gpt2"), *command[1:], *flags)
+        assert result.stderr.count("00a.txt: not UTF-8, left out") == 1
+        if command == ["evaluate"]:
+            assert last_json(result) == before
+
+
+@llm
 def test_only_other_weights_are_called_other(cli, models, corpus, trained, tmp_path):
     from refgba.llm.models import open_model
 

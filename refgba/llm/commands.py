@@ -171,6 +171,18 @@ def unlike_the_harvest(place: Any) -> list[str]:
     return [line for line in lines if line is not None]
 
 
+def tell_once() -> Callable[[Path], None]:
+    """A remark on each file of text that is left out, however often the text is read."""
+    told: set[Path] = set()
+
+    def tell(file: Path) -> None:
+        if file not in told:
+            told.add(file)
+            console.remark(f"{file}: not UTF-8, left out")
+
+    return tell
+
+
 @llm_group.command("evaluate")
 @click.argument("run", type=Path)
 @click.argument("model")
@@ -197,7 +209,7 @@ def evaluate_command(
     from refgba.llm.text import TextOptions
     from refgba.llm.text import files as listed
 
-    text = TextOptions(texts, column, pattern, shuffle, per_document)
+    text = TextOptions(texts, column, pattern, shuffle, per_document, tell_once())
     listed(text)
     place = put(run, model, **where)
     with Meter("evaluating") as meter:
@@ -246,7 +258,7 @@ def effects_command(
 
     if not neurons and rank is None:
         raise InputError("give --neuron M, or --rank N for the N neurons with the largest effect on the loss")
-    text = TextOptions(texts, column, pattern, shuffle, per_document)
+    text = TextOptions(texts, column, pattern, shuffle, per_document, tell_once())
     listed(text)
     sizes = [finite("--strength", strength) for strength in strengths or effects.STRENGTHS]
     chosen = distinct(neurons) if neurons else []

@@ -13,7 +13,7 @@ from refgba.data import files
 from refgba.errors import InputError
 from refgba.llm.dashboard.features import Features, open_dictionary, open_fitting, survey_features
 from refgba.llm.dashboard.folder import write_dashboard
-from refgba.llm.dashboard.logits import direct_effects
+from refgba.llm.dashboard.logits import Effects, direct_effects
 from refgba.llm.dashboard.others import FORMATS, write_delphi, write_features
 from refgba.llm.dashboard.survey import Choice
 from refgba.llm.records import Harvest
@@ -67,11 +67,18 @@ def dashboard_command(
     that of the harvest, also the logits that each neuron promotes and suppresses directly.
     """
     features = surveyed(run, store, choice)
-    effects = None if model is None else direct_effects(features, model, device, counting=console.counting)
+    effects = on_logits(features, model, device)
     write_dashboard(features, out, effects, other, console.counting)
     if as_json:
         return click.echo(json.dumps(summary(features) | {"page": str(out / "index.html")}))
     return console.line(f"Wrote {out}: {features.M} neurons on {features.rows} rows; open {out / 'index.html'}")
+
+
+def on_logits(features: Features, model: str | None, device: str) -> Effects | None:
+    """The direct effects in a model, None without one, with a remark if it is not the model that was harvested."""
+    if model is None:
+        return None
+    return direct_effects(features, model, device, counting=console.counting, say=console.remark)
 
 
 def summary(features: Features) -> dict[str, Any]:
@@ -114,7 +121,7 @@ def features_command(
         facts: dict[str, Any] = {"neurons": len(dictionary.W_enc), "rows": len(harvest), "activations": count}
     else:
         features = surveyed(run, store, choice)
-        effects = None if model is None else direct_effects(features, model, device, counting=console.counting)
+        effects = on_logits(features, model, device)
         write_features(features, out, format, effects, console.counting)
         facts = summary(features)
     if as_json:

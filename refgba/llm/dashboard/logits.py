@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,17 +53,21 @@ class Effects:
 
 
 def direct_effects(
-    features: Features, model: str | Model, device: str = "auto", count: int = COUNT, counting: Counting = silent
-) -> Effects:
+    features: Features, model: str | Model, device: str = "auto", count: int = COUNT, counting: Counting = silent,
+    say: Callable[[str], object] = id,
+) -> Effects:  # fmt: skip
     """The direct effects of all neurons in the model that was harvested.
 
-    model: a folder, a .gguf file or a hub's name, as for `refgba harvest`, or a model that is open.  InputError for a
-    model without a head, and where what the site puts out is not added to the residual stream as it is.
+    model: a folder, a .gguf file or a hub's name, as for `refgba harvest`, or a model that is open.  say: called with a
+    line if it is another model than the one that was harvested.  InputError for a model without a head, and where what
+    the site puts out is not added to the residual stream as it is.
     """
     import torch
 
     V, settings = features.dictionary.W_dec, features.harvest.settings
     opened = open_model(model, "float32", device) if isinstance(model, str) else model
+    if (differs := opened.differs_from(features.harvest.about)) is not None:
+        say(differs)
     sites.find(opened.module, (settings["site"],), opened.name)
     unembedding = Unembedding(opened, settings["site"], settings["of"], V.shape[1])
     if unembedding.why_not is not None:
