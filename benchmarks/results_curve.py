@@ -50,7 +50,7 @@ def of_curve(data: dict[str, Any], table: Table) -> str:
     names = [p["method"] for p in data["points"]]
     again = (
         f"python benchmarks/opponents.py D/X.npy --held-out D/Y.npy --methods "
-        f"{' '.join(name for name in dict.fromkeys(names) if name != 'topk')} --width {sizes['width']} "
+        f"{' '.join(quoted(name) for name in dict.fromkeys(names) if name != 'topk')} --width {sizes['width']} "
         f"--steps {sizes['steps']} --k {' '.join(map(str, sizes['k']))} "
         f"--lr {' '.join(f'{lr:g}' for lr in sizes['lr'])} --batch {' '.join(map(str, sizes['batch']))} "
         f"--seeds {sizes['seeds']} -o curve.json"
@@ -67,6 +67,11 @@ def of_curve(data: dict[str, Any], table: Table) -> str:
         f"[{CURVE}]({CURVE}) has every number.  `{again}` measures them again, which took {data['seconds']:.0f} s on "
         f"two cores that other programs used too.\n\n"
     ) + table(heads, rows)
+
+
+def quoted(name: str) -> str:
+    """A method as a shell takes it."""
+    return f'"{name}"' if " " in name else name
 
 
 def verdict(ratios: list[float]) -> str:
@@ -106,6 +111,6 @@ def of_sites(data: dict[str, Any], table: Table) -> str:
         f"after {sizes['steps']} steps of {sizes['batch']} rows, {sizes['seeds']} seeds.  K is {sizes['k']}; measured "
         "targets aim at the L0 that BatchTopK has on the rows held out.  All sites are reported only: settings were "
         f"chosen on MiniLM, the learning rate {sizes['lr']:g} of TopK and BatchTopK too.\n\n"
-        f"[{SITES}]({SITES}) has every number.  `python benchmarks/sites.py STORE STORE ... -o {SITES}` measures them "
-        "again, on harvests of the sites.\n\n"
+        f"[{SITES}]({SITES}) has every number.  `python benchmarks/sites.py STORE STORE ... --k {sizes['k']} "
+        f"--width {sizes['width']} --steps {sizes['steps']} -o {SITES}` measures them again, on harvests of the sites.\n\n"
     ) + table(heads, rows)
