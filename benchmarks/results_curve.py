@@ -112,5 +112,6 @@ def of_sites(data: dict[str, Any], table: Table) -> str:
         "targets aim at the L0 that BatchTopK has on the rows held out.  All sites are reported only: settings were "
         f"chosen on MiniLM, the learning rate {sizes['lr']:g} of TopK and BatchTopK too.\n\n"
         f"[{SITES}]({SITES}) has every number.  `python benchmarks/sites.py STORE STORE ... --k {sizes['k']} "
-        f"--width {sizes['width']} --steps {sizes['steps']} -o {SITES}` measures them again, on harvests of the sites.\n\n"
+        f"--width {sizes['width']} --steps {sizes['steps']} -o {SITES}` measures them again, on harvests of "
+        "the sites.\n\n"
     ) + table(heads, rows)

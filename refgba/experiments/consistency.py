@@ -250,8 +250,8 @@ def verdict(data: dict[str, Any]) -> Verdict:
         )
     if targeted := named(data, MEASURED):  # ours, and not in what earlier versions measured
         matched += "".join(
-            f" With measured targets (L0 {np.mean(n['l0']):.0f}) it is above that TopK in {(shares(n) > theirs).sum()}, "
-            f"and {consistent(n):.1%} exceed {measures.TAU}, {one_to_one(n):.1%} matched one to one."
+            f" With measured targets (L0 {np.mean(n['l0']):.0f}) it is above that TopK in {(shares(n) > theirs).sum()}"
+            f", and {consistent(n):.1%} exceed {measures.TAU}, {one_to_one(n):.1%} matched one to one."
             for n in targeted
         )
     claims = {
