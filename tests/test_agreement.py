@@ -73,4 +73,6 @@ def test_the_verdict_tells_matched_agreement_where_it_was_measured_and_opens_wha
         network["agreement"] = asdict(Agreement(0.6, [0.5, 0.125], 0.5, [0.4, 0.25]))
         network["null"] = asdict(Agreement(0.4, [0.1, 0.02], 0.3, [0.0, 0.01]))
     said = consistency.verdict(data)
-    assert said.endswith("Matched one to one 25.0% against 25.0% do, of random dictionaries with these spectra 1.0%.")
+    assert "Matched one to one 25.0% against 25.0% do, of random dictionaries with these spectra 1.0%." in said
+    assert said.endswith("matched one to one.")
+    assert said.count("25.0% matched one to one.") == said.count("With measured targets") == 2

@@ -59,5 +59,5 @@ def test_a_launcher_without_mpi4py_is_refused(name, monkeypatch):
     monkeypatch.setenv(name, "2")
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     monkeypatch.setitem(sys.modules, "mpi4py.MPI", None)
-    with pytest.raises(InputError, match=r"mpi4py cannot be imported .*: pip install 'refgba\[mpi\]'"):
+    with pytest.raises(InputError, match=r"mpi4py cannot be imported .*: pip install '\.\[mpi\]'"):
         comm.world()

@@ -51,11 +51,15 @@ BINS = 8
 
 @dataclass(frozen=True)
 class Sizes:
-    """Settings of the real networks (width 0: the default recipe's), and of n known features, s per row on average."""
+    """Settings of the real networks, and of n known features, s per row on average.
+
+    width: 0 is the default recipe's.  l1: the sparsity of L1.  l0: what measured targets aim at.
+    """
 
     width: int
     steps: int
     l1: float
+    l0: float
     n: int
     d: int
     s: int
@@ -67,10 +71,10 @@ class Sizes:
 
 SIZES = {
     "quick": Sizes(
-        width=512, steps=400, l1=0.08, n=256, d=128, s=3, rows=16384, M=1024, known_steps=600, seeds=3
+        width=512, steps=400, l1=0.08, l0=16, n=256, d=128, s=3, rows=16384, M=1024, known_steps=600, seeds=3
     ),
     "full": Sizes(
-        width=0, steps=2000, l1=0.06, n=512, d=256, s=3, rows=65536, M=2048, known_steps=2000, seeds=4
+        width=0, steps=2000, l1=0.06, l0=32, n=512, d=256, s=3, rows=65536, M=2048, known_steps=2000, seeds=4
     ),
 }  # fmt: skip
 
@@ -94,7 +98,9 @@ def methods(sizes: Sizes, d: int) -> list[tuple[str, AnyConfig]]:
     given: dict[str, Any] = {"steps": sizes.steps, "dtype": "float32"} | ({"width": sizes.width} if sizes.width else {})
     default = recipe.default(d, **given)
     l1 = BaselineConfig(method="l1", sparsity=sizes.l1, lr=3e-3, **(given | {"width": default.width}))
-    return [("GBA", default), ("GBA, wide", replace(default, **WIDE)), ("L1", l1)]
+    measured = recipe.measured(d, l0=sizes.l0, **given)
+    wide = replace(default, **WIDE)
+    return [("GBA", default), ("GBA, wide", wide), ("L1", l1), ("GBA, measured targets", measured)]
 
 
 # ---- the estimate ----------------------------------------------------------------------------------------------------
