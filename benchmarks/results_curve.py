@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from results_llm import Table
-from results_opponents import TITLES
+from results_opponents import TITLES, command
 
 from refgba.experiments import frontier
 
@@ -47,14 +47,6 @@ def of_curve(data: dict[str, Any], table: Table) -> str:
         "method", "K or l0", "learning rate", "FVU", "lowest", "highest", "L0",
         "FVU over the lowest line of the others, %", "dead neurons, %",
     )  # fmt: skip
-    names = [p["method"] for p in data["points"]]
-    again = (
-        f"python benchmarks/opponents.py D/X.npy --held-out D/Y.npy --methods "
-        f"{' '.join(quoted(name) for name in dict.fromkeys(names) if name != 'topk')} --width {sizes['width']} "
-        f"--steps {sizes['steps']} --k {' '.join(map(str, sizes['k']))} "
-        f"--lr {' '.join(f'{lr:g}' for lr in sizes['lr'])} --batch {' '.join(map(str, sizes['batch']))} "
-        f"--seeds {sizes['seeds']} -o curve.json"
-    )
     return (
         "## The curve\n\n"
         f"{verdict(beyond)}  Networks of {sizes['width']} neurons after {sizes['steps']} steps of {frontier.BATCH} "
@@ -64,14 +56,9 @@ def of_curve(data: dict[str, Any], table: Table) -> str:
         "targets it aims at the L0 that is asked for, by default at what its groups add up to.  The line of a method "
         "is straight between its points in the logarithms, its ends drawn on, and others are TopK, BatchTopK and "
         "Matryoshka.\n\n"
-        f"[{CURVE}]({CURVE}) has every number.  `{again}` measures them again, which took {data['seconds']:.0f} s on "
-        f"two cores that other programs used too.\n\n"
+        f"[{CURVE}]({CURVE}) has every number.  `{command(data, CURVE)}` measures them again, which took "
+        f"{data['seconds']:.0f} s on two cores that other programs used too.\n\n"
     ) + table(heads, rows)
-
-
-def quoted(name: str) -> str:
-    """A method as a shell takes it."""
-    return f'"{name}"' if " " in name else name
 
 
 def verdict(ratios: list[float]) -> str:

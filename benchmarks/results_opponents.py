@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from results_llm import Table
 
 from refgba.experiments import frontier, random_directions
 
 TITLES = frontier.LABELS | {"topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "l1": "L1"}
+
+
+def command(found: dict[str, Any], out: str) -> str:
+    """What measures a file of opponents.py again."""
+    sizes, methods = found["settings"], list(dict.fromkeys(p["method"] for p in found["points"]))
+    names = " ".join(f'"{name}"' if " " in name else name for name in methods if name != "topk")
+    dials = ("k", *(name for name in ("l1", "jumprelu", "gated") if name in methods), "lr", "batch")
+    several = " ".join(f"--{dial} {' '.join(f'{value:g}' for value in sizes[dial])}" for dial in dials)
+    seeds = f" --seeds {sizes['seeds']}" if sizes["seeds"] > 1 else ""
+    return (
+        f"python benchmarks/opponents.py D/X.npy --held-out D/Y.npy --methods {names} --width {sizes['width']} "
+        f"--steps {sizes['steps']} {several}{seeds} -o {out}"
+    )
 
 
 def section(folder: Path, table: Table) -> str:
@@ -25,8 +39,6 @@ def section(folder: Path, table: Table) -> str:
                     [TITLES.get(method, method), f"{setting:g}", f"{p['lr']:g}", f"{p['fvu']:.4f}", f"{over:+z.1f}",
                      f"{p['l0']:.1f}", f"{100 * p['dead']:.1f}"]
                 )  # fmt: skip
-    names = " ".join(f'"{name}"' if " " in name else name for name in methods[1:])
-    several = {name: " ".join(f"{value:g}" for value in sizes[name]) for name in ("k", "gated", "lr", "batch")}
     heads = (
         "method", "K, or λ of Gated", "learning rate", "FVU", "FVU over TopK's line at the same L0, %", "L0",
         "dead neurons, %",
@@ -38,11 +50,6 @@ def section(folder: Path, table: Table) -> str:
         chosen = (
             f"All have the learning rate {rates}, which TopK and BatchTopK keep above and which may not suit others"
         )
-    again = (
-        f"python benchmarks/opponents.py D/X.npy --held-out D/Y.npy --methods {names} --width {sizes['width']} "
-        f"--steps {sizes['steps']} --k {several['k']} --gated {several['gated']} --lr {several['lr']} "
-        f"--batch {several['batch']} -o opponents.json"
-    )
     return (
         "## Opponents\n\n"
         f"Networks of {sizes['width']} neurons after {sizes['steps']} steps of {frontier.BATCH} rows, one seed.  These "
@@ -50,6 +57,6 @@ def section(folder: Path, table: Table) -> str:
         f"second half of the held-out rows is what they are judged on.  {apart.capitalize()} are TopK networks whose "
         "directions are not learned: rows of the data less the mean, or random units, of which only scales, thresholds "
         "and b_pre are fitted.\n\n"
-        f"[opponents.json](opponents.json) has every number.  `{again}` measures them again, which took "
-        f"{found['seconds']:.0f} s on two cores that other programs used too.\n\n"
+        f"[opponents.json](opponents.json) has every number.  `{command(found, 'opponents.json')}` measures them "
+        f"again, which took {found['seconds']:.0f} s on two cores that other programs used too.\n\n"
     ) + table(heads, rows)

@@ -18,18 +18,16 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import agreement
 import numpy as np
 
 from refgba import gba, recipe
 from refgba.backends.base import AnyConfig
 from refgba.config import BaselineConfig
 from refgba.data import files
-from refgba.data.activations import open_activations
-from refgba.data.centre import centred
 from refgba.experiments import workers
 from refgba.experiments.training import trained
 from refgba.runs.judging import evaluate
-from refgba.sae import unit_rows
 from refgba.types import Array
 
 LR = 3e-3
@@ -48,14 +46,11 @@ class Task(NamedTuple):
 
 
 @cache
-def rows(store: Path) -> tuple[Array, Array, bool]:
-    """Rows to train on, rows to judge on, both of unit norm, and whether they were centred."""
-    data, _ = centred(open_activations(store), "auto")
-    x = np.concatenate([np.asarray(data.stored(k), np.float32) for k in range(len(data.counts))])
-    order = np.random.default_rng(0).permutation(len(x))
-    x = unit_rows(x[order] - (0 if data.centre is None else data.centre.astype(np.float32)))
+def rows(store: Path) -> tuple[Array, Array]:
+    """Rows to train on and rows to judge on, as training sees them."""
+    x = agreement.real(store)
     held_out = int(len(x) * HELD_OUT)
-    return x[held_out:], x[:held_out], data.centre is not None
+    return x[held_out:], x[:held_out]
 
 
 def configure(task: Task, d: int, width: int, steps: int) -> AnyConfig:
@@ -69,13 +64,13 @@ def configure(task: Task, d: int, width: int, steps: int) -> AnyConfig:
 
 def network(task: Task, width: int, steps: int) -> dict[str, Any]:
     """Train a network, and judge it on the rows held out."""
-    train, held_out, is_centred = rows(task.store)
+    train, held_out = rows(task.store)
     config = configure(task, train.shape[1], width, steps)
     engine, state = trained(gba.minibatches(train, config), train.shape[1], config, BACKEND)
     chunks = np.array_split(held_out, -(-len(held_out) // CHUNK))
     summary = evaluate(engine.params(state), config, engine, chunks).summary()
     found = {name: round(summary[name], 5) for name in ("fvu", "l0", "dead")}
-    about = {"rows": len(train), "held_out": len(held_out), "d": train.shape[1], "centred": is_centred}
+    about = {"rows": len(train), "held_out": len(held_out), "d": train.shape[1]}
     return {"site": task.store.name, "method": task.method, "asked": task.l0, "seed": task.seed} | about | found
 
 

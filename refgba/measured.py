@@ -84,7 +84,6 @@ class Run(Protocol):
 
     config: GBAConfig
     params: Params
-    t: int
     shares: Shares | None
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from refgba.data.activations import PLACE
 from refgba.data.store import read_meta
 from refgba.errors import InputError
 from refgba.llm.records import Harvest, is_harvest
@@ -39,11 +40,16 @@ def trained_on(about: Mapping[str, Any]) -> dict[str, str] | None:
     with suppress(InputError):  # a store that cannot be read tells nothing
         if data["path"] and is_harvest(path):
             meta = read_meta(path)
-            shards = [[entry["file"], entry["rows"]] for entry in meta["shards"]]
-            if shards[: len(data["shards"])] == data["shards"] and meta["d"] == data["d"]:
+            if holds(meta, data):
                 settings = meta["harvest"]["settings"]
-                return {name: str(settings[name]) for name in ("model", "site", "of")}
+                return {name: str(settings[name]) for name in PLACE}
     return None
+
+
+def holds(meta: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    """Whether a store, by its meta.json, still begins with the rows of a run, by `data` of its about.json."""
+    shards = [[entry["file"], entry["rows"]] for entry in meta["shards"]]
+    return bool(shards[: len(data["shards"])] == data["shards"] and meta["d"] == data["d"])
 
 
 def refuse_other_site(about: Mapping[str, Any] | None, harvest: Harvest, network: Path) -> None:

@@ -21,7 +21,7 @@ from refgba.errors import InputError
 from refgba.formats.dictionary import Dictionary
 from refgba.formats.trained import from_params
 from refgba.llm import quantities
-from refgba.llm.matching import refuse_other_site, run_about, trained_on
+from refgba.llm.matching import holds, refuse_other_site, run_about, trained_on
 from refgba.llm.records import is_harvest, open_harvest
 from refgba.runs import folder
 from refgba.types import Array
@@ -123,8 +123,7 @@ def _own_store(about: Mapping[str, Any] | None) -> tuple[Path | None, str | None
         return None, f"the data that it was trained on, {path}, are not there any more"
     if not path.is_dir() or not is_harvest(path):
         return None, f"{path}, which it was trained on, is no harvest any more" if "harvest" in data else None
-    shards = [[entry["file"], entry["rows"]] for entry in read_meta(path)["shards"]]
-    if shards[: len(data["shards"])] != data["shards"]:
+    if not holds(read_meta(path), data):
         return None, f"{path} holds other rows now than when it was trained on them"
     return path, None
 
