@@ -23,6 +23,8 @@ from refgba.errors import InputError
 KERNELS = ("narrow", "center", "gate", "residual", "gate_gradient", "adamw_b_pre", "adamw_rows", "agree")
 SOURCE = Path(__file__).with_name("cupy_kernels.cu")
 ALIGNED = 8  # rows of matrices begin at multiples of so many numbers: 16 bytes of any dtype, as tensor cores want it
+COLUMNS = {"gate": 64, "gate_gradient": 64}  # of a thread block, where they are not 32
+WORD = 32  # open gates in a word
 ROW_THREADS = 512  # the most of a block that has a row in registers
 ROW_BLOCKS = 1024  # thread blocks that share the rows of a chunk, and as many partial sums over them
 THREADS_OWN_STREAM = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"
@@ -111,16 +113,16 @@ class Device:
         self.launch(name, min(M, ROW_BLOCKS), (self.row_block,), np.int32(M), np.int32(d), *arguments)
 
     def columns(self, name: str, L: int, M: int, *arguments: Any) -> None:
-        """Run a kernel that sums over the L rows of (L, M), one thread block per 32 columns."""
-        self.launch(name, -(-M // 32), (32, 32), np.int32(L), np.int32(M), *arguments)
+        """Run a kernel that sums over the L rows of (L, M), one thread block per 32 columns, or as COLUMNS has it."""
+        self.launch(name, -(-M // COLUMNS.get(name, 32)), (32, 32), np.int32(L), np.int32(M), *arguments)
 
     def product(
         self, A: Any, B: Any, C: Any, *, tA: bool = False, tB: bool = False, add: bool = False, exact: bool = False
     ) -> None:
         """C <- op(A) op(B), or C <- C + op(A) op(B) with add; all are 2-D, and what is in a row is contiguous.
 
-        op transposes where tA or tB is true.  A and B have dtype code, and C has dtype real.  exact: A and B have dtype
-        real too, and nothing is rounded.
+        op transposes where tA or tB is true.  A and B have dtype code, and C has dtype real or code: sums are in real,
+        and rounded once where C is code.  exact: A and B have dtype real too, and nothing is rounded.
         """
         kind, compute = (self.real_type, self.real_compute) if exact else (self.code_type, self.compute)
         m, n = C.shape
@@ -130,8 +132,14 @@ class Device:
         cp.cuda.cublas.gemmEx(
             cp.cuda.device.get_cublas_handle(), int(tB), int(tA), n, m, k, self._one.ctypes.data,
             B.data.ptr, kind, ldb, A.data.ptr, kind, lda,
-            (self._one if add else self._zero).ctypes.data, C.data.ptr, self.real_type, ldc, compute, -1,
+            (self._one if add else self._zero).ctypes.data, C.data.ptr,
+            self.real_type if C.dtype == self.real else self.code_type, ldc, compute, -1,
         )  # fmt: skip
+
+
+def words(M: int) -> int:
+    """Of a row of M gates, the words that tell which are open."""
+    return -(-M // WORD)
 
 
 def row_shape(d: int, itemsize: int) -> tuple[int, int]:

@@ -18,29 +18,17 @@ typedef long long i64;
 
 #ifdef BF16
 typedef unsigned short CODE;
-#define OPEN_ZERO ((CODE)0x8000)
 __device__ __forceinline__ float wide(CODE c) { return __uint_as_float((unsigned int)c << 16); }
 __device__ __forceinline__ CODE narrow_one(float x) {  // to nearest, ties to even; NaN stays NaN
     const unsigned int u = __float_as_uint(x);
     if ((u & 0x7fffffffu) > 0x7f800000u) return (CODE)((u >> 16) | 0x40u);
     return (CODE)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
-__device__ __forceinline__ bool is_open(CODE c) { return c != 0; }
 #else
 typedef REAL CODE;
-#define OPEN_ZERO ((CODE)-0.0)
 __device__ __forceinline__ REAL wide(CODE c) { return c; }
 __device__ __forceinline__ CODE narrow_one(REAL x) { return x; }
-__device__ __forceinline__ unsigned int bits(float x) { return __float_as_uint(x); }
-__device__ __forceinline__ i64 bits(double x) { return __double_as_longlong(x); }
-__device__ __forceinline__ bool is_open(CODE c) { return bits(c) != 0; }
 #endif
-
-// An open gate may pass 0, or what rounds to it: stored as -0, so that open is what has a bit set.
-__device__ __forceinline__ CODE opened(REAL s) {
-    const CODE c = narrow_one(s);
-    return wide(c) == 0 ? OPEN_ZERO : c;
-}
 
 // Ours.  out_i <- in_i, rounded to CODE.
 extern "C" __global__ void narrow(i64 n, const REAL* __restrict__ in, CODE* __restrict__ out) {
@@ -73,6 +61,7 @@ __device__ __forceinline__ T column_sum(T value) {
 
 __device__ __forceinline__ REAL column_max(REAL value) {
     __shared__ REAL part[32][33];
+    __syncthreads();  // the last call's have been read
     part[threadIdx.y][threadIdx.x] = value;
     __syncthreads();
     REAL top = value;
@@ -81,36 +70,72 @@ __device__ __forceinline__ REAL column_max(REAL value) {
     return top;
 }
 
+// Which gates are open, 1{y_m > 0}: bit m % 32 of word m / 32 of a row of `words`.  A code cannot say it, since an open
+// gate may pass 0, or what rounds to it; and a bit is a sixteenth of what a code in bfloat16 takes to read.
+typedef unsigned int BITS;
+__device__ __forceinline__ bool is_open(const BITS* __restrict__ open, int words, int l, int m) {
+    return open[(i64)l * words + m / 32] >> m % 32 & 1;
+}
+
+// `gate` and `gate_gradient` load and store two neighbouring columns at once: thread x of a warp has 2x and 2x + 1 of
+// 64.  Where M is odd the last thread has one, and writes a 0 beside it, into what fills a row up.
+struct alignas(2 * sizeof(REAL)) Reals2 { REAL x[2]; };
+struct alignas(2 * sizeof(CODE)) Codes2 { CODE x[2]; };
+
+// 16 bits, each with a 0 after it.
+__device__ __forceinline__ BITS spread(BITS x) {
+    x = (x | x << 8) & 0x00ff00ffu;
+    x = (x | x << 4) & 0x0f0f0f0fu;
+    x = (x | x << 2) & 0x33333333u;
+    return (x | x << 1) & 0x55555555u;
+}
+
 // Lines 2 and 5, from z_m = w_m . (x - b_pre) (L, M) and b (M,).
-//     y_m = z_m + b_m,   s_m <- phi(y_m) (L, M): y_m 1{y_m > 0} with relu, otherwise z_m 1{y_m > 0}
-//     active <- sum_l 1{y_m > 0},   counts <- counts + active,   peaks <- max(peaks, max_l y_m), all (M,)
+//     y_m = z_m + b_m,   open_m <- 1{y_m > 0},   s_m <- phi(y_m) (L, M): with relu y_m open_m, otherwise z_m open_m
+//     active <- sum_l open_m,   counts <- counts + active,   peaks <- max(peaks, max_l y_m), all (M,)
 // With theta (M,) >= 0, which only a baseline has, a gate opens at y_m > theta_m.
 extern "C" __global__ void __launch_bounds__(1024)
-gate(int L, int M, int ld, int relu, const REAL* __restrict__ z, const REAL* __restrict__ b,
-     const REAL* __restrict__ theta, CODE* __restrict__ s, i64* __restrict__ counts, REAL* __restrict__ peaks,
-     int* __restrict__ active) {
-    const int m = own_column();
-    int n = 0;
-    REAL top = 0;
-    if (m < M) {
-        const REAL bias = b[m], edge = theta ? theta[m] : (REAL)0;
-        const i64 step = 32 * (i64)ld;
-        i64 i = (i64)threadIdx.y * ld + m;
-#pragma unroll 4
-        for (int l = threadIdx.y; l < L; l += 32, i += step) {
-            const REAL zl = z[i], y = zl + bias;
-            const bool on = y > edge;
-            s[i] = on ? opened(relu ? y : zl) : (CODE)0;
-            n += on;
-            top = on && y > top ? y : top;
-        }
+gate(int L, int M, int ld, int words, int relu, const REAL* __restrict__ z, const REAL* __restrict__ b,
+     const REAL* __restrict__ theta, CODE* __restrict__ s, BITS* __restrict__ open, i64* __restrict__ counts,
+     REAL* __restrict__ peaks, int* __restrict__ active) {
+    const int first = 2 * own_column(), word = first / 64 * 2 + threadIdx.x, half = 16 * threadIdx.x;
+    const bool mine[2] = {first < M, first + 1 < M}, writes = threadIdx.x < 2 && word < words;
+    int n[2] = {};
+    REAL top[2] = {}, bias[2] = {}, edge[2] = {};
+    for (int k = 0; k < 2 && mine[k]; k++) {
+        bias[k] = b[first + k];
+        if (theta) edge[k] = theta[first + k];
     }
-    n = column_sum(n);
-    top = column_max(top);
-    if (threadIdx.y == 0 && m < M) {
-        active[m] = n;
-        counts[m] += n;
-        if (top > peaks[m]) peaks[m] = top;
+    z += (i64)threadIdx.y * ld + first;
+    s += (i64)threadIdx.y * ld + first;
+    open += (i64)threadIdx.y * words + word;
+#pragma unroll 4
+    for (int l = threadIdx.y; l < L; l += 32, z += 32 * (i64)ld, s += 32 * (i64)ld, open += 32 * words) {
+        Reals2 zl = {};
+        if (mine[0]) zl = *reinterpret_cast<const Reals2*>(z);
+        Codes2 sl;
+        BITS both[2];  // of the warp's even columns, and of its odd ones
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const REAL y = zl.x[k] + bias[k];
+            const bool on = y > edge[k] && mine[k];
+            sl.x[k] = on ? narrow_one(relu ? y : zl.x[k]) : (CODE)0;
+            n[k] += on;
+            top[k] = on && y > top[k] ? y : top[k];
+            both[k] = __ballot_sync(0xffffffffu, on);
+        }
+        if (mine[0]) *reinterpret_cast<Codes2*>(s) = sl;
+        if (writes) *open = spread(both[0] >> half & 0xffffu) | spread(both[1] >> half & 0xffffu) << 1;
+    }
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        const int sum = column_sum(n[k]), m = first + k;
+        const REAL highest = column_max(top[k]);
+        if (threadIdx.y == 0 && m < M) {
+            active[m] = sum;
+            counts[m] += sum;
+            if (highest > peaks[m]) peaks[m] = highest;
+        }
     }
 }
 
@@ -141,26 +166,35 @@ residual(int L, int d, const REAL* __restrict__ x, const REAL* __restrict__ b_pr
     }
 }
 
-// Line 3, from vr = v_m . r (L, M) and the codes s (L, M); on_m = 1{y_m > 0}.
-//     g <- (v_m . r) on_m (L, M),   and where it is wanted, mean <- 1/L sum_l (v_m . r) on_m (M,)
+// Line 3, from vr = v_m . r (L, M), rounded to CODE, and which gates are open.
+//     g <- (v_m . r) open_m (L, M),   and where it is wanted, mean <- 1/L sum_l (v_m . r) open_m (M,)
 // The products after it are sum_l g (x - b_pre) and sum_l s_m r: times a_m / L they are the gradients of w_m and v_m.
 extern "C" __global__ void __launch_bounds__(1024)
-gate_gradient(int L, int M, int ld, const REAL* __restrict__ vr, const CODE* __restrict__ s, CODE* __restrict__ g,
-              REAL* __restrict__ mean) {
-    const int m = own_column();
-    REAL sum = 0;
-    if (m < M) {
+gate_gradient(int L, int M, int ld, int words, const CODE* __restrict__ vr, const BITS* __restrict__ open,
+              CODE* __restrict__ g, REAL* __restrict__ mean) {
+    const int first = 2 * own_column();
+    REAL sum[2] = {};
+    if (first < M) {
 #pragma unroll 4
         for (int l = threadIdx.y; l < L; l += 32) {
-            const i64 i = (i64)l * ld + m;
-            const REAL vrl = is_open(s[i]) ? vr[i] : (REAL)0;
-            g[i] = narrow_one(vrl);
-            sum += vrl;
+            const i64 i = (i64)l * ld + first;
+            const BITS own = open[(i64)l * words + first / 32] >> first % 32 & 3;  // none is open beyond M
+            Codes2 gl = {};
+            if (own) gl = *reinterpret_cast<const Codes2*>(vr + i);
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                if (!(own >> k & 1)) gl.x[k] = 0;
+                sum[k] += wide(gl.x[k]);
+            }
+            *reinterpret_cast<Codes2*>(g + i) = gl;
         }
     }
     if (!mean) return;  // all threads of all blocks, or none
-    sum = column_sum(sum);
-    if (threadIdx.y == 0 && m < M) mean[m] = sum / L;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        const REAL all = column_sum(sum[k]);
+        if (threadIdx.y == 0 && first + k < M) mean[first + k] = all / L;
+    }
 }
 
 // Line 3, AdamW of one entry theta along its gradient g, which moves m and v and returns the new theta.

@@ -4,7 +4,7 @@ How this departs from the reference, which holds arrays (L, M) and (M, d) whole:
 
 - Neurons are taken in chunks, runs of neurons with views of their parameters and memory that chunks use in turn.  What
   is (L, M) or (M, d) in the reference is only ever (L, chunk) or (chunk, d) here, but for the parameters, their
-  moments, the codes and a_m v_m: with the default CHUNK a million neurons at d = 1536 and L = 4096 need 33 GiB in
+  moments, the codes and a_m v_m: with the default CHUNK a million neurons at d = 1536 and L = 4096 need 34 GiB in
   bfloat16 (`needs`).
 - Rows of matrices begin at multiples of ALIGNED numbers.  The device's d, `Work.d`, counts the zeros that fill a row
   up; neurons are not filled up, only what a row of (L, chunk) has is.
@@ -28,7 +28,7 @@ import numpy as np
 
 from refgba import measured
 from refgba.backends.base import AnyConfig
-from refgba.backends.cupy_device import PRODUCTS, ROW_BLOCKS, Device, aligned
+from refgba.backends.cupy_device import PRODUCTS, ROW_BLOCKS, Device, aligned, words
 from refgba.bias import Buffer
 from refgba.config import GBAConfig
 from refgba.errors import InputError
@@ -59,7 +59,9 @@ class Chunk:
     peaks: Any  # (size,) real
     active: Any  # (size,) int32
     mean: Any  # (size,) real   mean of (v_m · r) on_m over the batch
-    z: Any  # (L, size) real    w_m · (x - b_pre), then v_m · r
+    z: Any  # (L, size) real    w_m · (x - b_pre)
+    vr: Any  # (L, size) code   v_m · r, in the memory of z
+    gates: Any  # (L, words) uint32   which gates are open, a bit each, kept from forward to backward
     g: Any  # (L, size) code    (v_m · r) on_m
     s: Any  # (L, size) code    codes, kept from forward to backward; right after g,
     gs: Any  # (2L, size) code  so that this is both
@@ -176,7 +178,8 @@ def needs(dtype: str, M: int, L: int, d: int, untied: bool = False) -> int:
     code, real = np.dtype(PRODUCTS[dtype][0]).itemsize, 8 if dtype == "float64" else 4
     decoders, chunk, d = 2 if untied else 1, chunk_size(M, L, real), aligned(d)
     weights = decoders * M * d * (3 * real + (code if code != real else 0)) + M * d * code
-    batch = L * d * ((1 + BATCHES) * real + 2 * code) + L * aligned(M) * code + min(chunk, ROW_BLOCKS) * d * real
+    batch = L * d * ((1 + BATCHES) * real + 2 * code) + L * (aligned(M) * code + words(M) * 4)
+    batch += min(chunk, ROW_BLOCKS) * d * real
     room = max(L * aligned(chunk), aligned(M)) * real + L * aligned(chunk) * code + chunk * d * decoders * real
     return weights + batch + room + M * (6 * real + 13) + 2**25  # cuBLAS takes the last
 
@@ -295,10 +298,11 @@ def work_for(state: State, L: int, counts: Any, peaks: Any, held: Any, moments: 
     first = aligned(sizes[0])
     z, codes = cp.empty(max(L * first, aligned(M)), real), cp.empty(L * (first + sum(map(aligned, sizes))), code)
     gradients = [cp.empty((sizes[0], d), real) for _ in range(1 + state.config.untied)]
-    mean, active = cp.empty(M, real), cp.empty(M, np.int32)
+    mean, active, gates = cp.empty(M, real), cp.empty(M, np.int32), cp.empty(L * sum(map(words, sizes)), np.uint32)
     chunks, start, at = [], 0, L * first  # `at` is where the codes of a chunk begin, after those of the chunk before
     for size in sizes:
         here, ld = slice(start, start + size), aligned(size)
+        own, gates = gates[: L * words(size)].reshape(L, words(size)), gates[L * words(size) :]
         weights = [
             (theta[name][here], *(moment[here] for moment in moments[name]), copy[here], g[:size])
             for (name, copy), g in zip(low.items(), gradients, strict=False)
@@ -310,7 +314,8 @@ def work_for(state: State, L: int, counts: Any, peaks: Any, held: Any, moments: 
                 size=size, ld=ld, W=low["W"][here], V=low["W" if tied else "W_dec"][here], aV=state.aV[here],
                 weights=weights, a=(theta["a"][here], *(moment[here] for moment in moments["a"])), b=theta["b"][here],
                 held=held[here], counts=counts[here], peaks=peaks[here], active=active[here], mean=mean[here],
-                z=z[: L * ld].reshape(L, ld)[:, :size], g=gs[:L], s=gs[L:], gs=gs,
+                z=z[: L * ld].reshape(L, ld)[:, :size], vr=z.view(code)[: L * ld].reshape(L, ld)[:, :size], gates=own,
+                g=gs[:L], s=gs[L:], gs=gs,
             )
         )  # fmt: skip
         start, at = start + size, at + L * ld

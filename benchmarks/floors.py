@@ -99,7 +99,7 @@ def by_cupy(s: Setting, dtype: str) -> Floors:
 
     rows, W, codes = map(on_device, factors(s, sizes[0]))
     ld = cupy_device.aligned(sizes[0])
-    z = cp.empty((s.batch, ld), device.real)
+    z, vr = (cp.empty((s.batch, ld), dtype) for dtype in (device.real, device.code))
     f, g = (cp.empty((n, cupy_device.aligned(s.d)), device.real)[:, : s.d] for n in (s.batch, sizes[0]))
     source, target = cp.zeros(COPY, device.real), cp.empty(COPY, device.real)
 
@@ -108,7 +108,7 @@ def by_cupy(s: Setting, dtype: str) -> Floors:
             device.product(rows[: s.batch], W[:size], z[:, :size], tB=True)
             if times == 5:
                 device.product(codes[: s.batch, :size], W[:size], f, add=i > 0)
-                device.product(rows[s.batch :], W[:size], z[:, :size], tB=True)
+                device.product(rows[s.batch :], W[:size], vr[:, :size], tB=True)
                 device.product(codes[:, :size], rows, g[:size], tA=True)
 
     def copy(_: int) -> int:
@@ -125,14 +125,14 @@ def by_torch(s: Setting, dtype: str) -> Floors:
     rows, W, codes = (torch.tensor(host, device="cuda").to(kind) for host in factors(s, s.width))
     xc, r, on = rows[: s.batch], rows[s.batch :], codes[: s.batch]
     source, target = torch.zeros(COPY, device="cuda", dtype=kind), torch.empty(COPY, device="cuda", dtype=kind)
-    # A step sums in float32 whatever it multiplies: products write 4 bytes.
+    # A step sums in float32 whatever it multiplies: products write 4 bytes, but for v · r, which is rounded.
     mm = partial(torch.mm, out_dtype=torch.float32) if dtype == "bfloat16" else torch.mm
 
     def products(times: int, _: int) -> None:
         precision(dtype)
         mm(xc, W.T)
         if times == 5:
-            mm(on, W), mm(r, W.T), mm(codes.T, rows)
+            mm(on, W), torch.mm(r, W.T), mm(codes.T, rows)
         precision("float32")  # what backends in CuPy rely on
 
     def copy(_: int) -> int:

@@ -25,7 +25,7 @@ from setting import BATCHES, DTYPES, Data, Setting, environment
 TRAFFIC = {
     "narrow": "rw",
     "center": "rrw",
-    "gate": "rr-wuuw",
+    "gate": "rr-wwuuw",
     "residual": "rrrwww",
     "gate_gradient": "grww",
     "adamw_b_pre": "rruuu",

@@ -40,6 +40,7 @@ namespace emulation {
 typedef unsigned long long Bits;
 const Bits GARBAGE = 0x7FFA7FFA7FFA7FFAull;  // NaN as float, double and bfloat16, and absurd as an integer
 const int THREADS = 1024, STACK = 64 << 10;
+const unsigned BALLOT = 32;  // in the place of a lane to take from: the set of lanes that give 1
 enum Order { forward, backward, shuffled };
 
 struct Fiber {
@@ -47,7 +48,7 @@ struct Fiber {
   jmp_buf here;
   bool begun;
   int line;               // where it waits
-  unsigned mask, source;  // of a warp operation: the lanes that take part, and the one to take from
+  unsigned mask, source;  // of a warp operation: the lanes that take part, and the one to take from, or BALLOT
   Bits given, taken;
 };
 struct Warp { unsigned lanes, ready, in_warp_op, at_barrier; };  // sets of lanes; in none of the last three: returned
@@ -111,8 +112,13 @@ static void release(Warp& warp, Fiber* lanes) {
     for (int j = 0; j < 32; j++)
       if (group >> j & 1) complete = complete && lanes[j].mask == lanes[i].mask && lanes[j].line == lanes[i].line;
     if (!complete) continue;
+    Bits given = 0;
     for (int j = 0; j < 32; j++)
-      if (group >> j & 1) lanes[j].taken = group >> lanes[j].source & 1 ? lanes[lanes[j].source].given : GARBAGE;
+      if (group >> j & 1) given |= (lanes[j].given & 1) << j;
+    for (int j = 0; j < 32; j++)
+      if (group >> j & 1)
+        lanes[j].taken = lanes[j].source == BALLOT ? given
+                         : group >> lanes[j].source & 1 ? lanes[lanes[j].source].given : GARBAGE;
     warp.in_warp_op &= ~group;
     warp.ready |= group;
   }
@@ -254,6 +260,9 @@ template <class To, class From> To bit_cast(From from) {
 
 inline void __syncthreads(int line = __builtin_LINE()) { emulation::wait(&emulation::Warp::at_barrier, line); }
 
+inline unsigned __ballot_sync(unsigned mask, int on, int line = __builtin_LINE()) {
+  return emulation::exchange(mask, (unsigned)(on != 0), emulation::BALLOT, line);
+}
 #define LANE (emulation::current % 32)
 inline void __syncwarp(unsigned mask = ~0u, int line = __builtin_LINE()) { emulation::exchange(mask, 0, LANE, line); }
 #define SHUFFLE(name, second, from)                                                                        \

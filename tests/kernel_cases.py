@@ -86,9 +86,8 @@ class Emulated:
         return emulated_cupy.from_bf16(code) if self.device.copies else code
 
     def gated(self, s, on):
-        """The codes of s: bits that are 0 are a closed gate, so that an open one keeps at least a sign."""
-        code = self.code(s)
-        return np.where(on, np.where(self.wide(code) == 0, self.code(-0.0), code), self.code(0.0))
+        """The codes of s, 0 where a gate is closed."""
+        return np.where(on, self.code(s), self.code(0.0))
 
     def assert_sum(self, result, terms, rounded=0.0):
         """The result is the sum of the terms but for their rounding, and one by the share `rounded` at the end."""

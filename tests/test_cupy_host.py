@@ -260,7 +260,7 @@ def test_needs_is_what_init_takes(cupy, dtype, untied, monkeypatch):
 
 
 def test_a_million_neurons_fit_a_card_of_80_gb(cupy):
-    assert 32 * 2**30 < cupy.memory.needs("bfloat16", 2**20, 4096, 1536) < 33 * 2**30
+    assert 33 * 2**30 < cupy.memory.needs("bfloat16", 2**20, 4096, 1536) < 34 * 2**30
     assert cupy.memory.needs("float32", 2**20, 4096, 1536) < 75 * 2**30
 
 

@@ -12,6 +12,7 @@ from engines import CUDA_KERNELS
 from kernel_cases import assert_same, backend, bits, check_all_launched, gpu
 
 from refgba import sae
+from refgba.backends.cupy_device import aligned, words
 from refgba.bias import Buffer
 from refgba.sae import Params
 
@@ -58,15 +59,32 @@ def test_a_grid_that_is_too_small_for_the_array_goes_round(gpu, blocks):
 # --------------------------------------------------------------------------------------------------- column by column
 
 
+def bitmap(on):
+    """(L, words) uint32: gate m is bit m % 32 of word m / 32."""
+    wide = np.zeros((len(on), 32 * words(on.shape[1])), np.uint8)
+    wide[:, : on.shape[1]] = on
+    return np.packbits(wide, axis=1, bitorder="little").view("<u4").astype(np.uint32)
+
+
+def assert_filled_up(gpu, M, rest):
+    """What fills rows up is untouched, but for the neighbour of a last column that has none."""
+    assert_same(rest[:, : M % 2], gpu.code(np.zeros((len(rest), M % 2))))
+    assert_same(rest[:, M % 2 :], gpu.codes(*rest.shape)[:, M % 2 :])
+
+
 def gate(gpu, z, b, activation, counts=None, peaks=None, theta=None):
-    """(codes, counts, peaks, active)"""
-    (L, M), ld = z.shape, z.shape[1] + 3
+    """(codes, open, counts, peaks, active), open as booleans"""
+    (L, M), ld, W = z.shape, aligned(z.shape[1]) + 8, words(z.shape[1])
     counts = np.zeros(M, np.int64) if counts is None else counts
     peaks = np.zeros(M, gpu.real) if peaks is None else peaks
-    arrays = gpu.spread(z, ld), b, theta, gpu.codes(L, ld), counts, peaks, gpu.room(M, dtype=np.int32)
-    codes, *rest = gpu.run(gpu.device.columns, "gate", L, M, np.int32(ld), np.int32(activation == "relu"), *arrays)[-4:]
-    assert_same(codes[:, M:], gpu.codes(L, 3))
-    return codes[:, :M], *rest
+    room = gpu.codes(L, ld), gpu.room(L, W, dtype=np.uint32)
+    arrays = gpu.spread(z, ld), b, theta, *room, counts, peaks, gpu.room(M, dtype=np.int32)
+    numbers = np.int32(ld), np.int32(W), np.int32(activation == "relu")
+    codes, there, *rest = gpu.run(gpu.device.columns, "gate", L, M, *numbers, *arrays)[-5:]
+    assert_filled_up(gpu, M, codes[:, M:])
+    on = np.unpackbits(there.view(np.uint8), axis=1, bitorder="little")[:, :M].astype(bool)
+    assert_same(there, bitmap(on))  # no other bit is set
+    return codes[:, :M], on, *rest
 
 
 @some_all_or_none
@@ -80,8 +98,9 @@ def test_gate_is_the_reference_encoding_and_its_buffer_over_two_batches(gpu, L, 
         z = gpu.normal(L, M)
         y, on, s = sae.encode(params, z, activation)
         buffer.add(y)
-        codes, counts, peaks, active = gate(gpu, z, b, activation, counts, peaks)
+        codes, there, counts, peaks, active = gate(gpu, z, b, activation, counts, peaks)
         assert_same(codes, gpu.gated(s, on))
+        np.testing.assert_array_equal(there, on)
         assert active.tolist() == on.sum(axis=0).tolist()
         assert gates == "some" or (on == (gates == "all")).all()
     assert counts.tolist() == buffer.counts.tolist()
@@ -92,8 +111,9 @@ def test_gate_is_the_reference_encoding_and_its_buffer_over_two_batches(gpu, L, 
 def test_a_gate_with_thresholds_opens_above_them(gpu, L, M):
     z, b, theta = gpu.normal(L, M), gpu.normal(M), abs(gpu.normal(M))
     y = z + b
-    codes, counts, peaks, active = gate(gpu, z, b, "relu", theta=theta)
-    assert_same(codes, gpu.gated(np.where(y > theta, y, gpu.real(0)), y > theta))
+    codes, there, counts, peaks, active = gate(gpu, z, b, "relu", theta=theta)
+    assert_same(codes, gpu.gated(y, y > theta))
+    np.testing.assert_array_equal(there, y > theta)
     assert counts.tolist() == active.tolist() == (y > theta).sum(axis=0).tolist()
     assert_same(peaks, np.where(y > theta, y, gpu.real(0)).max(axis=0))
 
@@ -101,15 +121,14 @@ def test_a_gate_with_thresholds_opens_above_them(gpu, L, M):
 def test_an_open_gate_that_passes_zero_stays_open(gpu):
     z = np.array([[0, -0.0, 2.0**-140, -(2.0**-140), 1, -1]], gpu.real)  # 2^-140 is 0 in bfloat16
     b = np.full(6, 2, gpu.real)
-    codes, counts, peaks, active = gate(gpu, z, b, "jumprelu")
-    assert (bits(codes) != 0).all()
+    codes, on, counts, peaks, active = gate(gpu, z, b, "jumprelu")
+    assert on.all()
     assert gpu.wide(codes)[0, [0, 1, 4, 5]].tolist() == [0, 0, 1, -1]
-    assert_same(codes[:, :2], gpu.code([[-0.0, -0.0]]))
     assert (counts.tolist(), active.tolist(), peaks.tolist()) == ([1] * 6, [1] * 6, [2, 2, 2, 2, 3, 1])
-    vr = gpu.normal(1, 6)
-    g, mean = gate_gradient(gpu, vr, codes)
-    assert_same(g, gpu.code(vr))  # an open gate passes its gradient
-    assert_same(mean, vr[0])
+    vr = gpu.code(gpu.normal(1, 6))
+    g, mean = gate_gradient(gpu, vr, on)
+    assert_same(g, vr)  # an open gate passes its gradient
+    assert_same(mean, gpu.wide(vr)[0])
 
 
 @pytest.mark.parametrize(("tiny", "is_normal"), [(2.0**-126, True), (2.0**-127, False), (2.0**-140, False)])
@@ -118,19 +137,19 @@ def test_what_is_barely_above_zero_is_open_if_the_dtype_has_it_as_a_normal_numbe
     opens = is_normal or gpu.real == np.float64
     z, b = np.array([[tiny, 0, -tiny, 0]], gpu.real), np.array([0, tiny, 0, 0], gpu.real)
     for activation in ("jumprelu", "relu"):
-        codes, counts, peaks, active = gate(gpu, z, b, activation)
-        assert (bits(codes) != 0).tolist() == [[opens, opens, False, False]]
+        _, on, counts, peaks, active = gate(gpu, z, b, activation)
+        assert on.tolist() == [[opens, opens, False, False]]
         assert counts.tolist() == active.tolist() == [opens, opens, 0, 0]
         assert peaks.tolist() == [tiny * opens, tiny * opens, 0, 0]
 
 
-def gate_gradient(gpu, vr, s, wanted=True):
-    """(g, mean)"""
-    (L, M), ld = vr.shape, vr.shape[1] + 5
-    room = gpu.codes(L, ld), gpu.room(M) if wanted else None
-    arrays = gpu.spread(vr, ld), gpu.spread(s, ld), *room
-    g, *mean = gpu.run(gpu.device.columns, "gate_gradient", L, M, np.int32(ld), *arrays)[2:]
-    assert_same(g[:, M:], gpu.codes(L, 5))
+def gate_gradient(gpu, vr, on, wanted=True):
+    """(g, mean), from vr as codes"""
+    (L, M), ld = vr.shape, aligned(vr.shape[1]) + 8
+    arrays = gpu.spread(vr, ld), bitmap(on), gpu.codes(L, ld), gpu.room(M) if wanted else None
+    numbers = np.int32(ld), np.int32(words(M))
+    g, *mean = gpu.run(gpu.device.columns, "gate_gradient", L, M, *numbers, *arrays)[2:]
+    assert_filled_up(gpu, M, g[:, M:])
     return g[:, :M], *mean
 
 
@@ -138,22 +157,21 @@ def gate_gradient(gpu, vr, s, wanted=True):
 @of_codes
 def test_gate_gradient_passes_open_gates_and_takes_the_mean_where_it_is_wanted(gpu, L, M, gates):
     on = gpu.rng.random((L, M)) < {"some": 0.5, "all": 1, "none": 0}[gates]
-    s = gpu.gated(gpu.normal(L, M) * (gpu.rng.random((L, M)) < 0.9), on)  # one in ten passes 0
-    vr = gpu.normal(L, M)
-    g, mean = gate_gradient(gpu, vr, s)
-    passed = np.where(on, vr, gpu.real(0))
+    vr = gpu.code(gpu.normal(L, M))
+    g, mean = gate_gradient(gpu, vr, on)
+    passed = np.where(on, gpu.wide(vr), gpu.real(0))
     assert_same(g, gpu.code(passed))
     gpu.assert_sum(mean, passed / L)
-    (alone,) = gate_gradient(gpu, vr, s, wanted=False)
+    (alone,) = gate_gradient(gpu, vr, on, wanted=False)
     assert_same(alone, g)
 
 
 @of_codes
 def test_gate_gradient_of_whole_numbers_is_exact(gpu, L, M):
     on = gpu.rng.random((L, M)) < 0.5
-    vr, s = gpu.whole(L, M), gpu.gated(gpu.whole(L, M), on)
-    _, mean = gate_gradient(gpu, vr, s)
-    assert_same(mean + 0, (vr * on).sum(axis=0) / gpu.real(L) + 0)  # + 0: of either sign
+    vr = gpu.code(gpu.whole(L, M))
+    _, mean = gate_gradient(gpu, vr, on)
+    assert_same(mean + 0, (gpu.wide(vr) * on).sum(axis=0) / gpu.real(L) + 0)  # + 0: of either sign
 
 
 def residual(gpu, x, b_pre, f):
@@ -197,14 +215,14 @@ def test_nan_stays_nan_and_where_it_is(gpu):
     assert where(gpu.wide(centred)) == [[32, 3]]
     for r, sums, squares in (residual(gpu, x, one, gpu.normal(33, 5)), residual(gpu, gpu.normal(33, 5), one, x)):
         assert (where(gpu.wide(r)), where(sums), where(squares)) == ([[32, 3]], [[3]], [[3]])
-    g, mean = gate_gradient(gpu, x, gpu.code(np.ones((33, 5))))
+    g, mean = gate_gradient(gpu, gpu.code(x), np.ones((33, 5), bool))
     assert (where(gpu.wide(g)), where(mean)) == ([[32, 3]], [[3]])
 
 
 def test_nan_opens_no_gate(gpu):
     z = np.ones((2, 3), gpu.real)
     z[1, 1] = np.nan
-    codes, counts, peaks, active = gate(gpu, z, np.zeros(3, gpu.real), "jumprelu")
+    codes, _, counts, peaks, active = gate(gpu, z, np.zeros(3, gpu.real), "jumprelu")
     assert_same(codes, gpu.code([[1, 1, 1], [1, 0, 1]]))
     assert counts.tolist() == active.tolist() == [2, 1, 2]
     assert peaks[[0, 2]].tolist() == [1, 1]

@@ -30,7 +30,7 @@ from refgba.backends import cupy_memory as memory
 from refgba.backends.base import AdamWFactors, adamw_factors
 from refgba.backends.baselines.traits import LACKING, TRAITS
 from refgba.backends.cupy import STILL, buffer, counters, get, pre_activations
-from refgba.backends.cupy_device import DTYPES, PRODUCTS, Device, aligned, unusable
+from refgba.backends.cupy_device import DTYPES, PRODUCTS, WORD, Device, aligned, unusable, words
 from refgba.backends.cupy_memory import Feed, Halves, Rows, arrived, done_with, fetched, filled, put
 from refgba.baselines import Params
 from refgba.bias import Buffer
@@ -62,8 +62,9 @@ class Work(Halves):
     sums: Any  # (2, d) real    columns of r and of r^2
     shift: Any  # (at most ROW_BLOCKS, d) real   parts of Σ_m dL/dz_m w_m
     z: Any  # (L, M) real       w_m · (x - b_pre), without b_m
-    vr: Any  # (L, M) real      v_m · r
+    vr: Any  # (L, M) code      v_m · r
     s: Any  # (L, M) code
+    gates: Any  # (L, words) uint32   which gates are open, a bit each
     g: Any  # (L, M) code       dL/dz_m of each row
     gradients: dict[str, Any]  # W, W_dec (M, d) summed over the batch; b, theta (M,) averaged
     active: Any  # (M,) int32
@@ -108,7 +109,7 @@ def needs(dtype: str, M: int, L: int, d: int) -> int:
     code, real = np.dtype(PRODUCTS[dtype][0]).itemsize, 8 if dtype == "float64" else 4
     d, ld = aligned(d), aligned(M)
     weights = 2 * M * d * (4 * real + (code if code != real else 0))
-    batch = L * d * ((1 + memory.BATCHES) * real + 2 * code) + L * ld * 2 * (real + code)
+    batch = L * d * ((1 + memory.BATCHES) * real + 2 * code) + L * ld * (real + 3 * code) + L * words(M) * 4
     return weights + batch + min(M, cupy_device.ROW_BLOCKS) * d * real + M * (10 * real + 32) + 2**25
 
 
@@ -161,11 +162,12 @@ def _allocated(state: baselines.State) -> State:
 def _work(device: Device, L: int, M: int, d: int) -> Work:
     """Memory for batches of L rows."""
     real, code, ld = device.real, device.code, aligned(M)
-    z, vr, s, g = (cp.empty((L, ld), dtype)[:, :M] for dtype in (real, real, code, code))
+    z, vr, s, g = (cp.empty((L, ld), dtype)[:, :M] for dtype in (real, code, code, code))
     shapes = {"W": (M, d), "W_dec": (M, d), "b": (M,), "theta": (M,)}
     return Work(
         L=L, xr=cp.empty((2 * L, d), code), f=cp.empty((L, d), real), sums=cp.empty((2, d), real),
-        shift=cp.empty((min(M, cupy_device.ROW_BLOCKS), d), real), z=z, vr=vr, s=s, g=g,
+        shift=cp.empty((min(M, cupy_device.ROW_BLOCKS), d), real), z=z, vr=vr, s=s,
+        gates=cp.empty((L, words(M)), np.uint32), g=g,
         gradients={name: cp.empty(shape, real) for name, shape in shapes.items()},
         active=cp.empty(M, np.int32), smallest=cp.empty(M, real),
     )  # fmt: skip
@@ -233,13 +235,13 @@ def _forward(state: State, work: Work, x: Rows, counts: Any, peaks: Any) -> None
     device.each("center", L * d, np.int32(d), rows, theta["b_pre"], work.xc)
     device.product(work.xc, state.low["W"], work.z, tB=True)
     if traits.chooses:
-        _choose(device, work.z, theta["b"], config.k, traits.per_batch, work.s)
-        arrays = work.z, theta["b"], work.s, counts, peaks, work.active, work.smallest
-        device.columns("tally", L, M, np.int32(ld), np.finfo(device.real).max, *arrays)
+        _choose(device, work.z, theta["b"], config.k, traits.per_batch, work.s, work.gates)
+        arrays = work.z, theta["b"], work.gates, counts, peaks, work.active, work.smallest
+        device.columns("tally", L, M, np.int32(ld), np.int32(words(M)), np.finfo(device.real).max, *arrays)
     else:
         limits = theta["theta"] if traits.thresholds else None
-        arrays = work.z, theta["b"], limits, work.s, counts, peaks, work.active
-        device.columns("gate", L, M, np.int32(ld), np.int32(True), *arrays)
+        arrays = work.z, theta["b"], limits, work.s, work.gates, counts, peaks, work.active
+        device.columns("gate", L, M, np.int32(ld), np.int32(words(M)), np.int32(True), *arrays)
     device.product(work.s, state.low["W_dec"], work.f)
     device.columns("residual", L, d, rows, theta["b_pre"], work.f, work.r, work.sums[0], work.sums[1])
     done_with(state, x)
@@ -250,8 +252,11 @@ def _lengths(array: Any) -> tuple[int, int]:
     return array.shape[1], array.strides[0] // array.itemsize
 
 
-def _choose(device: Device, z: Any, b: Any, k: int, whole: bool, s: Any) -> None:
-    """Codes s of the k largest positive of each row of z + b (L, M), or with `whole` of the k L largest of all."""
+def _choose(device: Device, z: Any, b: Any, k: int, whole: bool, s: Any, gates: Any) -> None:
+    """Codes s of the k largest positive of each row of z + b (L, M), or with `whole` of the k L largest of all.
+
+    gates: (L, words) gets which these are.
+    """
     (L, M), ld = z.shape, np.int32(_lengths(z)[1])
     segments, each, bits = 1 if whole else L, np.int32(not whole), 8 * np.dtype(device.real).itemsize
     bins, edge = cp.empty((L, 256), np.int32), cp.zeros(segments, np.int64)
@@ -265,7 +270,7 @@ def _choose(device: Device, z: Any, b: Any, k: int, whole: bool, s: Any) -> None
         equal = cp.empty(L, np.int64)
         device.launch("count_equal", *rows, z, b, edge, equal)
         passed = cp.cumsum(equal) - equal
-    device.launch("select_codes", *rows, each, z, b, edge, left, passed, s)
+    device.launch("select_codes", *rows, np.int32(words(M)), each, z, b, edge, left, passed, s, gates)
 
 
 def _backward(state: State, work: Work) -> None:
@@ -275,8 +280,8 @@ def _backward(state: State, work: Work) -> None:
     device.product(work.r, state.low["W_dec"], work.vr, tB=True)
     numbers = real(config.sparsity if traits.penalised else 0), real(config.sparsity), real(config.bandwidth)
     limits, dtheta = (theta["theta"], grads["theta"]) if traits.thresholds else (None, None)
-    arrays = work.vr, work.s, work.z, theta["b"], limits, work.g, grads["b"], dtheta
-    device.columns("code_gradient", work.L, M, np.int32(ld), *numbers, *arrays)
+    arrays = work.vr, work.gates, work.z, theta["b"], limits, work.g, grads["b"], dtheta
+    device.columns("code_gradient", work.L, M, np.int32(ld), np.int32(words(M)), *numbers, *arrays)
     device.product(work.g, work.xc, grads["W"], tA=True)
     device.product(work.s, work.r, grads["W_dec"], tA=True)
 
@@ -322,10 +327,10 @@ def _revive(state: State, work: Work) -> None:
     real, ld, which = device.real, aligned(D), state.which[:D]
     dead = state.idle[which] >= config.dead_after
     b = cp.where(dead, theta["b"][which], real(-np.finfo(real).max))  # with which none that fires has a code
-    z, vr = (cp.empty((L, ld), real)[:, :D] for _ in range(2))
-    s, g = (cp.empty((L, ld), device.code)[:, :D] for _ in range(2))
+    z, gates = cp.empty((L, ld), real)[:, :D], cp.empty((L, words(D)), np.uint32)
+    s, g, vr = (cp.empty((L, ld), device.code)[:, :D] for _ in range(3))
     z[...] = work.z[:, which]
-    _choose(device, z, b, config.aux_k or max(1, state.d // 2), False, s)
+    _choose(device, z, b, config.aux_k or max(1, state.d // 2), False, s, gates)
     V = state.low["W_dec"][which]
     e, u = cp.empty((L, d), real), cp.empty((L, d), device.code)
     device.product(s, V, e)
@@ -334,7 +339,7 @@ def _revive(state: State, work: Work) -> None:
     device.each("leftover", L * d, weight.astype(real), e, work.r, u)
     device.product(u, V, vr, tB=True)
     mean, dW, dV = cp.empty(D, real), cp.empty((D, d), real), cp.empty((D, d), real)
-    device.columns("gate_gradient", L, D, np.int32(ld), vr, s, g, mean)
+    device.columns("gate_gradient", L, D, np.int32(ld), np.int32(words(D)), vr, gates, g, mean)
     device.product(g, work.xc, dW, tA=True)
     device.product(s, u, dV, tA=True)
     for name, part in (("W", dW), ("W_dec", dV), ("b", mean)):
@@ -364,9 +369,11 @@ def encode(state: State, x: Rows) -> tuple[Any, Any]:
     z, y = pre_activations(state, x)
     device, theta, config, (L, M) = state.device, state.theta, state.config, z.shape
     if TRAITS[config.method].per_row:
-        s = cp.empty((L, aligned(M)), device.code)[:, :M]
-        _choose(device, z, theta["b"], config.k, False, s)
-        on = s != 0  # a chosen y is above 0; where its code is rounded to 0, that is -0, of bits that are not 0
+        s, gates = cp.empty((L, aligned(M)), device.code)[:, :M], cp.empty((L, words(M)), np.uint32)
+        _choose(device, z, theta["b"], config.k, False, s, gates)
+        m = cp.arange(M)
+        bit = (m % WORD).astype(np.uint32)
+        on = (gates[:, m // WORD] >> bit & 1).astype(np.bool_)  # a chosen y whose code is rounded to 0 is on, too
         return cp.where(on, y, cp.minimum(y, 0)), on * y
     over = y - theta["theta"]
     return over, (y > theta["theta"]) * y
