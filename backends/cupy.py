@@ -139,8 +139,8 @@ def forward(state: State, work: Work, x: Rows) -> None:
     device.each("center", L * d, np.int32(d), rows, theta["b_pre"], work.xc)
     for i, c in enumerate(work.chunks):
         device.product(work.xc, c.W, c.z, tB=True)  # (L, chunk)   z_m = w_m · (x - b_pre)
-        columns = np.int32(c.ld), np.int32(c.gates.shape[1]), relu, c.z, c.b, None
-        device.columns("gate", L, c.size, *columns, c.s, c.gates, c.counts, c.peaks, c.active)
+        columns = np.int32(c.ld), relu, c.z, c.b, None, c.s, c.gates, c.counts, c.peaks, c.active
+        device.columns("gate", L, c.size, *columns)
         device.product(c.s, c.aV, work.f, add=i > 0)  # (L, d)   Σ_m a_m v_m s_m
     # Devices with neurons of their own would add up work.f here; nothing else of a step is shared but work.shift below.
     device.columns("residual", L, d, rows, theta["b_pre"], work.f, work.r, work.sums[0], work.sums[1])
@@ -158,7 +158,7 @@ def backward(state: State, work: Work, by: dict[str, AdamWFactors]) -> None:
         device.product(work.r, c.V, c.vr, tB=True)  # (L, chunk)   v_m · r
         of_b = c.b if relu and tied and scaled else None
         mean = c.mean if shifted or of_b is not None else None
-        device.columns("gate_gradient", L, c.size, np.int32(c.ld), np.int32(c.gates.shape[1]), c.vr, c.gates, c.g, mean)
+        device.columns("gate_gradient", L, c.size, np.int32(c.ld), c.vr, c.gates, c.g, mean)
         if tied:  # Σ_l (v_m · r) on_m (x - b_pre) + Σ_l s_m r
             device.product(c.gs, work.xr, c.weights[0][4], tA=True)  # (chunk, d)
         else:

@@ -93,9 +93,9 @@ __device__ __forceinline__ int before(bool on, int& all) {
 // s_m <- y_m where it is above the edge, or is the edge and has a place, otherwise 0, and open: for which it is not;
 // one block of whole warps per row.  Of equals the first have places, `left` of the segment; `passed` (L,) of them are in the rows before.  `each`: as above.
 extern "C" __global__ void __launch_bounds__(1024)
-select_codes(int M, int ld, int words, int each, const REAL* __restrict__ z, const REAL* __restrict__ b,
+select_codes(int M, int ld, int each, const REAL* __restrict__ z, const REAL* __restrict__ b,
              const i64* __restrict__ edge, const i64* __restrict__ left, const i64* __restrict__ passed,
-             CODE* __restrict__ s, BITS* __restrict__ open) {
+             CODE* __restrict__ s, BYTE* __restrict__ open) {
     const i64 row = blockIdx.x, segment = each ? row : 0, places = left[segment];
     const u64 at = (u64)edge[segment];
     i64 taken = passed ? passed[row] : 0;
@@ -107,8 +107,8 @@ select_codes(int M, int ld, int words, int each, const REAL* __restrict__ z, con
         const i64 rank = taken + before(equal, all);
         const bool on = y > 0 && (key(y) > at || (equal && rank < places));
         if (m < M) s[row * ld + m] = on ? narrow_one(y) : (CODE)0;
-        const BITS word = __ballot_sync(0xffffffffu, on);
-        if (threadIdx.x % 32 == 0 && m < M) open[row * words + m / 32] = word;
+        const unsigned int word = __ballot_sync(0xffffffffu, on);
+        if (m % 8 == 0 && m < M) open[row * (ld / 8) + m / 8] = (BYTE)(word >> m % 32);
         taken += all;
     }
 }
@@ -117,8 +117,8 @@ select_codes(int M, int ld, int words, int each, const REAL* __restrict__ z, con
 //     active <- sum_l open_m,   counts <- counts + active,   peaks <- max(peaks, max_l y_m open_m),   all (M,)
 //     smallest <- min of y_m over the rows where open_m, or `most` where there is none (M,)
 extern "C" __global__ void __launch_bounds__(1024)
-tally(int L, int M, int ld, int words, REAL most, const REAL* __restrict__ z, const REAL* __restrict__ b,
-      const BITS* __restrict__ open, i64* __restrict__ counts, REAL* __restrict__ peaks, int* __restrict__ active,
+tally(int L, int M, int ld, REAL most, const REAL* __restrict__ z, const REAL* __restrict__ b,
+      const BYTE* __restrict__ open, i64* __restrict__ counts, REAL* __restrict__ peaks, int* __restrict__ active,
       REAL* __restrict__ smallest) {
     const int m = own_column();
     int n = 0;
@@ -130,7 +130,7 @@ tally(int L, int M, int ld, int words, REAL most, const REAL* __restrict__ z, co
 #pragma unroll 2
         for (int l = threadIdx.y; l < L; l += 32, i += step) {
             const REAL y = z[i] + bias;
-            if (!is_open(open, words, l, m)) continue;
+            if (!is_open(open, ld, l, m)) continue;
             n++;
             top = y > top ? y : top;
             low = -y > low ? -y : low;
@@ -152,8 +152,8 @@ tally(int L, int M, int ld, int words, REAL most, const REAL* __restrict__ z, co
 //     g <- (v_m . r + penalty) open_m (L, M),   mean <- 1/L sum_l of that (M,)
 //     dtheta <- -(theta_m sum_l (v_m . r) K + sparsity sum_l K) / (L bandwidth),   K = 1{|y_m - theta_m| < bandwidth / 2}
 extern "C" __global__ void __launch_bounds__(1024)
-code_gradient(int L, int M, int ld, int words, REAL penalty, REAL sparsity, REAL bandwidth,
-              const CODE* __restrict__ vr, const BITS* __restrict__ open, const REAL* __restrict__ z, const REAL* __restrict__ b,
+code_gradient(int L, int M, int ld, REAL penalty, REAL sparsity, REAL bandwidth,
+              const CODE* __restrict__ vr, const BYTE* __restrict__ open, const REAL* __restrict__ z, const REAL* __restrict__ b,
               const REAL* __restrict__ theta, CODE* __restrict__ g, REAL* __restrict__ mean,
               REAL* __restrict__ dtheta) {
     const int m = own_column();
@@ -164,7 +164,7 @@ code_gradient(int L, int M, int ld, int words, REAL penalty, REAL sparsity, REAL
 #pragma unroll 2
         for (int l = threadIdx.y; l < L; l += 32) {
             const i64 i = (i64)l * ld + m;
-            const REAL vrl = wide(vr[i]), dz = is_open(open, words, l, m) ? vrl + penalty : (REAL)0;
+            const REAL vrl = wide(vr[i]), dz = is_open(open, ld, l, m) ? vrl + penalty : (REAL)0;
             g[i] = narrow_one(dz);
             sum += dz;
             if (theta) {

@@ -23,8 +23,7 @@ from refgba.errors import InputError
 KERNELS = ("narrow", "center", "gate", "residual", "gate_gradient", "adamw_b_pre", "adamw_rows", "agree")
 SOURCE = Path(__file__).with_name("cupy_kernels.cu")
 ALIGNED = 8  # rows of matrices begin at multiples of so many numbers: 16 bytes of any dtype, as tensor cores want it
-COLUMNS = {"gate": 64, "gate_gradient": 64}  # of a thread block, where they are not 32
-WORD = 32  # open gates in a word
+BLOCKS = {"gate": (8, 64), "gate_gradient": (4, 128)}  # by kernel, threads of a block, each with 8 columns
 ROW_THREADS = 512  # the most of a block that has a row in registers
 ROW_BLOCKS = 1024  # thread blocks that share the rows of a chunk, and as many partial sums over them
 THREADS_OWN_STREAM = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"
@@ -113,8 +112,10 @@ class Device:
         self.launch(name, min(M, ROW_BLOCKS), (self.row_block,), np.int32(M), np.int32(d), *arguments)
 
     def columns(self, name: str, L: int, M: int, *arguments: Any) -> None:
-        """Run a kernel that sums over the L rows of (L, M), one thread block per 32 columns, or as COLUMNS has it."""
-        self.launch(name, -(-M // COLUMNS.get(name, 32)), (32, 32), np.int32(L), np.int32(M), *arguments)
+        """Run a kernel that sums over the L rows of (L, M), on blocks of 32 columns, or of 8 for each thread of BLOCKS."""
+        block = BLOCKS.get(name, (32, 32))
+        columns = 8 * block[0] if name in BLOCKS else block[0]
+        self.launch(name, -(-M // columns), block, np.int32(L), np.int32(M), *arguments)
 
     def product(
         self, A: Any, B: Any, C: Any, *, tA: bool = False, tB: bool = False, add: bool = False, exact: bool = False
@@ -135,11 +136,6 @@ class Device:
             (self._one if add else self._zero).ctypes.data, C.data.ptr,
             self.real_type if C.dtype == self.real else self.code_type, ldc, compute, -1,
         )  # fmt: skip
-
-
-def words(M: int) -> int:
-    """Of a row of M gates, the words that tell which are open."""
-    return -(-M // WORD)
 
 
 def row_shape(d: int, itemsize: int) -> tuple[int, int]:

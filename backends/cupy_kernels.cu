@@ -70,72 +70,79 @@ __device__ __forceinline__ REAL column_max(REAL value) {
     return top;
 }
 
-// Which gates are open, 1{y_m > 0}: bit m % 32 of word m / 32 of a row of `words`.  A code cannot say it, since an open
-// gate may pass 0, or what rounds to it; and a bit is a sixteenth of what a code in bfloat16 takes to read.
-typedef unsigned int BITS;
-__device__ __forceinline__ bool is_open(const BITS* __restrict__ open, int words, int l, int m) {
-    return open[(i64)l * words + m / 32] >> m % 32 & 1;
+// Which gates are open, 1{y_m > 0}: bit m % 8 of byte m / 8 of a row of ld / 8.  A code cannot say it, since an open gate
+// may pass 0, or what rounds to it; and a bit is a sixteenth of what a code in bfloat16 takes to read.
+typedef unsigned char BYTE;
+__device__ __forceinline__ bool is_open(const BYTE* __restrict__ open, int ld, int l, int m) {
+    return open[(i64)l * (ld / 8) + m / 8] >> m % 8 & 1;
 }
 
-// `gate` and `gate_gradient` load and store two neighbouring columns at once: thread x of a warp has 2x and 2x + 1 of
-// 64.  Where M is odd the last thread has one, and writes a 0 beside it, into what fills a row up.
-struct alignas(2 * sizeof(REAL)) Reals2 { REAL x[2]; };
-struct alignas(2 * sizeof(CODE)) Codes2 { CODE x[2]; };
+// A thread of `gate` and `gate_gradient` works on 8 neighbouring columns, so that codes in bfloat16 are 16 bytes, and its
+// block of 512 threads, (LANES, 512 / LANES), on 8 LANES.  Columns from M on, which fill a row up, are closed.
+struct alignas(16) Reals8 { REAL x[8]; };
+struct alignas(16) Codes8 { CODE x[8]; };
 
-// 16 bits, each with a 0 after it.
-__device__ __forceinline__ BITS spread(BITS x) {
-    x = (x | x << 8) & 0x00ff00ffu;
-    x = (x | x << 4) & 0x0f0f0f0fu;
-    x = (x | x << 2) & 0x33333333u;
-    return (x | x << 1) & 0x55555555u;
+// In thread t < 8 LANES of such a block, what `join` makes of all values of column t.
+template <int LANES, typename T, typename Join>
+__device__ __forceinline__ T over_rows(const T (&value)[8], Join join) {
+    __shared__ T part[16][8 * LANES];
+    const int thread = LANES * threadIdx.y + threadIdx.x;
+    __syncthreads();  // what the last call left has been read
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+        T joined = value[k];
+#pragma unroll
+        for (int lane = LANES; lane < 32; lane *= 2) joined = join(joined, __shfl_xor_sync(0xffffffffu, joined, lane));
+        if (thread % 32 < LANES) part[thread / 32][8 * threadIdx.x + k] = joined;
+    }
+    __syncthreads();
+    T all = part[0][thread % (8 * LANES)];
+    if (thread < 8 * LANES)
+        for (int warp = 1; warp < 16; warp++) all = join(all, part[warp][thread]);
+    return all;
 }
+template <typename T> struct Sum { __device__ __forceinline__ T operator()(T x, T y) const { return x + y; } };
+template <typename T> struct Max { __device__ __forceinline__ T operator()(T x, T y) const { return y > x ? y : x; } };
 
 // Lines 2 and 5, from z_m = w_m . (x - b_pre) (L, M) and b (M,).
 //     y_m = z_m + b_m,   open_m <- 1{y_m > 0},   s_m <- phi(y_m) (L, M): with relu y_m open_m, otherwise z_m open_m
 //     active <- sum_l open_m,   counts <- counts + active,   peaks <- max(peaks, max_l y_m), all (M,)
 // With theta (M,) >= 0, which only a baseline has, a gate opens at y_m > theta_m.
-extern "C" __global__ void __launch_bounds__(1024)
-gate(int L, int M, int ld, int words, int relu, const REAL* __restrict__ z, const REAL* __restrict__ b,
-     const REAL* __restrict__ theta, CODE* __restrict__ s, BITS* __restrict__ open, i64* __restrict__ counts,
+extern "C" __global__ void __launch_bounds__(512)
+gate(int L, int M, int ld, int relu, const REAL* __restrict__ z, const REAL* __restrict__ b,
+     const REAL* __restrict__ theta, CODE* __restrict__ s, BYTE* __restrict__ open, i64* __restrict__ counts,
      REAL* __restrict__ peaks, int* __restrict__ active) {
-    const int first = 2 * own_column(), word = first / 64 * 2 + threadIdx.x, half = 16 * threadIdx.x;
-    const bool mine[2] = {first < M, first + 1 < M}, writes = threadIdx.x < 2 && word < words;
-    int n[2] = {};
-    REAL top[2] = {}, bias[2] = {}, edge[2] = {};
-    for (int k = 0; k < 2 && mine[k]; k++) {
-        bias[k] = b[first + k];
-        if (theta) edge[k] = theta[first + k];
-    }
-    z += (i64)threadIdx.y * ld + first;
-    s += (i64)threadIdx.y * ld + first;
-    open += (i64)threadIdx.y * words + word;
-#pragma unroll 4
-    for (int l = threadIdx.y; l < L; l += 32, z += 32 * (i64)ld, s += 32 * (i64)ld, open += 32 * words) {
-        Reals2 zl = {};
-        if (mine[0]) zl = *reinterpret_cast<const Reals2*>(z);
-        Codes2 sl;
-        BITS both[2];  // of the warp's even columns, and of its odd ones
+    const int first = 64 * blockIdx.x + 8 * threadIdx.x;
+    int n[8] = {};
+    REAL top[8] = {}, bias[8] = {};
+    if (first < M) {
+        for (int k = 0; k < 8; k++)
+            if (first + k < M) bias[k] = b[first + k];
+        for (int l = threadIdx.y; l < L; l += 64) {
+            const i64 i = (i64)l * ld + first;
+            const Reals8 zl = *reinterpret_cast<const Reals8*>(z + i);
+            Codes8 sl;
+            unsigned int byte = 0;
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-            const REAL y = zl.x[k] + bias[k];
-            const bool on = y > edge[k] && mine[k];
-            sl.x[k] = on ? narrow_one(relu ? y : zl.x[k]) : (CODE)0;
-            n[k] += on;
-            top[k] = on && y > top[k] ? y : top[k];
-            both[k] = __ballot_sync(0xffffffffu, on);
+            for (int k = 0; k < 8; k++) {
+                const REAL y = zl.x[k] + bias[k], edge = theta && first + k < M ? theta[first + k] : (REAL)0;
+                const bool on = y > edge && first + k < M;
+                sl.x[k] = on ? narrow_one(relu ? y : zl.x[k]) : (CODE)0;
+                n[k] += on;
+                top[k] = on && y > top[k] ? y : top[k];
+                byte |= (unsigned int)on << k;
+            }
+            *reinterpret_cast<Codes8*>(s + i) = sl;
+            open[i / 8] = (BYTE)byte;
         }
-        if (mine[0]) *reinterpret_cast<Codes2*>(s) = sl;
-        if (writes) *open = spread(both[0] >> half & 0xffffu) | spread(both[1] >> half & 0xffffu) << 1;
     }
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        const int sum = column_sum(n[k]), m = first + k;
-        const REAL highest = column_max(top[k]);
-        if (threadIdx.y == 0 && m < M) {
-            active[m] = sum;
-            counts[m] += sum;
-            if (highest > peaks[m]) peaks[m] = highest;
-        }
+    const int sum = over_rows<8>(n, Sum<int>());
+    const REAL highest = over_rows<8>(top, Max<REAL>());
+    const int thread = 8 * threadIdx.y + threadIdx.x, m = 64 * blockIdx.x + thread;
+    if (thread < 64 && m < M) {
+        active[m] = sum;
+        counts[m] += sum;
+        if (highest > peaks[m]) peaks[m] = highest;
     }
 }
 
@@ -169,32 +176,32 @@ residual(int L, int d, const REAL* __restrict__ x, const REAL* __restrict__ b_pr
 // Line 3, from vr = v_m . r (L, M), rounded to CODE, and which gates are open.
 //     g <- (v_m . r) open_m (L, M),   and where it is wanted, mean <- 1/L sum_l (v_m . r) open_m (M,)
 // The products after it are sum_l g (x - b_pre) and sum_l s_m r: times a_m / L they are the gradients of w_m and v_m.
-extern "C" __global__ void __launch_bounds__(1024)
-gate_gradient(int L, int M, int ld, int words, const CODE* __restrict__ vr, const BITS* __restrict__ open,
-              CODE* __restrict__ g, REAL* __restrict__ mean) {
-    const int first = 2 * own_column();
-    REAL sum[2] = {};
+extern "C" __global__ void __launch_bounds__(512)
+gate_gradient(int L, int M, int ld, const CODE* __restrict__ vr, const BYTE* __restrict__ open, CODE* __restrict__ g,
+              REAL* __restrict__ mean) {
+    const int first = 32 * blockIdx.x + 8 * threadIdx.x;
+    REAL sum[8] = {};
     if (first < M) {
-#pragma unroll 4
-        for (int l = threadIdx.y; l < L; l += 32) {
+#pragma unroll 2
+        for (int l = threadIdx.y; l < L; l += 128) {
             const i64 i = (i64)l * ld + first;
-            const BITS own = open[(i64)l * words + first / 32] >> first % 32 & 3;  // none is open beyond M
-            Codes2 gl = {};
-            if (own) gl = *reinterpret_cast<const Codes2*>(vr + i);
+            const unsigned int byte = open[i / 8];
+            Codes8 gl = {};
+            if (byte) {
+                const Codes8 vrl = *reinterpret_cast<const Codes8*>(vr + i);
 #pragma unroll
-            for (int k = 0; k < 2; k++) {
-                if (!(own >> k & 1)) gl.x[k] = 0;
-                sum[k] += wide(gl.x[k]);
+                for (int k = 0; k < 8; k++) {
+                    if (byte >> k & 1) gl.x[k] = vrl.x[k];
+                    sum[k] += wide(gl.x[k]);
+                }
             }
-            *reinterpret_cast<Codes2*>(g + i) = gl;
+            *reinterpret_cast<Codes8*>(g + i) = gl;
         }
     }
     if (!mean) return;  // all threads of all blocks, or none
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        const REAL all = column_sum(sum[k]);
-        if (threadIdx.y == 0 && first + k < M) mean[first + k] = all / L;
-    }
+    const REAL all = over_rows<4>(sum, Sum<REAL>());
+    const int thread = 4 * threadIdx.y + threadIdx.x, m = 32 * blockIdx.x + thread;
+    if (thread < 32 && m < M) mean[m] = all / L;
 }
 
 // Line 3, AdamW of one entry theta along its gradient g, which moves m and v and returns the new theta.

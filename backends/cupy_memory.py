@@ -28,7 +28,7 @@ import numpy as np
 
 from refgba import measured
 from refgba.backends.base import AnyConfig
-from refgba.backends.cupy_device import PRODUCTS, ROW_BLOCKS, Device, aligned, words
+from refgba.backends.cupy_device import PRODUCTS, ROW_BLOCKS, Device, aligned
 from refgba.bias import Buffer
 from refgba.config import GBAConfig
 from refgba.errors import InputError
@@ -61,7 +61,7 @@ class Chunk:
     mean: Any  # (size,) real   mean of (v_m · r) on_m over the batch
     z: Any  # (L, size) real    w_m · (x - b_pre)
     vr: Any  # (L, size) code   v_m · r, in the memory of z
-    gates: Any  # (L, words) uint32   which gates are open, a bit each, kept from forward to backward
+    gates: Any  # (L, ld / 8) uint8   which gates are open, a bit each, kept from forward to backward
     g: Any  # (L, size) code    (v_m · r) on_m
     s: Any  # (L, size) code    codes, kept from forward to backward; right after g,
     gs: Any  # (2L, size) code  so that this is both
@@ -178,7 +178,7 @@ def needs(dtype: str, M: int, L: int, d: int, untied: bool = False) -> int:
     code, real = np.dtype(PRODUCTS[dtype][0]).itemsize, 8 if dtype == "float64" else 4
     decoders, chunk, d = 2 if untied else 1, chunk_size(M, L, real), aligned(d)
     weights = decoders * M * d * (3 * real + (code if code != real else 0)) + M * d * code
-    batch = L * d * ((1 + BATCHES) * real + 2 * code) + L * (aligned(M) * code + words(M) * 4)
+    batch = L * d * ((1 + BATCHES) * real + 2 * code) + L * aligned(M) * code + L * aligned(M) // 8
     batch += min(chunk, ROW_BLOCKS) * d * real
     room = max(L * aligned(chunk), aligned(M)) * real + L * aligned(chunk) * code + chunk * d * decoders * real
     return weights + batch + room + M * (6 * real + 13) + 2**25  # cuBLAS takes the last
@@ -298,11 +298,11 @@ def work_for(state: State, L: int, counts: Any, peaks: Any, held: Any, moments: 
     first = aligned(sizes[0])
     z, codes = cp.empty(max(L * first, aligned(M)), real), cp.empty(L * (first + sum(map(aligned, sizes))), code)
     gradients = [cp.empty((sizes[0], d), real) for _ in range(1 + state.config.untied)]
-    mean, active, gates = cp.empty(M, real), cp.empty(M, np.int32), cp.empty(L * sum(map(words, sizes)), np.uint32)
+    mean, active, gates = cp.empty(M, real), cp.empty(M, np.int32), cp.empty(L * sum(map(aligned, sizes)) // 8, np.uint8)
     chunks, start, at = [], 0, L * first  # `at` is where the codes of a chunk begin, after those of the chunk before
     for size in sizes:
         here, ld = slice(start, start + size), aligned(size)
-        own, gates = gates[: L * words(size)].reshape(L, words(size)), gates[L * words(size) :]
+        own, gates = gates[: L * ld // 8].reshape(L, ld // 8), gates[L * ld // 8 :]
         weights = [
             (theta[name][here], *(moment[here] for moment in moments[name]), copy[here], g[:size])
             for (name, copy), g in zip(low.items(), gradients, strict=False)

@@ -7,6 +7,7 @@ of the source costs registers, spills or occupancy does.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -88,6 +89,8 @@ def block(device: Any, name: str, d: int, dtype: str) -> int:
     """Threads of a block, as the backend launches the kernel."""
     if "rows" in name:
         return int(device.row_shape(d, 8 if dtype == "float64" else 4)[1])
+    if name in device.BLOCKS:
+        return int(math.prod(device.BLOCKS[name]))
     return 256 if name in SMALL else 1024
 
 

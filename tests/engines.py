@@ -34,7 +34,7 @@ ENGINES = [
 ]
 CUDA = Path(backends.__file__).with_name("cupy_kernels.cu")
 CUDA_KERNELS = re.findall(
-    r'extern "C" __global__ void\s+(?:__launch_bounds__\(\w+\)\s*)?(\w+)\(', CUDA.read_text(encoding="utf-8")
+    r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(', CUDA.read_text(encoding="utf-8")
 )
 
 

@@ -12,7 +12,7 @@ from engines import CUDA_KERNELS
 from kernel_cases import assert_same, backend, bits, check_all_launched, gpu
 
 from refgba import sae
-from refgba.backends.cupy_device import aligned, words
+from refgba.backends.cupy_device import aligned
 from refgba.bias import Buffer
 from refgba.sae import Params
 
@@ -59,32 +59,33 @@ def test_a_grid_that_is_too_small_for_the_array_goes_round(gpu, blocks):
 # --------------------------------------------------------------------------------------------------- column by column
 
 
-def bitmap(on):
-    """(L, words) uint32: gate m is bit m % 32 of word m / 32."""
-    wide = np.zeros((len(on), 32 * words(on.shape[1])), np.uint8)
-    wide[:, : on.shape[1]] = on
-    return np.packbits(wide, axis=1, bitorder="little").view("<u4").astype(np.uint32)
+def bitmap(on, ld):
+    """(L, ld / 8) uint8: gate m is bit m % 8 of byte m / 8; garbage beyond the bytes that hold gates."""
+    there = np.full((len(on), ld // 8), 0xFF, np.uint8)
+    there[:, : -(-on.shape[1] // 8)] = np.packbits(on, axis=1, bitorder="little")
+    return there
 
 
-def assert_filled_up(gpu, M, rest):
-    """What fills rows up is untouched, but for the neighbour of a last column that has none."""
-    assert_same(rest[:, : M % 2], gpu.code(np.zeros((len(rest), M % 2))))
-    assert_same(rest[:, M % 2 :], gpu.codes(*rest.shape)[:, M % 2 :])
+def assert_filled_up(gpu, codes, M):
+    """The codes of the M columns; those that fill rows up to a multiple of 8 are 0, and beyond these nothing changed."""
+    fill = aligned(M)
+    assert_same(codes[:, M:fill], np.zeros_like(codes[:, M:fill]))
+    assert_same(codes[:, fill:], gpu.codes(*codes.shape)[:, fill:])
+    return codes[:, :M]
 
 
 def gate(gpu, z, b, activation, counts=None, peaks=None, theta=None):
     """(codes, open, counts, peaks, active), open as booleans"""
-    (L, M), ld, W = z.shape, aligned(z.shape[1]) + 8, words(z.shape[1])
+    (L, M), ld = z.shape, aligned(z.shape[1]) + 8
     counts = np.zeros(M, np.int64) if counts is None else counts
     peaks = np.zeros(M, gpu.real) if peaks is None else peaks
-    room = gpu.codes(L, ld), gpu.room(L, W, dtype=np.uint32)
+    room = gpu.codes(L, ld), gpu.room(L, ld // 8, dtype=np.uint8)
     arrays = gpu.spread(z, ld), b, theta, *room, counts, peaks, gpu.room(M, dtype=np.int32)
-    numbers = np.int32(ld), np.int32(W), np.int32(activation == "relu")
+    numbers = np.int32(ld), np.int32(activation == "relu")
     codes, there, *rest = gpu.run(gpu.device.columns, "gate", L, M, *numbers, *arrays)[-5:]
-    assert_filled_up(gpu, M, codes[:, M:])
-    on = np.unpackbits(there.view(np.uint8), axis=1, bitorder="little")[:, :M].astype(bool)
-    assert_same(there, bitmap(on))  # no other bit is set
-    return codes[:, :M], on, *rest
+    on = np.unpackbits(there, axis=1, bitorder="little")[:, :M].astype(bool)
+    assert_same(there, bitmap(on, ld))  # no other bit is set
+    return assert_filled_up(gpu, codes, M), on, *rest
 
 
 @some_all_or_none
@@ -146,11 +147,9 @@ def test_what_is_barely_above_zero_is_open_if_the_dtype_has_it_as_a_normal_numbe
 def gate_gradient(gpu, vr, on, wanted=True):
     """(g, mean), from vr as codes"""
     (L, M), ld = vr.shape, aligned(vr.shape[1]) + 8
-    arrays = gpu.spread(vr, ld), bitmap(on), gpu.codes(L, ld), gpu.room(M) if wanted else None
-    numbers = np.int32(ld), np.int32(words(M))
-    g, *mean = gpu.run(gpu.device.columns, "gate_gradient", L, M, *numbers, *arrays)[2:]
-    assert_filled_up(gpu, M, g[:, M:])
-    return g[:, :M], *mean
+    arrays = gpu.spread(vr, ld), bitmap(on, ld), gpu.codes(L, ld), gpu.room(M) if wanted else None
+    g, *mean = gpu.run(gpu.device.columns, "gate_gradient", L, M, np.int32(ld), *arrays)[2:]
+    return assert_filled_up(gpu, g, M), *mean
 
 
 @some_all_or_none

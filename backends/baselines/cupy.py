@@ -30,7 +30,7 @@ from refgba.backends import cupy_memory as memory
 from refgba.backends.base import AdamWFactors, adamw_factors
 from refgba.backends.baselines.traits import LACKING, TRAITS
 from refgba.backends.cupy import STILL, buffer, counters, get, pre_activations
-from refgba.backends.cupy_device import DTYPES, PRODUCTS, WORD, Device, aligned, unusable, words
+from refgba.backends.cupy_device import DTYPES, PRODUCTS, Device, aligned, unusable
 from refgba.backends.cupy_memory import Feed, Halves, Rows, arrived, done_with, fetched, filled, put
 from refgba.baselines import Params
 from refgba.bias import Buffer
@@ -64,7 +64,7 @@ class Work(Halves):
     z: Any  # (L, M) real       w_m · (x - b_pre), without b_m
     vr: Any  # (L, M) code      v_m · r
     s: Any  # (L, M) code
-    gates: Any  # (L, words) uint32   which gates are open, a bit each
+    gates: Any  # (L, ld / 8) uint8   which gates are open, a bit each
     g: Any  # (L, M) code       dL/dz_m of each row
     gradients: dict[str, Any]  # W, W_dec (M, d) summed over the batch; b, theta (M,) averaged
     active: Any  # (M,) int32
@@ -109,7 +109,7 @@ def needs(dtype: str, M: int, L: int, d: int) -> int:
     code, real = np.dtype(PRODUCTS[dtype][0]).itemsize, 8 if dtype == "float64" else 4
     d, ld = aligned(d), aligned(M)
     weights = 2 * M * d * (4 * real + (code if code != real else 0))
-    batch = L * d * ((1 + memory.BATCHES) * real + 2 * code) + L * ld * (real + 3 * code) + L * words(M) * 4
+    batch = L * d * ((1 + memory.BATCHES) * real + 2 * code) + L * ld * (real + 3 * code) + L * ld // 8
     return weights + batch + min(M, cupy_device.ROW_BLOCKS) * d * real + M * (10 * real + 32) + 2**25
 
 
@@ -167,7 +167,7 @@ def _work(device: Device, L: int, M: int, d: int) -> Work:
     return Work(
         L=L, xr=cp.empty((2 * L, d), code), f=cp.empty((L, d), real), sums=cp.empty((2, d), real),
         shift=cp.empty((min(M, cupy_device.ROW_BLOCKS), d), real), z=z, vr=vr, s=s,
-        gates=cp.empty((L, words(M)), np.uint32), g=g,
+        gates=cp.empty((L, ld // 8), np.uint8), g=g,
         gradients={name: cp.empty(shape, real) for name, shape in shapes.items()},
         active=cp.empty(M, np.int32), smallest=cp.empty(M, real),
     )  # fmt: skip
@@ -237,11 +237,11 @@ def _forward(state: State, work: Work, x: Rows, counts: Any, peaks: Any) -> None
     if traits.chooses:
         _choose(device, work.z, theta["b"], config.k, traits.per_batch, work.s, work.gates)
         arrays = work.z, theta["b"], work.gates, counts, peaks, work.active, work.smallest
-        device.columns("tally", L, M, np.int32(ld), np.int32(words(M)), np.finfo(device.real).max, *arrays)
+        device.columns("tally", L, M, np.int32(ld), np.finfo(device.real).max, *arrays)
     else:
         limits = theta["theta"] if traits.thresholds else None
         arrays = work.z, theta["b"], limits, work.s, work.gates, counts, peaks, work.active
-        device.columns("gate", L, M, np.int32(ld), np.int32(words(M)), np.int32(True), *arrays)
+        device.columns("gate", L, M, np.int32(ld), np.int32(True), *arrays)
     device.product(work.s, state.low["W_dec"], work.f)
     device.columns("residual", L, d, rows, theta["b_pre"], work.f, work.r, work.sums[0], work.sums[1])
     done_with(state, x)
@@ -255,7 +255,7 @@ def _lengths(array: Any) -> tuple[int, int]:
 def _choose(device: Device, z: Any, b: Any, k: int, whole: bool, s: Any, gates: Any) -> None:
     """Codes s of the k largest positive of each row of z + b (L, M), or with `whole` of the k L largest of all.
 
-    gates: (L, words) gets which these are.
+    gates: (L, ld / 8) gets which these are.
     """
     (L, M), ld = z.shape, np.int32(_lengths(z)[1])
     segments, each, bits = 1 if whole else L, np.int32(not whole), 8 * np.dtype(device.real).itemsize
@@ -270,7 +270,7 @@ def _choose(device: Device, z: Any, b: Any, k: int, whole: bool, s: Any, gates: 
         equal = cp.empty(L, np.int64)
         device.launch("count_equal", *rows, z, b, edge, equal)
         passed = cp.cumsum(equal) - equal
-    device.launch("select_codes", *rows, np.int32(words(M)), each, z, b, edge, left, passed, s, gates)
+    device.launch("select_codes", *rows, each, z, b, edge, left, passed, s, gates)
 
 
 def _backward(state: State, work: Work) -> None:
@@ -281,7 +281,7 @@ def _backward(state: State, work: Work) -> None:
     numbers = real(config.sparsity if traits.penalised else 0), real(config.sparsity), real(config.bandwidth)
     limits, dtheta = (theta["theta"], grads["theta"]) if traits.thresholds else (None, None)
     arrays = work.vr, work.gates, work.z, theta["b"], limits, work.g, grads["b"], dtheta
-    device.columns("code_gradient", work.L, M, np.int32(ld), np.int32(words(M)), *numbers, *arrays)
+    device.columns("code_gradient", work.L, M, np.int32(ld), *numbers, *arrays)
     device.product(work.g, work.xc, grads["W"], tA=True)
     device.product(work.s, work.r, grads["W_dec"], tA=True)
 
@@ -327,7 +327,7 @@ def _revive(state: State, work: Work) -> None:
     real, ld, which = device.real, aligned(D), state.which[:D]
     dead = state.idle[which] >= config.dead_after
     b = cp.where(dead, theta["b"][which], real(-np.finfo(real).max))  # with which none that fires has a code
-    z, gates = cp.empty((L, ld), real)[:, :D], cp.empty((L, words(D)), np.uint32)
+    z, gates = cp.empty((L, ld), real)[:, :D], cp.empty((L, ld // 8), np.uint8)
     s, g, vr = (cp.empty((L, ld), device.code)[:, :D] for _ in range(3))
     z[...] = work.z[:, which]
     _choose(device, z, b, config.aux_k or max(1, state.d // 2), False, s, gates)
@@ -339,7 +339,7 @@ def _revive(state: State, work: Work) -> None:
     device.each("leftover", L * d, weight.astype(real), e, work.r, u)
     device.product(u, V, vr, tB=True)
     mean, dW, dV = cp.empty(D, real), cp.empty((D, d), real), cp.empty((D, d), real)
-    device.columns("gate_gradient", L, D, np.int32(ld), np.int32(words(D)), vr, gates, g, mean)
+    device.columns("gate_gradient", L, D, np.int32(ld), vr, gates, g, mean)
     device.product(g, work.xc, dW, tA=True)
     device.product(s, u, dV, tA=True)
     for name, part in (("W", dW), ("W_dec", dV), ("b", mean)):
@@ -369,11 +369,10 @@ def encode(state: State, x: Rows) -> tuple[Any, Any]:
     z, y = pre_activations(state, x)
     device, theta, config, (L, M) = state.device, state.theta, state.config, z.shape
     if TRAITS[config.method].per_row:
-        s, gates = cp.empty((L, aligned(M)), device.code)[:, :M], cp.empty((L, words(M)), np.uint32)
+        s, gates = cp.empty((L, aligned(M)), device.code)[:, :M], cp.empty((L, aligned(M) // 8), np.uint8)
         _choose(device, z, theta["b"], config.k, False, s, gates)
         m = cp.arange(M)
-        bit = (m % WORD).astype(np.uint32)
-        on = (gates[:, m // WORD] >> bit & 1).astype(np.bool_)  # a chosen y whose code is rounded to 0 is on, too
+        on = (gates[:, m // 8] >> m % 8 & 1).astype(np.bool_)  # a chosen y whose code is rounded to 0 is on, too
         return cp.where(on, y, cp.minimum(y, 0)), on * y
     over = y - theta["theta"]
     return over, (y > theta["theta"]) * y
