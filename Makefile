@@ -85,23 +85,31 @@ docs: $(VENV)/ready-docs
 bench: setup
 	$(BIN)/python benchmarks/step.py
 
-# On a machine with a GPU, with the packages that PYTHON has there: nothing is installed, no network is needed.  Failing
-# tests end it.  A measurement that fails is told, and the others still run; NVIDIA's sanitizer, which may miss, be
-# refused or take very long, comes last, and errors that libraries cause on purpose, to probe, are none of it.
+# On a machine with a GPU, with the packages that PYTHON has there: nothing is installed, no network is needed; some ten
+# minutes on an H100.  Failing tests end it; those of tests/test_gpu.py want the GPU for themselves.  A measurement that
+# fails is told, and the others still run; NVIDIA's sanitizer, which may miss, be refused or take very long, comes last,
+# and errors that libraries cause on purpose, to probe, are none of it.
 gpu: export PYTHONPATH := $(CURDIR)
-gpu: SANITIZED := $(PYTHON) -m pytest -m gpu -p no:cacheprovider -k test_one_step_and
+gpu: TESTS = $(PYTHON) -m pytest -m gpu -W default -p no:cacheprovider
+gpu: SPLIT = $(shell $(PYTHON) -c 'import xdist; print("-n 6 --dist load")' 2>/dev/null)
+gpu: LARGE := --d 1536 --width 65536
+gpu: STEP = $(PYTHON) benchmarks/step.py --only cupy --only 'torch cuda compiled' \
+	--only 'dictionary_learning cuda topk' --only 'dictionary_learning cuda jumprelu' $(LARGE)
+gpu: FEED = $(PYTHON) benchmarks/feed.py --gb 4 $(LARGE) --batch 4096 --rounds 10 --backend cupy --dtype bfloat16
 gpu:
 	@$(PYTHON) -c 'import sys; from refgba import backends; why = backends.status()["cupy"]; why and sys.exit("cupy cannot run: " + why)'
-	$(PYTHON) -m pytest -m gpu -W default -p no:cacheprovider
-	-for L in 512 2048 4096 8192; do $(PYTHON) benchmarks/step.py --only cupy --only 'torch cuda' \
-		--only 'dictionary_learning cuda topk' --only 'dictionary_learning cuda jumprelu' --dtype all \
-		--d 1536 --width 65536 --batch $$L --rounds 5 --sustained 5; done
-	-for dtype in bfloat16 tf32 float32; do $(PYTHON) benchmarks/kernels.py --dtype $$dtype; done
-	-$(PYTHON) benchmarks/step.py --adaptation --only cupy --dtype all --d 1536 --width 65536 --batch 4096 --rounds 5
-	-$(PYTHON) benchmarks/train.py $(SAMPLE).npy --held-out $(SAMPLE).heldout.npy --steps 1000 \
-		--backend numpy --backend cupy
-	-$(PYTHON) benchmarks/feed.py --gb 8 --d 1536 --width 65536 --batch 4096 --backend cupy --dtype bfloat16
-	-$(PYTHON) benchmarks/step.py --only cupy --dtype bfloat16 --no-peers --d 1536 --batch 4096 --rounds 3 \
+	$(TESTS) --ignore tests/test_gpu.py $(SPLIT)
+	$(TESTS) tests/test_gpu.py
+	-$(STEP) --dtype bfloat16 --batch 4096 --batch 512 --batch 2048 --batch 8192 --rounds 5 --sustained 2
+	-for dtype in tf32 float32; do $(STEP) --dtype $$dtype --batch 4096 --rounds 2; done
+	-$(PYTHON) benchmarks/kernels.py --dtype bfloat16 --dtype tf32 --dtype float32 --rounds 10
+	-$(PYTHON) benchmarks/train.py $(SAMPLE).npy --held-out $(SAMPLE).heldout.npy --steps 2000 \
+		--backend numba --backend cupy --backend cupy:bfloat16
+	-$(FEED)
+	-$(FEED) --in-turn
+	-$(PYTHON) benchmarks/step.py --adaptation --only cupy --dtype bfloat16 $(LARGE) --batch 4096 --rounds 3
+	-$(PYTHON) benchmarks/step.py --only cupy --dtype bfloat16 --no-peers --d 1536 --batch 4096 --rounds 2 \
 		--width 262144 --width 1048576
 	-if command -v compute-sanitizer; then for tool in memcheck racecheck; do compute-sanitizer --tool $$tool \
-		--report-api-errors no --error-exitcode 1 $(SANITIZED) || echo "$$tool: failed"; done; fi
+		--report-api-errors no --error-exitcode 1 $(TESTS) tests/test_conformance.py -k test_one_step_and \
+		|| echo "$$tool: failed"; done; fi

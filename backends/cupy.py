@@ -12,14 +12,15 @@ test guards it:
 - dL/da_m comes from the summed gradients of w_m and v_m, not from the codes, and where tied these two are one product.
   The second term of dL/db_pre is a sum over parts, one per thread block, and is formed only where b_pre is trained.
   tests/test_conformance.py bounds what their rounding can do.
-- `dtype` tf32 and bfloat16 round the factors of matrix products; sums, parameters and moments stay float32.
-  tests/test_conformance.py bounds what that can do.
+- `dtype` tf32 and bfloat16 round the factors of matrix products, and bfloat16 v_m · r where it is written: it is the
+  factor of the next.  Pre-activations, sums, parameters and moments stay float32.  tests/test_conformance.py bounds
+  what that can do.
 - A step never waits for the device.  tests/test_cupy_host.py.
 - CuPy compiles with -ftz=true: except in float64, a pre-activation below 2^-126 in size is 0, and its gate is closed.
   tests/test_kernels.py.
 
-No gain has been measured yet: benchmarks/step.py and `make gpu` do it on a machine with a GPU.  Elsewhere the tests run
-this file through tests/emulated_cupy.py.
+What that gains on an H100, and what was tried besides: benchmarks/results/gpu-2026-11-26.md; `make gpu` measures it.
+Without a GPU the tests run this file through tests/emulated_cupy.py.
 
 The one place where devices with neurons of their own would have to agree is the reconstruction, in `forward`.
 """

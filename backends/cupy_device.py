@@ -112,7 +112,7 @@ class Device:
         self.launch(name, min(M, ROW_BLOCKS), (self.row_block,), np.int32(M), np.int32(d), *arguments)
 
     def columns(self, name: str, L: int, M: int, *arguments: Any) -> None:
-        """Run a kernel that sums over the L rows of (L, M), on blocks of 32 columns, or of 8 for each thread of BLOCKS."""
+        """Run a kernel that sums over the L rows of (L, M), on blocks of 32 columns, or of 8 a thread as in BLOCKS."""
         block = BLOCKS.get(name, (32, 32))
         columns = 8 * block[0] if name in BLOCKS else block[0]
         self.launch(name, -(-M // columns), block, np.int32(L), np.int32(M), *arguments)

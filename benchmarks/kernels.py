@@ -120,12 +120,12 @@ def measured(backend: Any, s: Setting) -> dict[str, Any]:
 @click.option("--width", type=click.IntRange(1), default=65536, help="M, neurons")
 @click.option("--batch", type=click.IntRange(1), default=4096, help="L, rows")
 @click.option("--density", type=click.FloatRange(0, 1, min_open=True), default=0.02, help="share of neurons active")
-@click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16")
+@click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, default=["bfloat16"], help="repeatable")
 @click.option("--rounds", type=click.IntRange(1), default=20, help="steps that are counted")
 @click.option("--untied", is_flag=True)
 @click.option("--static", is_flag=True, help="registers, spills and instructions instead of times; needs no GPU")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
-def main(static: bool, as_json: bool, **options: Any) -> None:
+def main(static: bool, as_json: bool, dtypes: tuple[str, ...], **options: Any) -> None:
     from refgba import backends
     from refgba.errors import InputError
 
@@ -136,14 +136,26 @@ def main(static: bool, as_json: bool, **options: Any) -> None:
             click.echo(json.dumps(made))
         return
 
-    s = Setting(threads=1, steps=4000, only=("cupy",), peers=False, adaptation=False, **options)
-    try:
-        result = measured(backends.load("cupy", s.dtype), s)
-    except InputError as error:
-        raise click.UsageError(str(error)) from None
-    click.echo(
-        f"d {s.d}, M {s.width}, L {s.batch}, {s.dtype}, {'untied' if s.untied else 'tied'}: {result['ms']:.3f} ms"
-    )
+    machine, results = environment(), []
+    for dtype in dtypes:
+        s = Setting(
+            threads=1, steps=4000, only=("cupy",), peers=False, adaptation=False, dtype=dtype, **options
+        )  # fmt: skip
+        try:
+            results.append(measured(backends.load("cupy", dtype), s) | {"setting": vars(s) | machine})
+        except InputError as error:
+            raise click.UsageError(str(error)) from None
+        show(s, results[-1])
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    click.echo(f"GPU: {machine['gpu']}; {versions}")
+    if as_json:
+        click.echo(json.dumps(results, default=str))
+
+
+def show(s: Setting, result: dict[str, Any]) -> None:
+    """Print the parts of a step, and what they were told to do."""
+    tied = "untied" if s.untied else "tied"
+    click.echo(f"d {s.d}, M {s.width}, L {s.batch}, {s.dtype}, {tied}: {result['ms']:.3f} ms")
     longest = max(map(len, result["parts"]))
     for name, part in result["parts"].items():
         speed = f"{part['tflop_s']:9.1f} TFLOP/s" if "tflop_s" in part else f"{part.get('gb_s', 0):9.0f} GB/s"
@@ -151,11 +163,7 @@ def main(static: bool, as_json: bool, **options: Any) -> None:
             f"{name:{longest}}  {part['times']:5g} times  {part['ms']:9.3f} ms  {part['ms'] / result['ms']:6.1%}"
             + (f"  {speed}" if name != "the rest" else "")
         )
-    machine = environment()
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    click.echo(f"GPU: {machine['gpu']}; {versions}")
-    if as_json:
-        click.echo(json.dumps(result | {"setting": vars(s) | machine}, default=str))
+    click.echo()
 
 
 if __name__ == "__main__":

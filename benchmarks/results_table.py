@@ -313,6 +313,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
 # ---- numbers of other origin -----------------------------------------------------------------------------------------
 
 CPU, FEED = "[cpu-2026-11-22.md](cpu-2026-11-22.md)", "[feed-2026-11-23.md](feed-2026-11-23.md)"
+GPU, ON_GPU = "[gpu-2026-11-26.md](gpu-2026-11-26.md)", "`make gpu`"
 RECIPE, THEORY = "[recipe.md](../recipe.md)", "[theory.py](../../refgba/theory.py)"
 STEP, STORE = "`python benchmarks/step.py --rounds 20`", "`python benchmarks/feed.py --gb 20`"
 RUN = "`python benchmarks/train.py D/X.npy --held-out D/Y.npy`"
@@ -333,6 +334,11 @@ ELSEWHERE = (  # measurement, network or setting, value, unit, command, source
     ("one encode product and one pass over AdamW's arrays", "NumPy", "26.7", "ms", STEP, CPU),
     ("a whole run on real activations", "refgba `numba`", "47.3", "s", RUN, CPU),
     ("a whole run on real activations", "refgba `numpy`", "245.5", "s", RUN, CPU),
+    ("a step on an H100, L 4096, sustained", "refgba `cupy`, bfloat16", "7.70", "ms", ON_GPU, GPU),
+    ("a step on an H100, L 4096, sustained", "the same step in torch, compiled", "9.16", "ms", ON_GPU, GPU),
+    ("a step on an H100, L 4096, sustained", "its five products alone", "5.81", "ms", ON_GPU, GPU),
+    ("a step on an H100, L 512, sustained", "refgba `cupy`, bfloat16", "2.13", "ms", ON_GPU, GPU),
+    ("a step on an H100, L 512, sustained", "the same step in torch, compiled", "2.94", "ms", ON_GPU, GPU),
     ("survey of a store before training", "20 GB in 75 shards", "0.78", "GB/s", STORE, FEED),
     ("feeding alone, shards not in the page cache", "20 GB in 75 shards", "280000", "rows/s", STORE, FEED),
     ("FRR(0.8), lowest of seeds 0 to 9", "GBA, the default recipe", "100.0", "%", DEFAULT, RECIPE),

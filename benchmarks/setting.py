@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ DTYPES = ("float64", "float32", "tf32", "bfloat16")
 LIBRARIES = ("numpy", "scipy", "numba", "cupy-cuda12x", "cupy-cuda13x", "torch", "dictionary-learning")
 BATCHES = 4  # batches that steps take in turn
 SOME = 4096  # neurons by which the share of active ones is told
+DRAWN = 2**16  # different neurons at most: to draw a million takes a minute, and a step takes as long with copies
 LR = 1e-9  # so low that nothing moves, and as many neurons stay active
 
 Result = dict[str, Any]  # what a program prints as JSON
@@ -66,7 +67,10 @@ class Setting:
 
 
 class Data:
-    """Random parameters and BATCHES batches of unit rows, in float64, and the share of neurons that are active."""
+    """Random parameters and BATCHES batches of unit rows, in float64, and the share of neurons that are active.
+
+    Of more than DRAWN neurons the rest are copies.
+    """
 
     def __init__(self, s: Setting) -> None:
         import numpy as np
@@ -75,7 +79,9 @@ class Data:
         from refgba.gba import random_params
         from refgba.sae import unit_rows
 
-        self.params = random_params(s.config("float64"), s.d)
+        drawn = random_params(replace(s.config("float64"), width=min(s.width, DRAWN), groups=1), s.d)
+        wide = {name: np.resize(A, (s.width, *A.shape[1:])) for name, A in drawn.arrays().items() if name != "b_pre"}
+        self.params = replace(drawn, **wide)
         half = (s.d - 1) / 2  # (w · x + 1) / 2 of random directions is Beta(half, half), so nearly w · x ~ N(0, 1 / d)
         self.params.b[:] = 1 - 2 * betaincinv(half, half, 1 - s.density)
         rng = np.random.default_rng(0)

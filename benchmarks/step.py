@@ -1,6 +1,6 @@
 """Time of one training step: the backends, what users would pick instead (peers.py), and the floors of the hardware.
 
-    python benchmarks/step.py                  one step; also with --dtype all, and with --width several times
+    python benchmarks/step.py                  one step; also with --dtype all, and with several --width and --batch
     python benchmarks/step.py --adaptation     adapting the biases, as a share of the time to train
     python benchmarks/step.py --memory         peak memory of the first steps (memory.py)
 
@@ -20,6 +20,7 @@ import json
 import os
 import statistics
 from dataclasses import asdict, replace
+from itertools import product
 from typing import Any
 
 import click
@@ -33,7 +34,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_
 
 
 def timed(s: Setting) -> Result:
-    """The times at one width."""
+    """The times at one width and batch."""
     from refgba.errors import InputError
 
     data, unavailable, candidates = Data(s), dict[str, str](), list[Candidate]()
@@ -147,7 +148,7 @@ def show(s: Setting, result: Result) -> None:
 @click.command(context_settings={"show_default": True}, help=(__doc__ or "").partition("\n")[0])
 @click.option("--d", type=click.IntRange(2), default=768, help="dimensions")
 @click.option("--width", "widths", type=click.IntRange(1), multiple=True, default=[8192], help="M, neurons; repeatable")
-@click.option("--batch", type=click.IntRange(1), default=512, help="L, rows")
+@click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=[512], help="L, rows; repeatable")
 @click.option("--density", type=click.FloatRange(0, 1, min_open=True), default=0.02, help="share of neurons active")
 @click.option("--dtype", type=click.Choice([*DTYPES, "all"]), default="float32")
 @click.option("--threads", type=click.IntRange(1), default=2, help="of every library on the CPU")
@@ -162,11 +163,13 @@ def show(s: Setting, result: Result) -> None:
 @click.option("--adaptation", is_flag=True, help="the share of the time to train that adapting takes")
 @click.option("--memory", is_flag=True, help="peak memory instead of times")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
-def main(widths: tuple[int, ...], threads: int, memory: bool, as_json: bool, **options: Any) -> None:
+def main(
+    widths: tuple[int, ...], batches: tuple[int, ...], threads: int, memory: bool, as_json: bool, **options: Any
+) -> None:
     os.environ.update(dict.fromkeys(THREADS, str(threads)))
     machine, results = environment(), []
-    for width in widths:
-        s = Setting(width=width, threads=threads, **options)
+    for width, batch in product(widths, batches):
+        s = Setting(width=width, batch=batch, threads=threads, **options)
         results.append(peaks(s) if memory else timed(s))
         results[-1]["setting"] |= machine
         names = [name for part in ("backends", "peers", "unavailable") for name in results[-1].get(part, ())]

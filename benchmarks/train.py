@@ -1,8 +1,8 @@
-"""Whole training runs of two backends, side by side: time, and whether they end alike.
+"""Whole training runs of several backends, side by side: time, and whether they end alike.
 
-    python benchmarks/train.py activations.npy --held-out held-out.npy
+    python benchmarks/train.py activations.npy --held-out held-out.npy --backend numba --backend cupy:bfloat16
 
-Both take the same steps of the default recipe in one process, SEGMENT steps of one and then of the other, so that
+All take the same steps of the default recipe in one process, SEGMENT steps of one and then of the next, so that
 what else the machine does falls on both.  FVU, L0 and dead neurons are on the held-out rows.
 """
 
@@ -32,24 +32,24 @@ REST = 0.2  # seconds before a segment: OpenBLAS's threads spin for 0.1 s when a
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.argument("data", type=Path)
 @click.option("--held-out", type=Path, required=True)
-@click.option("--backend", "names", multiple=True, default=["numpy", "numba"], show_default=True)
-@click.option("--dtype", default="float32", show_default=True)
+@click.option("--backend", "names", multiple=True, default=["numpy", "numba"], show_default=True, help="NAME[:DTYPE]")
+@click.option("--dtype", default="float32", show_default=True, help="where a name has none")
 @click.option("--steps", type=click.IntRange(1), default=4000, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: int, as_json: bool) -> None:
     real = training.opened((data, held_out))
     rows = real.train
-    config = recipe.default(rows.d, dtype=dtype, steps=steps)
-    engines = {name: load(name, dtype) for name in names}
-    states: dict[str, Any] = {n: e.init(gba.random_params(config, rows.d), config) for n, e in engines.items()}
+    configs = {name: recipe.default(rows.d, dtype=name.partition(":")[2] or dtype, steps=steps) for name in names}
+    engines = {name: load(name.partition(":")[0], config.dtype) for name, config in configs.items()}
+    states: dict[str, Any] = {n: e.init(gba.random_params(configs[n], rows.d), configs[n]) for n, e in engines.items()}
 
-    for engine in engines.values():  # numba compiles on first use
-        trial = engine.init(gba.random_params(config, rows.d), config)
-        float(engine.step(trial, engine.put(trial, next(feed.minibatches(rows, config)))).loss)
+    for name, engine in engines.items():  # numba compiles on first use
+        trial = engine.init(gba.random_params(configs[name], rows.d), configs[name])
+        float(engine.step(trial, engine.put(trial, next(feed.minibatches(rows, configs[name])))).loss)
 
     def run(name: str) -> Iterator[gba.Metrics]:
         state, engine = states[name], engines[name]
-        batches = prefetched(engine.put(state, x) for x in feed.minibatches(rows, config))
+        batches = prefetched(engine.put(state, x) for x in feed.minibatches(rows, configs[name]))
         return gba.train(state, batches, engine.step, engine.adapt)
 
     runs, quarters = {name: run(name) for name in names}, {name: [0.0] * 4 for name in names}
@@ -65,16 +65,20 @@ def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: 
     seconds = {name: sum(times) for name, times in quarters.items()}
     result: dict[str, Any] = {}
     for name in names:
-        params, exact = engines[name].params(states[name]), replace(config, dtype=cast(Any, config.master))
+        params, exact = (
+            engines[name].params(states[name]),
+            replace(configs[name], dtype=cast(Any, configs[name].master)),
+        )
         judged = evaluate(params, exact, load("numpy"), real.judged(exact)).summary()  # one judge for all
         result[name] = {"seconds": seconds[name], **{key: judged[key] for key in ("fvu", "l0", "dead")}}
         result[name] |= {"faster": seconds[names[0]] / seconds[name], "quarters": quarters[name]}
         click.echo(
-            f"{name:8} {seconds[name]:8.1f} s  {result[name]['faster']:5.2f} times as fast as {names[0]}   "
+            f"{name:14} {seconds[name]:8.1f} s  {result[name]['faster']:5.2f} times as fast as {names[0]}   "
             f"FVU {judged['fvu']:.4f}  L0 {judged['l0']:.1f}  dead {judged['dead']:.2%}   "
             f"by quarter of the run {', '.join(f'{time:.1f}' for time in quarters[name])} s"
         )
-    click.echo(f"d {rows.d}, M {config.width}, L {config.batch}, {steps} steps, {dtype}")
+    config = configs[names[0]]
+    click.echo(f"d {rows.d}, M {config.width}, L {config.batch}, {steps} steps, {dtype} where a name has no other")
     if as_json:
         click.echo(json.dumps(result))
 

@@ -215,11 +215,13 @@ def test_make_gpu_ends_where_tests_fail_and_nowhere_else(tmp_path, failing):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     lines = calls.read_text().splitlines()
     assert (done.returncode != 0) == (failing == "tests")
-    assert lines[1].startswith("python -m pytest -m gpu")
+    assert next(line for line in lines if "-m pytest" in line).startswith("python -m pytest -m gpu")
     if failing != "tests":
         for name in ("step", "kernels", "train", "feed"):
             assert any(f"benchmarks/{name}.py" in line for line in lines)
-        assert sum("--width 65536 --batch" in line and "torch cuda" in line for line in lines) == 4
+        timed = [line for line in lines if "torch cuda compiled" in line]
+        assert [line.partition("--dtype ")[2].split()[0] for line in timed] == ["bfloat16", "tf32", "float32"]
+        assert all(f"--batch {L}" in timed[0] for L in (512, 2048, 4096, 8192))
         last = [line.partition("--tool ")[2] for line in lines[-2:]]
         assert [line.split()[0] for line in last] == ["memcheck", "racecheck"]
         assert all("--report-api-errors no" in line for line in last)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from engines import CUDA_KERNELS
-from kernel_cases import assert_same, backend, bits, check_all_launched, gpu
+from kernel_cases import assert_same, backend, check_all_launched, gpu
 
 from refgba import sae
 from refgba.backends.cupy_device import aligned
@@ -67,7 +67,7 @@ def bitmap(on, ld):
 
 
 def assert_filled_up(gpu, codes, M):
-    """The codes of the M columns; those that fill rows up to a multiple of 8 are 0, and beyond these nothing changed."""
+    """The codes of M columns; those that fill rows up to a multiple of 8 are 0, and beyond these nothing changed."""
     fill = aligned(M)
     assert_same(codes[:, M:fill], np.zeros_like(codes[:, M:fill]))
     assert_same(codes[:, fill:], gpu.codes(*codes.shape)[:, fill:])

@@ -89,6 +89,8 @@ def test_every_kernel_leaves_a_multiprocessor_threads_enough(static):
     for (name, dtype, *_), row in by_kernel(static[0]).items():
         lesser = {"center": 1536, "adamw_each": 1536, "adamw_across_rows": 512, "code_gradient": 1024}
         least = lesser.get(name, 2048)
+        if name in ("gate", "gate_gradient"):  # more in registers, so that fewer have more under way
+            least = {"float64": 512, "float32": 1024, "bfloat16": 1024}[dtype]
         least = (512 if dtype == "float64" else 768) if name in ("adamw_rows", "adamw_free_rows") else least
         assert row["resident"] >= least, (name, dtype, row)
 

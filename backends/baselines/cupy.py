@@ -236,8 +236,9 @@ def _forward(state: State, work: Work, x: Rows, counts: Any, peaks: Any) -> None
     device.product(work.xc, state.low["W"], work.z, tB=True)
     if traits.chooses:
         _choose(device, work.z, theta["b"], config.k, traits.per_batch, work.s, work.gates)
-        arrays = work.z, theta["b"], work.gates, counts, peaks, work.active, work.smallest
-        device.columns("tally", L, M, np.int32(ld), np.finfo(device.real).max, *arrays)
+        most = np.finfo(device.real).max
+        of_gates = work.z, theta["b"], work.gates, counts, peaks, work.active, work.smallest
+        device.columns("tally", L, M, np.int32(ld), most, *of_gates)
     else:
         limits = theta["theta"] if traits.thresholds else None
         arrays = work.z, theta["b"], limits, work.s, work.gates, counts, peaks, work.active

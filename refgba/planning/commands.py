@@ -12,7 +12,7 @@ import click
 from refgba.data import files
 from refgba.planning import calibration, plans
 from refgba.planning.calibration import Calibration
-from refgba.planning.devices import DEVICES, NETWORKS, PRODUCTS, STREAMS
+from refgba.planning.devices import DEVICES, MEASURED, NETWORKS, PRODUCTS, STREAMS
 from refgba.planning.plans import HERE, Plan, Wish
 from refgba.runs import capacity, console
 from refgba.runs.forecast import told
@@ -44,7 +44,7 @@ def plan_command(
 ) -> None:  # fmt: skip
     """What a run would take on other machines: memory, time, traffic, disk, and the smallest machine that is enough.
 
-    GPUs are judged by the peak numbers that their makers state and by assumed shares of them: no GPU has been measured.
+    GPUs are judged by the peak numbers that their makers state and by shares of them that one H100 confirmed.
     The numba backend is judged by a calibration, which says how wrong it was at sizes that it was not fitted to.
 
     \b
@@ -135,8 +135,8 @@ def show_errors(plan: Plan, here: Calibration, old: Calibration | None) -> None:
     """How far such predictions were from what was measured."""
     if plan.device != HERE:
         console.remark(
-            f"assumed, not measured: products reach {PRODUCTS:.0%} of the peak, passes {STREAMS:.0%} of the bandwidth, "
-            "nothing overlaps"
+            f"products are taken to reach {PRODUCTS:.0%} of the peak, passes {STREAMS:.0%} of the bandwidth, and "
+            f"nothing to overlap: {MEASURED}"
         )
         return
     when = "just now" if old is not None else "when it was made"

@@ -29,12 +29,13 @@ class Work(NamedTuple):
 def work(d: int, m: int, L: int, decoders: int, dtype: str) -> Work:
     """What a step of the GPU backend does.
 
-    Five products of 2 m d L.  Passes: AdamW on each weight, 34 bytes in bfloat16 (θ, m, v read and written, g, the copy
-    of θ); the scaled copy of V; gates and their gradient over (L, m), 11 bytes in bfloat16.  Shared: L d + d numbers.
+    Five products of 2 m d L.  Passes: AdamW on each weight, 30 bytes in bfloat16 (θ, m, v read and written, g, the copy
+    of θ); the copy of a V; gates and their gradient over (L, m), 9 bytes in bfloat16: z, codes, the gradient, and of
+    v · r what open gates pass.  Shared: L d + d numbers.
     """
     real, code = master(dtype), CODE[dtype]
-    adam = decoders * m * d * (8 * real + (code if code != real else 0))
-    passes = m * d * (real + code) + m * L * (real + 3 * code + 1)
+    adam = decoders * m * d * (7 * real + (code if code != real else 0))
+    passes = m * d * code + m * L * (real + 2 * code + 1)
     return Work(10.0 * m * d * L, float(adam + passes), float((L * d + d) * real))
 
 
@@ -44,7 +45,7 @@ def gpu_bytes(d: int, m: int, L: int, decoders: int, dtype: str) -> float:
     most = max(256, PIECES // (L * real) // 256 * 256)
     piece = min(m, -(-m // -(-m // most) // 256) * 256)
     weights = decoders * m * d * (3 * real + (code if code != real else 0)) + m * d * code
-    batch = L * d * (6 * real + 2 * code) + L * m * code + min(piece, 1024) * d * real
+    batch = L * d * (6 * real + 2 * code) + L * m * (code + 1 / 8) + min(piece, 1024) * d * real
     room = L * piece * (real + code) + piece * d * decoders * real
     return float(weights + batch + room + m * (6 * real + 13) + 2**25)
 
@@ -69,7 +70,7 @@ class Step(NamedTuple):
 
 
 def gpu_step(d: int, M: int, L: int, decoders: int, dtype: str, ranks: int, device: Device, network: Network) -> Step:
-    """A step on so many GPUs, by their peak numbers and what is assumed to be reached of them."""
+    """A step on so many GPUs, by their peak numbers and the shares that are reached of them."""
     own = work(d, -(-M // ranks), L, decoders, dtype)
     return Step(
         own.flops / (PRODUCTS * device.flops[dtype]),
