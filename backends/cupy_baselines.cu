@@ -113,6 +113,18 @@ select_codes(int M, int ld, int each, const REAL* __restrict__ z, const REAL* __
     }
 }
 
+// The same as column_sum, for the largest.
+__device__ __forceinline__ REAL column_max(REAL value) {
+    __shared__ REAL part[32][33];
+    __syncthreads();  // the last call's have been read
+    part[threadIdx.y][threadIdx.x] = value;
+    __syncthreads();
+    REAL top = value;
+    if (threadIdx.y == 0)
+        for (int i = 1; i < 32; i++) top = part[i][threadIdx.x] > top ? part[i][threadIdx.x] : top;
+    return top;
+}
+
 // Who is active, where codes have been chosen; one thread block per 32 columns.
 //     active <- sum_l open_m,   counts <- counts + active,   peaks <- max(peaks, max_l y_m open_m),   all (M,)
 //     smallest <- min of y_m over the rows where open_m, or `most` where there is none (M,)
@@ -138,7 +150,6 @@ tally(int L, int M, int ld, REAL most, const REAL* __restrict__ z, const REAL* _
     }
     n = column_sum(n);
     top = column_max(top);
-    __syncthreads();  // the tops have been read, and lows come where they were
     low = column_max(low);
     if (threadIdx.y == 0 && m < M) {
         active[m] = n;

@@ -59,17 +59,6 @@ __device__ __forceinline__ T column_sum(T value) {
     return sum;
 }
 
-__device__ __forceinline__ REAL column_max(REAL value) {
-    __shared__ REAL part[32][33];
-    __syncthreads();  // the last call's have been read
-    part[threadIdx.y][threadIdx.x] = value;
-    __syncthreads();
-    REAL top = value;
-    if (threadIdx.y == 0)
-        for (int i = 1; i < 32; i++) top = part[i][threadIdx.x] > top ? part[i][threadIdx.x] : top;
-    return top;
-}
-
 // Which gates are open, 1{y_m > 0}: bit m % 8 of byte m / 8 of a row of ld / 8.  A code cannot say it, since an open gate
 // may pass 0, or what rounds to it; and a bit is a sixteenth of what a code in bfloat16 takes to read.
 typedef unsigned char BYTE;
