@@ -242,7 +242,7 @@ def export(network: Path, out: Path, format: str, store: Path | None) -> None:
     """
     formats.require(format)
     opened = folder.open_network(network)
-    harvest, lost = networks.origin(network, opened.params.b_pre.size, store)
+    harvest, lost = networks.harvest_of(network, opened.params.b_pre.size, store)
     rows = formats.export(opened.params, opened.config, opened.provenance() | harvest, out, format, opened.centre)
     console.line(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
     console.remark(f"the network in {out} {rows}")
