@@ -23,17 +23,26 @@ from refgba.runs.signals import Stopped
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The flags that say which text is read."""
-    for option in (
-        click.option("--per-document", type=click.IntRange(1), help="at most so many contexts of each, its first"),
-        click.option("--shuffle", type=int, metavar="SEED", help="take the files in random order"),
-        click.option("--files", "pattern", metavar="PATTERN", help='in folders, such as "*.py"  [default: all text]'),
-        click.option("--column", default="text", help="field of .jsonl, column of parquet and data sets"),
-        click.option("--text", "texts", type=Path, multiple=True, required=True, help="file or folder; may repeat"),
-    ):
-        command = option(command)
-    return command
+def text_flags(required: bool, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The flags that say which text is read.  required, help: of --text."""
+
+    def options(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option("--per-document", type=click.IntRange(1), help="at most so many contexts of each, its first"),
+            click.option("--shuffle", type=int, metavar="SEED", help="take the files in random order"),
+            click.option(
+                "--files", "pattern", metavar="PATTERN", help='in folders, such as "*.py"  [default: all text]'
+            ),
+            click.option("--column", default="text", help="field of .jsonl, column of parquet and data sets"),
+            click.option("--text", "texts", type=Path, multiple=True, required=required, help=help),
+        ):
+            command = option(command)
+        return command
+
+    return options
+
+
+text_options = text_flags(True, "file or folder; may repeat")
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,6 +102,7 @@ def harvest_command(
     for fact in facts:
         left = ", ".join(f"{count} for {why}" for why, count in fact["dropped"].items() if count)
         left += f"; files that are not UTF-8: {fact['files_left_out']}" if fact["files_left_out"] else ""
+        left += f"; lines without text: {fact['lines_left_out']}" if fact["lines_left_out"] else ""
         console.line(
             f"{done} {fact['store']}: {fact['rows']} rows of d = {fact['d']} from {fact['tokens']} tokens of "
             f"{fact['site']}; left out: {left or 'none'}"
@@ -116,7 +126,7 @@ def summary(store: Any) -> dict[str, Any]:
         "tokens": sum(shard["read"] for shard in shards),
         "contexts": int(store.context_starts[-1]),
         "dropped": dropped,
-        "files_left_out": sum(shard.get("files_left_out", 0) for shard in shards),
+        **{name: sum(shard.get(name, 0) for shard in shards) for name in ("files_left_out", "lines_left_out")},
         "median_norm": store.about["median_norm"],
     }
 
@@ -171,16 +181,10 @@ def unlike_the_harvest(place: Any) -> list[str]:
     return [line for line in lines if line is not None]
 
 
-def tell_once() -> Callable[[Path], None]:
-    """A remark on each file of text that is left out, however often the text is read."""
-    told: set[Path] = set()
-
-    def tell(file: Path) -> None:
-        if file not in told:
-            told.add(file)
-            console.remark(f"{file}: not UTF-8, left out")
-
-    return tell
+def tell(omissions: Any) -> None:
+    """Remarks on what was left out of a text, a `refgba.llm.text.Omissions`."""
+    for line in omissions.remarks():
+        console.remark(line)
 
 
 @llm_group.command("evaluate")
@@ -206,14 +210,16 @@ def evaluate_command(
     to zero and to the mean; loss recovered; KL; by position; with attention sinks left alone and replaced.
     """
     from refgba.llm import evaluation
-    from refgba.llm.text import TextOptions
+    from refgba.llm.text import Omissions, TextOptions
     from refgba.llm.text import files as listed
 
-    text = TextOptions(texts, column, pattern, shuffle, per_document, tell_once())
+    omissions = Omissions()
+    text = TextOptions(texts, column, pattern, shuffle, per_document, omissions)
     listed(text)
     place = put(run, model, **where)
     with Meter("evaluating") as meter:
         result = evaluation.evaluate(place, text, tokens, batch, pack, seed, meter)
+    tell(omissions)
     record = result.record()
     if out is not None:
         files.write_output(out, json.dumps(record, indent=1).encode() + b"\n")
@@ -253,18 +259,20 @@ def effects_command(
     from refgba.llm import effects
     from refgba.llm.quantities import finite, for_json
     from refgba.llm.quantities import neurons as distinct
-    from refgba.llm.text import TextOptions
+    from refgba.llm.text import Omissions, TextOptions
     from refgba.llm.text import files as listed
 
     if not neurons and rank is None:
         raise InputError("give --neuron M, or --rank N for the N neurons with the largest effect on the loss")
-    text = TextOptions(texts, column, pattern, shuffle, per_document, tell_once())
+    omissions = Omissions()
+    text = TextOptions(texts, column, pattern, shuffle, per_document, omissions)
     listed(text)
     sizes = [finite("--strength", strength) for strength in strengths or effects.STRENGTHS]
     chosen = distinct(neurons) if neurons else []
     place = put(run, model, **where)
     chosen = place.network.neurons(chosen) if chosen else []
     surveyed = effects.survey(place, text, tokens, rank=rank is not None)
+    tell(omissions)
     ranking: list[dict[str, Any]] = []
     if rank is not None and surveyed.attribution is not None:
         order = abs(surveyed.attribution).argsort()[::-1][:rank].tolist()
@@ -297,7 +305,7 @@ def effects_command(
 @click.option("--by", "by", type=float, multiple=True, required=True, help="strength in peaks; one, or one per neuron")
 @click.option("--prompt", "prompts", multiple=True, required=True, help="what the text begins with; may repeat")
 @click.option("--peak", "given", type=float, multiple=True, help="of each neuron  [default: measured on the harvest]")
-@click.option("--text", "texts", type=Path, multiple=True, help="measure peaks on this text instead")
+@text_flags(False, "measure peaks on this text instead; may repeat")
 @click.option("--new", type=click.IntRange(1), default=40, help="tokens to write")
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, help="0 takes the likeliest token")
 @click.option("--random", type=click.IntRange(0), default=1, help="random directions of the same norm beside")
@@ -308,16 +316,21 @@ def effects_command(
 @json_option
 def steer_command(
     run: Path, model: str, neurons: tuple[int, ...], by: tuple[float, ...], prompts: tuple[str, ...],
-    given: tuple[float, ...], texts: tuple[Path, ...], new: int, temperature: float, random: int, seed: int,
-    out: Path | None, as_json: bool, **where: Any,
+    given: tuple[float, ...], texts: tuple[Path, ...], column: str, pattern: str | None, shuffle: int | None,
+    per_document: int | None, new: int, temperature: float, random: int, seed: int, out: Path | None, as_json: bool,
+    **where: Any,
 ) -> None:  # fmt: skip
     """Text that MODEL writes while neurons of RUN are held up, or down with a negative strength.
 
     --by 1 adds a neuron's peak to every token, with the error of the reconstruction kept.
     """
     from refgba.llm import quantities, steering
-    from refgba.llm.text import TextOptions
+    from refgba.llm.text import Omissions, TextOptions
+    from refgba.llm.text import files as listed
 
+    omissions = Omissions()
+    text = TextOptions(texts, column, pattern, shuffle, per_document, omissions)
+    listed(text)
     chosen = quantities.neurons(neurons)
     strengths = quantities.each("--by", by, len(chosen))
     peaks = quantities.each("--peak", given, len(chosen)) if given else []
@@ -325,7 +338,8 @@ def steer_command(
     place = put(run, model, **where)
     chosen = place.network.neurons(chosen)
     if not given:
-        peaks = steering.peaks(place, chosen, TextOptions(texts) if texts else None).tolist()
+        peaks = steering.peaks(place, chosen, text if texts else None).tolist()
+        tell(omissions)
     with console.counting("writing", len(prompts)) as tick:
         written = steering.steer(place, list(prompts), chosen, strengths, peaks, new, temperature, seed, random, tick)
     record = {"network": str(run), "model": model, "site": place.site, "neurons": neurons, "by": strengths}

@@ -7,6 +7,7 @@ occur; `norm`, rows beyond a multiple of the median norm, which is measured on t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -24,9 +25,9 @@ from refgba.llm.contexts import Context, batches, contexts, padded
 from refgba.llm.keeping import Keeping, norms
 from refgba.llm.models import Model
 from refgba.llm.records import VERSION, Harvest, is_harvest, open_harvest
-from refgba.llm.shards import Seen, Site
+from refgba.llm.shards import FILES, LINES, Seen, Site
 from refgba.llm.sites import Of
-from refgba.llm.text import TABLES, Fingerprint, TextOptions, resolved
+from refgba.llm.text import TABLES, Fingerprint, Omissions, Omitted, TextOptions, refuse_beginnings, resolved
 from refgba.types import Array
 
 CONTEXT, BATCH, SHARD = 128, 8, 32_768  # tokens in a context, contexts in a batch, tokens in a shard
@@ -94,17 +95,18 @@ def harvest(
 
     out: the folder of the store; where several sites match, of a store per site, in folders of their names.  What is
     there already is gone on with, to the same bytes; of a store that is whole the text is compared.  Files in folders
-    that turn out not to be UTF-8 are left out, and counted in meta.json.  `tick` is called after each batch, `remark`
-    with a line about the self-check, about what was left out, and about a store that was whole.  InputError, before
-    anything is written, for sites, text, settings and folders that do not fit; and where hooked rows are not those of
-    the plain forward pass.
+    that turn out not to be UTF-8, and lines without text, are left out, and counted in meta.json.  `tick` is called
+    after each batch, `remark` with a line about the self-check, about what was left out, and about a store that was
+    whole.  InputError, before anything is written, for sites, text, settings and folders that do not fit; and where
+    hooked rows are not those of the plain forward pass.
     """
     found = sites.find(model.module, patterns, model.name)
     settings = replace(settings, context=settings.context or min(CONTEXT, model.longest or CONTEXT))
     assert settings.context is not None
     model.refuse_context(settings.context)
-    unreadable: dict[Path, None] = {}  # files that were left out, in order
-    listed = replace(resolved(text), left_out=lambda file: unreadable.setdefault(file))
+    omissions = Omissions()
+    listed = replace(resolved(text), left_out=omissions)
+    refuse_beginnings(listed, whole=settings.tokens is None)
     first = _first(model, listed, settings)
     if not first:
         raise InputError(f"{', '.join(str(path) for path in text.paths)}: the text holds no token")
@@ -132,9 +134,8 @@ def harvest(
     finally:
         for store in stores.values():
             store.unlock()
-    if unreadable:
-        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
-        remark(f"{next(iter(unreadable))}{more}: not UTF-8, left out")
+    for line in omissions.remarks():
+        remark(line)
     return [open_harvest(place) for place in places.values()]
 
 
@@ -247,12 +248,12 @@ def _go_on(
     shard = min(len(store.shards) for store in stores.values())
     behind = next(store for store in stores.values() if len(store.shards) == shard)
     seen, fingerprint = behind.seen(shard), Fingerprint()
-    left_out: list[Path] = []  # since the beginning of the text
+    left_out: Counter[str] = Counter()  # since the beginning of the text
 
-    def leave_out(file: Path) -> None:
-        left_out.append(file)
+    def leave_out(omitted: Omitted) -> None:
+        left_out[FILES if omitted.number is None else LINES] += 1
         if text.left_out is not None:
-            text.left_out(file)
+            text.left_out(omitted)
 
     source = _source(model, replace(text, left_out=leave_out), settings, fingerprint)
     skipped = sum(1 for _ in islice(source, seen.contexts))
@@ -267,10 +268,10 @@ def _go_on(
         for site, activation in run(model, list(writing), settings.of, batch).items():
             _add(writing[site], batch, activation, keeping, model.pad)
         tokens = sum(len(context) for context in batch)
-        seen = Seen(seen.contexts + len(batch), seen.tokens + tokens, str(fingerprint), len(left_out))
+        seen = Seen(seen.contexts + len(batch), seen.tokens + tokens, str(fingerprint), Counter(left_out))
         batch = next(coming, None)
         if batch is None:
-            seen = replace(seen, left_out=len(left_out))  # the last files may be such
+            seen = replace(seen, left_out=left_out)  # the last files may be such
         if batch is None or seen.tokens - start >= settings.shard:
             for store in writing.values():
                 store.close(seen, complete=batch is None)

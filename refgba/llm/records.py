@@ -10,9 +10,10 @@
     "shards": [{"file": "00000.npy", "rows": 32512, "sha256": "...",
                 "tokens": {"file": "00000.tokens.safetensors", "sha256": "..."},
                 "contexts": 256, "read": 32768, "dropped": {"first": 256, "special": 0, "norm": 0},
-                "text_sha256": "...", "files_left_out": 1}, ...]
-                                                   contexts, read (tokens), dropped (rows) and files_left_out, which is
-                                                   there only if some are not UTF-8, count this shard alone
+                "text_sha256": "...", "files_left_out": 1, "lines_left_out": 2}, ...]
+                                                   contexts, read (tokens), dropped (rows) and what was left out count
+                                                   this shard alone: files that are not UTF-8, and lines of .jsonl and
+                                                   rows of tables without text, each there only if there were some
     "harvest": {"version": 1, "settings": {...}, "tokenizer": {...}, "weights": "...", "d": 576,
                 "median_norm": 1.9, "largest_norm": 19.0}
 

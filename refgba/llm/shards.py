@@ -28,7 +28,7 @@ from refgba.llm.records import SUFFIX, Tokens
 from refgba.types import Int64
 
 Format = Literal["npy", "safetensors"]
-LEFT_OUT = "files_left_out"  # of a shard, where there are any
+FILES, LINES = "files_left_out", "lines_left_out"  # of a shard, where there are any
 OWN = ("format", "d", "dtype", "complete", "shards")  # of meta.json, beside what is said about the store
 
 
@@ -36,13 +36,14 @@ OWN = ("format", "d", "dtype", "complete", "shards")  # of meta.json, beside wha
 class Seen:
     """What came before a place in a harvest: contexts, tokens in them, and the fingerprint of the text.
 
-    left_out: files of text that were left out, since they are not UTF-8.
+    left_out: how many FILES were left out, since they are not UTF-8, and LINES, of .jsonl or rows of tables, since they
+    have no text.
     """
 
     contexts: int
     tokens: int
     text: str
-    left_out: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -166,7 +167,7 @@ class Site:
         """What came before the shard of this number."""
         part = self.shards[:shards]
         text = part[-1]["text_sha256"] if part else ""
-        left_out = sum(s.get(LEFT_OUT, 0) for s in part)
+        left_out = Counter({name: sum(s.get(name, 0) for s in part) for name in (FILES, LINES)})
         return Seen(sum(s["contexts"] for s in part), sum(s["read"] for s in part), text, left_out)
 
     @property
@@ -218,8 +219,8 @@ class Site:
                 "dropped": {why: self.pending.dropped[why] for why in sorted(self.pending.dropped)},
                 "text_sha256": seen.text,
             }
-            if seen.left_out > before.left_out:
-                listed[LEFT_OUT] = seen.left_out - before.left_out
+            left_out = {name: seen.left_out[name] - before.left_out[name] for name in (FILES, LINES)}
+            listed |= {name: count for name, count in left_out.items() if count}
             self.shards.append(listed)
             self.complete, self.pending = complete, Pending()
             self._meta(complete)
