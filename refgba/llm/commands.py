@@ -13,7 +13,7 @@ import click
 from refgba.data import files
 from refgba.errors import InputError
 from refgba.llm.console import Meter
-from refgba.llm.dashboard.commands import dashboard_command, features_command
+from refgba.llm.dashboard.commands import dashboard_command, features_command, remark_unfinished
 from refgba.recipe import RECIPES
 from refgba.runs import console, judging
 from refgba.runs.options import json_option, output_option
@@ -152,12 +152,15 @@ def put(
     run: Path, model: str, store: Path | None, site: str | None, of: Any, context: int | None, compute: str,
     device: str, bos: bool | None,
 ) -> Any:  # fmt: skip
-    """RUN in MODEL, a `refgba.llm.splice.Place`; remarks where the harvest is not known, or is of another model."""
+    """RUN in MODEL, a `refgba.llm.splice.Place`; remarks where its harvest is not known, not whole or of another model."""
     from refgba.llm import splice
     from refgba.llm.models import open_model
     from refgba.llm.networks import open_network
+    from refgba.llm.records import open_harvest
 
     network = open_network(run, store)
+    if network.store is not None:
+        remark_unfinished(open_harvest(network.store))
     opened = open_model(model, compute, device, bos)
     place = splice.place(network, opened, site, of, None, context)
     for line in unlike_the_harvest(place):
