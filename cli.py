@@ -125,7 +125,8 @@ def train(
         run = launch.begin(out, data, request, *choices, ranks)
     else:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
-    console.train(run)
+    if not console.train(run):
+        console.remark(f"the run has done its {run.config.steps} steps; --steps extends it")
     result = judging.judge_trained(run.path, run.data, run.backend, run.held_out, console.counting, ranks)
     return console.show_trained(run, result, as_json)
 

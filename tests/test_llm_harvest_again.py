@@ -14,6 +14,7 @@ from llm_models import BLOCKS, SITES, TEXT, llm
 from refgba.errors import InputError
 from refgba.llm import harvesting, text
 from refgba.llm.records import open_harvest
+from refgba.llm.shards import Site
 from refgba.llm.text import Omissions, TextOptions, pieces
 
 models, corpus = llm_models.models, llm_models.corpus  # fixtures
@@ -268,6 +269,53 @@ def test_lines_are_counted_once_however_often_the_text_is_read(tmp_path):
     assert omissions.lines == {text: 5 * len(BAD)}
     with pytest.raises(InputError, match="line 11: not JSON"):
         list(pieces(TextOptions((text,))))  # nobody is told
+
+
+# ---- documents without rows -----------------------------------------------------------------------------------------
+
+
+@llm
+def test_a_shard_without_rows_is_no_shard_and_a_stop_changes_nothing(cli, models, corpus, tmp_path, monkeypatch):
+    """Documents of one token, which is left out as the first of its context."""
+    for k in range(240):
+        (corpus / f"02x{k:03d}.txt").write_text("a")
+    site = ["--site", BLOCKS["gpt2"]]
+    assert cli(*command(models("gpt2"), corpus, *site)).exit_code == 0
+    for name in (BLOCKS["gpt2"], SITES["gpt2"]):
+        open_harvest(tmp_path / "store" / name).verify()
+    meta = json.loads((tmp_path / "store" / SITES["gpt2"] / "meta.json").read_text())
+    assert all(shard["rows"] for shard in meta["shards"])
+    assert max(shard["read"] for shard in meta["shards"]) > 150
+    close = Site.close
+    for stop in (3, 4):
+        calls = []
+
+        def stopped(*arguments, calls=calls, stop=stop):
+            calls.append(1)
+            if len(calls) > stop:  # of two sites one may then be ahead
+                raise KeyboardInterrupt
+            close(*arguments)
+
+        parts = [*command(models("gpt2"), corpus, *site)[:-1], f"parts{stop}"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Site, "close", stopped)
+            assert cli(*parts).exit_code != 0
+        assert cli(*parts).exit_code == 0
+        assert everything(tmp_path / f"parts{stop}") == everything(tmp_path / "store")
+
+
+@llm
+def test_a_text_that_begins_with_documents_without_rows_is_harvested(cli, models, corpus, monkeypatch):
+    monkeypatch.setattr(harvesting, "MEASURED", 50)
+    for k in range(100):
+        (corpus / f"00a{k:03d}.txt").write_text("a")
+    (corpus / "00.txt").unlink()
+    assert cli(*command(models("gpt2"), corpus)).exit_code == 0
+    for file in corpus.glob("??.txt"):
+        file.unlink()
+    done = cli(*command(models("gpt2"), corpus)[:-1], "none")
+    assert_one_line(done, "every row is left out: the first --drop-first of each context, and special tokens")
+    assert not (corpus.parent / "none").exists()
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------

@@ -6,19 +6,21 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from refgba.data import files
+from refgba.data.centre import Centring
 from refgba.errors import InputError
 from refgba.llm.console import Meter
 from refgba.llm.dashboard.commands import dashboard_command, features_command, remark_unfinished
 from refgba.recipe import RECIPES
 from refgba.runs import console, judging
-from refgba.runs.options import json_option, output_option
+from refgba.runs.options import drop_options, json_option, output_option
 from refgba.runs.settings import Request
 from refgba.runs.signals import Stopped
+from refgba.runs.trainer import TrainingError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -152,7 +154,7 @@ def put(
     run: Path, model: str, store: Path | None, site: str | None, of: Any, context: int | None, compute: str,
     device: str, bos: bool | None,
 ) -> Any:  # fmt: skip
-    """RUN in MODEL, a `refgba.llm.splice.Place`; remarks where its harvest is not known, not whole or of another model."""
+    """RUN in MODEL, a `refgba.llm.splice.Place`; remarks where its harvest is unknown, unfinished or of another one."""
     from refgba.llm import splice
     from refgba.llm.models import open_model
     from refgba.llm.networks import open_network
@@ -363,18 +365,22 @@ def steer_command(
 @text_options
 @output_option(files.refuse_folder, required=True, help="folder for store, run and dashboard")
 @click.option("--tokens", type=click.IntRange(1), default=200_000, help="how many of the text the model sees")
-@click.option("--context", type=click.IntRange(1), help="tokens in a context  [default: 128, or what the model takes]")
+@click.option("--context", type=click.IntRange(2), help="tokens in a context  [default: 128, or what the model takes]")
 @click.option("--width", type=click.IntRange(1), help="M, the number of neurons  [default: 8 d, at least 1024]")
 @click.option("--steps", type=click.IntRange(1), help="of training  [default: 4000]")
 @click.option("--seed", type=click.IntRange(0), default=0, help="of training")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="measured", help="of training, as for `train`")
 @click.option("--l0", type=float, help="active neurons per row that measured targets aim at  [default: counted]")
+@drop_options
+@click.option("--centre", type=click.Choice(get_args(Centring)), help="subtract what all rows share  [default: auto]")
+@click.option("--backend", help="what trains; see `refgba backends`  [default: auto]")
 @model_options
 @json_option
 def explore_command(
     model: str, site: str, texts: tuple[Path, ...], column: str, pattern: str | None, shuffle: int | None,
     per_document: int | None, out: Path, tokens: int, context: int | None, width: int | None, steps: int | None,
-    seed: int, recipe: str, l0: float | None, bos: bool | None, device: str, compute: str, as_json: bool,
+    seed: int, recipe: str, l0: float | None, drop_zero_rows: bool, drop_below: float, centre: Centring | None,
+    backend: str | None, bos: bool | None, device: str, compute: str, as_json: bool,
 ) -> None:  # fmt: skip
     """From MODEL and a text to a dashboard of what neurons fire on: harvest, train and dashboard, in one command.
 
@@ -382,7 +388,7 @@ def explore_command(
     their other settings are their defaults.  Given again after whatever stopped it, it goes on.
     """
     from refgba.llm import harvesting
-    from refgba.llm.explore import explore
+    from refgba.llm.explore import Rows, explore
     from refgba.llm.models import open_model
     from refgba.llm.text import TextOptions
     from refgba.llm.text import files as listed
@@ -390,10 +396,10 @@ def explore_command(
     text = TextOptions(texts, column, pattern, shuffle, per_document)
     listed(text)
     settings = harvesting.Settings(tokens=tokens, context=context)
-    request = Request({"width": width, "steps": steps, "seed": seed, "l0": l0}, recipe=recipe)
+    request = Request({"width": width, "steps": steps, "seed": seed, "l0": l0}, recipe=recipe, backend=backend)
     with console.waiting("Opening the model"):
         opened = open_model(model, compute, device, bos)
-    exploration = explore(opened, site, text, out, settings, request)
+    exploration = explore(opened, site, text, out, settings, request, Rows(drop_zero_rows, drop_below, centre))
     if not exploration.page.exists():
         with console.waiting("Timing a few batches and steps"):
             expected = exploration.expected()
@@ -407,6 +413,8 @@ def explore_command(
         except Stopped as stopped:
             by = signal.Signals(stopped.number).name
             raise Stopped(f"{out}: stopped by {by} while training; the same command goes on", stopped.number) from None
+        except TrainingError as error:
+            raise exploration.failed(error) from None
     result = judging.judge_trained(run.path, run.data, run.backend, run.held_out, console.counting)
     exploration.dashboard(console.counting, console.remark)
     if as_json:

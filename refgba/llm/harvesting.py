@@ -107,15 +107,15 @@ def harvest(
     omissions = Omissions()
     listed = replace(resolved(text), left_out=omissions)
     refuse_beginnings(listed, whole=settings.tokens is None)
-    first = _first(model, listed, settings)
+    special = frozenset() if settings.keep_special else frozenset(model.tokenizer.special)
+    keeping = Keeping(settings.drop_first, special)
+    first = _first(model, listed, keeping, settings)
     if not first:
         raise InputError(f"{', '.join(str(path) for path in text.paths)}: the text holds no token")
     places = {site: out / site if len(found) > 1 else out for site in found}
     if len(found) > 1:
         _refuse_other_content(out, places)
     remark(check(model, found, settings.of, first[0]))
-    special = frozenset() if settings.keep_special else frozenset(model.tokenizer.special)
-    keeping = Keeping(settings.drop_first, special)
     dtype = settings.dtype or ("float32" if model.dtype == "float32" else "bfloat16")
     stores: dict[str, Site] = {}
     try:
@@ -162,14 +162,24 @@ def _source(model: Model, text: TextOptions, settings: Settings, fingerprint: Fi
     return contexts(text, model.tokenizer, settings.context or CONTEXT, settings.pack, fingerprint)
 
 
-def _first(model: Model, text: TextOptions, settings: Settings) -> list[list[Context]]:
+def _first(model: Model, text: TextOptions, keeping: Keeping, settings: Settings) -> list[list[Context]]:
     """The first batches, enough to measure the median norm; none where the text has no token."""
     held: list[list[Context]] = []
+    tokens, rows = 0, False
     for batch in batches(_source(model, text, settings, Fingerprint()), settings.batch, settings.tokens):
         held.append(batch)
-        if sum(len(context) for part in held for context in part) >= MEASURED:
+        tokens += sum(len(context) for context in batch)
+        rows = rows or rows_in(batch, keeping, model.pad) > 0
+        if tokens >= MEASURED and rows:
             break
     return held
+
+
+def rows_in(batch: list[Context], keeping: Keeping, pad: int) -> int:
+    """How many rows of a batch are kept, whatever their norms."""
+    ids, mask = padded(batch, pad)
+    kept, _ = keeping.up_to(None)(ids, mask, np.zeros(ids.shape))
+    return int(kept.sum())
 
 
 def run(model: Model, found: list[str], of: Of, batch: list[Context]) -> dict[str, Any]:
@@ -205,7 +215,7 @@ def check(model: Model, found: list[str], of: Of, batch: list[Context]) -> str:
         if len(plain[site]) != 1:
             raise InputError(f"{model.name}: {site} runs {len(plain[site])} times in one forward pass, not once")
         rows, same = hooked[site][mask.bool()].double(), plain[site][0][mask.bool()].double()
-        worst = max(worst, float((rows - same).norm() / same.norm()))
+        worst = max(worst, float((rows - same).norm() / same.norm().clamp(min=1e-30)))
         row, own = hooked[site][shortest, :length].double(), alone[site][0].double()
         apart = max(apart, float(((row - own).norm(dim=1) / own.norm(dim=1).clamp(min=1e-30)).median()))
     if not worst <= EXACT[model.dtype]:
@@ -234,7 +244,10 @@ def _begin(
         kept = np.concatenate(measured[site])
         kept = kept[np.isfinite(kept)]
         if not len(kept):
-            raise InputError(f"{site}: every row of the first contexts is left out")
+            raise InputError(
+                f"{site}: every row is left out: the first --drop-first of each context, and special tokens, or none "
+                "is finite"
+            )
         median = float(np.median(kept))
         about = {"median_norm": median, "largest_norm": settings.max_norm * median if settings.max_norm else None}
         stores[site].begin(d[site], dtype, about)
@@ -272,7 +285,10 @@ def _go_on(
         batch = next(coming, None)
         if batch is None:
             seen = replace(seen, left_out=left_out)  # the last files may be such
-        if batch is None or seen.tokens - start >= settings.shard:
+        # A shard has rows at every site.  Where some sites are ahead after a kill, it ends where theirs did.
+        ahead = [store.seen(shard + 1).tokens for store in stores.values() if len(store.shards) > shard]
+        full = seen.tokens - start >= settings.shard and all(store.rows for store in writing.values())
+        if batch is None or (full and seen.tokens >= max(ahead, default=0)):
             for store in writing.values():
                 store.close(seen, complete=batch is None)
             shard, start = shard + 1, seen.tokens
@@ -292,9 +308,7 @@ def _refuse_other_text(
         if contexts == end.contexts:
             same = str(fingerprint) == end.text
         elif contexts > end.contexts:  # batches at the end of which no row was kept are in no shard
-            ids, mask = padded(batch, model.pad)
-            kept, _ = keeping(ids, mask, np.zeros(ids.shape))
-            same = same and not kept.any()
+            same = same and not rows_in(batch, keeping, model.pad)
         if contexts >= end.contexts and not same:
             break
     if not same:

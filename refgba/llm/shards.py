@@ -233,7 +233,7 @@ class Site:
         """The last batches may hold no row that is kept."""
         writer.__exit__(InputError, None, None)
         if not self.shards or not complete:
-            raise InputError(f"{self.out}: all rows of a shard were left out; look at the flags that leave rows out")
+            raise InputError(f"{self.out}: all rows of the text were left out; look at the flags that leave rows out")
         self.complete = True
         self._meta(True)
 

@@ -207,7 +207,7 @@ def what(run: Launch, expected: Forecast) -> str:
 
 
 def train(run: Launch) -> int:
-    """Train with a progress bar; returns the last step that was taken, 0 where all had been, which is told."""
+    """Train with a progress bar; returns the last step that was taken, 0 where all had been."""
     last = 0
     foretell(run)
     with (
@@ -219,8 +219,6 @@ def train(run: Launch) -> int:
         for progress in run.steps(stop):
             bar.update(progress.step - last, progress)
             last = progress.step
-    if not last:
-        remark(f"the run has done its {run.config.steps} steps; --steps extends it")
     return last
 
 
