@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,13 @@ from refgba.runs.trainer import TrainingError
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def named(path: str) -> Path:
+    """What --text names; InputError for an empty name, of a variable that is not set: a Path would be this folder."""
+    if not path:
+        raise InputError("--text is empty; name a file or a folder")
+    return Path(path)
+
+
 def text_flags(required: bool, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The flags that say which text is read.  required, help: of --text."""
 
@@ -36,7 +44,7 @@ def text_flags(required: bool, help: str) -> Callable[[Callable[..., Any]], Call
                 "--files", "pattern", metavar="PATTERN", help='in folders, such as "*.py"  [default: all text]'
             ),
             click.option("--column", default="text", help="field of .jsonl, column of parquet and data sets"),
-            click.option("--text", "texts", type=Path, multiple=True, required=required, help=help),
+            click.option("--text", "texts", type=named, metavar="PATH", multiple=True, required=required, help=help),
         ):
             command = option(command)
         return command
@@ -109,7 +117,8 @@ def harvest_command(
             f"{done} {fact['store']}: {fact['rows']} rows of d = {fact['d']} from {fact['tokens']} tokens of "
             f"{fact['site']}; left out: {left or 'none'}"
         )
-    console.line(f"Train on it: {console.program()} train {facts[0]['store']} -o runs/NAME --dtype float32")
+    store = shlex.quote(facts[0]["store"])
+    console.line(f"Train on it: {console.program()} train {store} -o runs/NAME --dtype float32")
     return None
 
 

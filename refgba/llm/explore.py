@@ -9,6 +9,7 @@ Given again after whatever stopped it, it goes on: with the harvest, with the ru
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
@@ -176,7 +177,8 @@ class Exploration:
         if error.goes_on:
             return TrainingError(error.what, "the run is not complete; the same command goes on", True)
         anew = f"training diverged: remove {self.out / 'run'} and try another --seed, --width or --recipe"
-        return TrainingError(error.what, f"{anew}, or `refgba train {self.out / 'store'}`, which has --lr")
+        store = shlex.quote(str(self.out / "store"))
+        return TrainingError(error.what, f"{anew}, or `refgba train {store}`, which has --lr")
 
     def _sweep(self, run: Path) -> None:
         """Remove what is there of a run that was killed while its folder was made; InputError for anything else."""

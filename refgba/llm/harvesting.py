@@ -248,7 +248,8 @@ def _begin(
                 f"{site}: every row is left out: the first --drop-first of each context, and special tokens, or none "
                 "is finite"
             )
-        median = float(np.median(kept))
+        # Some sites are silent at most tokens: the others, which are not outliers for that, then make the median.
+        median = float(np.median(kept)) or float(np.median(kept[kept > 0] if kept.any() else kept))
         about = {"median_norm": median, "largest_norm": settings.max_norm * median if settings.max_norm else None}
         stores[site].begin(d[site], dtype, about)
 
@@ -287,7 +288,7 @@ def _go_on(
             seen = replace(seen, left_out=left_out)  # the last files may be such
         # A shard has rows at every site.  Where some sites are ahead after a kill, it ends where theirs did.
         ahead = [store.seen(shard + 1).tokens for store in stores.values() if len(store.shards) > shard]
-        full = seen.tokens - start >= settings.shard and all(store.rows for store in writing.values())
+        full = seen.tokens - start >= settings.shard and all(store.has_rows() for store in writing.values())
         if batch is None or (full and seen.tokens >= max(ahead, default=0)):
             for store in writing.values():
                 store.close(seen, complete=batch is None)

@@ -175,6 +175,12 @@ class Site:
         """In the shard that is being written."""
         return 0 if self.writer is None else self.writer.rows
 
+    def has_rows(self) -> bool:
+        """Whether the shard that is being written has rows; InputError if all were left out for their norms."""
+        if not self.rows and self.pending.dropped["norm"]:
+            raise InputError(f"{self.out}: all rows of a shard are beyond --max-norm; give a larger one, or 0")
+        return self.rows > 0
+
     def add(
         self, batch: list[Context], rows: Raw, context: Int64, position: Int64, norm: Any, dropped: dict[str, int]
     ) -> None:
