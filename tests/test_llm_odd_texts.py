@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 
 import llm_models
 import numpy as np
@@ -115,6 +116,52 @@ def test_a_limit_that_leaves_no_row_ends_at_the_first_shard(cli, models, corpus,
     done = cli(*harvest, "--max-norm", 1e-4, "--shard", 100)
     assert_one_line(done, "all rows of a shard are beyond --max-norm; give a larger one, or 0")
     assert not (tmp_path / "store").exists()
+
+
+def damaged(store, change):
+    """The store with another meta.json."""
+    meta = json.loads((store / "meta.json").read_text())
+    change(meta)
+    (store / "meta.json").write_text(json.dumps(meta))
+
+
+@llm
+def test_a_store_that_lacks_what_is_needed_is_named(cli, models, corpus, tmp_path, net):
+    harvest = ["harvest", models("gpt2"), "--site", SITES["gpt2"], "--text", corpus, "-o", "store"]
+    assert cli(*harvest).exit_code == 0
+    good = (tmp_path / "store" / "meta.json").read_text()
+    evaluate = ["llm", "evaluate", net, models("gpt2"), "--store", "store", "--text", corpus, "--tokens", 100]
+    for change, command, complaint in (
+        (lambda m: m["harvest"].pop("largest_norm"), evaluate, "store: harvest: largest_norm is missing, which says"),
+        (lambda m: m["harvest"]["settings"].pop("drop_first"), evaluate, "store: harvest: drop_first is missing"),
+        (lambda m: m["shards"][0].pop("read"), harvest, "store/meta.json: shard 0: damaged: read is not as it was"),
+        (lambda m: m["shards"][0].pop("dropped"), harvest, "store/meta.json: shard 0: damaged: dropped is not"),
+        (lambda m: m["shards"][0].update(text_sha256=3), harvest, "shard 0: damaged: text_sha256 is not as it was"),
+    ):
+        damaged(tmp_path / "store", change)
+        assert_one_line(cli(*command), complaint)
+        (tmp_path / "store" / "meta.json").write_text(good)
+    assert cli(*evaluate).exit_code == cli(*harvest).exit_code == 0
+
+
+@llm
+def test_a_model_that_cannot_be_opened_says_which_part(cli, models, corpus, tmp_path):
+    shutil.copytree(models("gpt2"), tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    harvest = ["harvest", "model", "--site", SITES["gpt2"], "--text", corpus, "-o", "store"]
+    assert_one_line(cli(*harvest), "model: cannot be opened as a language model (tokenizer: ")
+    (tmp_path / "model" / "config.json").write_text("{")
+    assert_one_line(cli(*harvest), "model: cannot be opened as a language model (configuration: ")
+
+
+@llm
+def test_nothing_warns_of_arrays_that_come_from_files(cli, models, corpus, net, recwarn):
+    harvest = ["harvest", models("gpt2"), "--site", SITES["gpt2"], "--text", corpus, "-o", "store"]
+    assert cli(*harvest).exit_code == 0
+    assert cli("llm", "dashboard", net, "store", models("gpt2"), "-o", "out").exit_code == 0
+    steer = ["llm", "steer", net, models("gpt2"), "--store", "store", "--neuron", 1, "--by", 1, "--prompt", "a"]
+    assert cli(*steer).exit_code == 0
+    assert not [w for w in recwarn if "not writable" in str(w.message)]
 
 
 @llm

@@ -39,6 +39,7 @@ from safetensors.numpy import load, save
 from refgba.data.files import read_file
 from refgba.data.store import META, Raw, Store, open_store, read_meta, values
 from refgba.errors import InputError, brief
+from refgba.runs.schema import Table, each, has, number, one_of, optional, require, text, whole
 from refgba.types import Array, Int64
 
 VERSION = 1
@@ -47,6 +48,36 @@ SUFFIX = ".tokens.safetensors"
 WHY = ("first", "special", "norm")  # why rows are left out, in the order in which it is asked
 
 Int32 = npt.NDArray[np.int32]
+
+
+def _name(value: Any) -> bool:
+    """The name of a submodule, which names files of others and a folder, too: nothing that leads elsewhere."""
+    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\\0")
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+# `harvest` of meta.json, as far as anything here reads it; whoever needs what may be missing says so.
+ABOUT: Table = {
+    "median_norm": optional(number(0, 1e300)),
+    "largest_norm": optional(number(0, 1e300)),
+    "settings": {
+        "model": text,
+        "site": _name,
+        "of": one_of("output", "input"),
+        "kind": optional(text),
+        "computed_in": optional(text),
+        "context": optional(whole(1)),
+        "batch": optional(whole(1)),
+        "drop_first": optional(whole(0)),
+        "keep_special": optional(_flag),
+        "pack": optional(_flag),
+        "text": optional(has({"paths": optional(each(text)), "column": optional(text)})),
+    },
+    "tokenizer": {"prefix": optional(each(whole(0)))},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,15 +241,15 @@ class Harvest:
 
     def rows(self, shard: int, start: int = 0, stop: int | None = None) -> Array:
         """Rows start..stop of a shard as numbers, (stop - start, d); bfloat16 as float32."""
-        whole = self.store.shards[shard]
-        raw: Raw = whole.read(start, whole.rows if stop is None else stop)
+        held = self.store.shards[shard]
+        raw: Raw = held.read(start, held.rows if stop is None else stop)
         return values(raw)
 
     def blocks(self, size: int) -> Iterator[tuple[int, int, Array]]:
         """All rows in order, at most `size` at a time: shard, number of the first row in the shard, and rows."""
-        for shard, whole in enumerate(self.store.shards):
-            for start in range(0, whole.rows, size):
-                yield shard, start, self.rows(shard, start, min(start + size, whole.rows))
+        for k, shard in enumerate(self.store.shards):
+            for start in range(0, shard.rows, size):
+                yield k, start, self.rows(k, start, min(start + size, shard.rows))
 
     def place(self, row: int) -> tuple[int, int]:
         """The shard that holds a row of the store, and the row's number there."""
@@ -310,4 +341,5 @@ def check_about(path: Path, about: Any) -> dict[str, Any]:
     special = tokenizer.get("special") if isinstance(tokenizer, dict) else None
     if not isinstance(special, dict) or not all(str(id).isdecimal() for id in special):
         raise InputError(f"{file}: harvest: tokenizer: special should name special tokens by their ids")
+    require(file, {"harvest": about}, {"harvest": ABOUT})
     return about

@@ -24,11 +24,21 @@ from refgba.data.store import FORMAT, META, Raw, read_meta
 from refgba.data.writer import Writer
 from refgba.errors import InputError
 from refgba.llm.contexts import Context
-from refgba.llm.records import SUFFIX, Tokens
+from refgba.llm.records import SUFFIX, WHY, Tokens
+from refgba.runs.schema import Table, optional, require, text, whole
 from refgba.types import Int64
 
 Format = Literal["npy", "safetensors"]
 FILES, LINES = "files_left_out", "lines_left_out"  # of a shard, where there are any
+SHARD: Table = {  # of a shard in meta.json, what a harvest that goes on adds up
+    "rows": whole(0),
+    "contexts": whole(1),
+    "read": whole(1),
+    "text_sha256": text,
+    "dropped": {why: optional(whole(0)) for why in WHY},
+    FILES: optional(whole(0)),
+    LINES: optional(whole(0)),
+}
 OWN = ("format", "d", "dtype", "complete", "shards")  # of meta.json, beside what is said about the store
 
 
@@ -144,6 +154,8 @@ class Site:
         for name in ("tokenizer", "weights"):
             if begun.get(name) != mine[name]:
                 raise InputError(f"{self.out}: was begun with another model: its {name} differ")
+        for k, shard in enumerate(meta["shards"]):
+            require(self.out / META, shard, SHARD, f"shard {k}: ")
         self.about = {name: value for name, value in meta.items() if name not in OWN}
         self.d, self.dtype, self.shards, self.complete = meta["d"], meta["dtype"], meta["shards"], meta["complete"]
 
@@ -166,9 +178,9 @@ class Site:
     def seen(self, shards: int) -> Seen:
         """What came before the shard of this number."""
         part = self.shards[:shards]
-        text = part[-1]["text_sha256"] if part else ""
+        digest = part[-1]["text_sha256"] if part else ""
         left_out = Counter({name: sum(s.get(name, 0) for s in part) for name in (FILES, LINES)})
-        return Seen(sum(s["contexts"] for s in part), sum(s["read"] for s in part), text, left_out)
+        return Seen(sum(s["contexts"] for s in part), sum(s["read"] for s in part), digest, left_out)
 
     @property
     def rows(self) -> int:

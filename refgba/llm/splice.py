@@ -74,13 +74,13 @@ def place(
     of = of or cast(Of, trained.get("of") or (None if claim is None else claim.side) or "output")
     if claim is not None and not trained and (other := claim.differs(site, of)) is not None:
         raise InputError(f"{network.path}: is for {claim.words}; the {of} of {site} is {other}")
-    length = context or min(settings.get("context", CONTEXT), model.longest or CONTEXT)
+    length = context or min(settings.get("context") or CONTEXT, model.longest or CONTEXT)
     model.refuse_context(length)
     d = width(model, site, of)
     if d != network.d:
         raise InputError(f"{network.path}: is for rows of d = {network.d}, {site} of {model.name} has d = {d}")
     if keeping is None:
-        keeping = of_harvest(about) if about else Keeping(1, frozenset(model.tokenizer.special))
+        keeping = of_harvest(about, network.store) if about else Keeping(1, frozenset(model.tokenizer.special))
     if about:
         model = model.beginning_with(about["tokenizer"].get("prefix"))
     coder = Coder(network.dictionary, model.device)

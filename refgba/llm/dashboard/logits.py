@@ -87,7 +87,7 @@ def direct_effects(
     parts: list[list[Any]] = [[], [], [], [], []]
     with counting("effects on logits", len(V)) as tick, torch.inference_mode():
         for start in range(0, len(V), step):
-            rows = torch.from_numpy(np.ascontiguousarray(V[start : start + step], np.float32)).to(axes.device)
+            rows = torch.from_numpy(np.array(V[start : start + step], np.float32)).to(axes.device)
             logits = (rows @ axes)[:, :known]  # (n, known)
             high, low = logits.topk(count, dim=1), logits.topk(count, dim=1, largest=False)
             bars = torch.stack([torch.histc(row, BINS) for row in logits.cpu()])
