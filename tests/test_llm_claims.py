@@ -51,6 +51,8 @@ INPUT = "the input of "
         ("resid_post_layer_8", "model.layers.8", None),
         ("resid_post_layer_8", "model.layers.8.mlp", "another part of the layer"),
         ("mlp_out_layer8", "model.layers.7.mlp", "another layer"),
+        ("layer8", INPUT + "model.layers.9", None),
+        ("layer8", INPUT + "model.layers.7", "another layer"),
         ("somewhere", "model.layers.8.mlp", None),
     ],
 )

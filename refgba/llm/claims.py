@@ -58,7 +58,7 @@ class Spot:
         a, b = self, other
         if a.part == b.part == "stream" and None not in (a.layer, b.layer, a.of, b.of):
             return "another layer" if a.stream != b.stream else None
-        if None not in (a.layer, b.layer) and a.layer != b.layer:
+        if None not in (a.layer, b.layer) and not a.layers & b.layers:
             return "another layer"
         if None not in (a.part, b.part) and a.part != b.part:
             return "another part of the layer"
@@ -71,6 +71,11 @@ class Spot:
         if (modules or same_part) and None not in (a.of, b.of) and a.of != b.of:
             return "the other side"
         return None
+
+    @property
+    def layers(self) -> set[int | None]:
+        """What its layer may be called: what goes into one is also what the one before puts out."""
+        return {self.layer, self.stream} if self.part == "stream" else {self.layer}
 
     @property
     def stream(self) -> int:
