@@ -14,6 +14,7 @@ from llm_models import SITES, TEXT, D, dictionary, llm, make, needs
 
 from refgba.formats import npz
 from refgba.llm import harvesting
+from refgba.llm.contexts import Tokenizer, grown
 from refgba.llm.records import open_harvest
 
 models, corpus = llm_models.models, llm_models.corpus  # fixtures
@@ -116,6 +117,50 @@ def test_a_limit_that_leaves_no_row_ends_at_the_first_shard(cli, models, corpus,
     done = cli(*harvest, "--max-norm", 1e-4, "--shard", 100)
     assert_one_line(done, "all rows of a shard are beyond --max-norm; give a larger one, or 0")
     assert not (tmp_path / "store").exists()
+
+
+# ---- tokenizers that do not say where tokens lie ---------------------------------------------------------------------
+
+
+def spaced(names):
+    """As SentencePiece joins tokens: a space where one begins with a bar, but not at the beginning."""
+    return "".join(names).replace("_", " ").removeprefix(" ")
+
+
+def in_bytes(errors):
+    """As tokens that are bytes are joined, by what is done with parts of characters."""
+    return lambda names: bytes(map(ord, names)).decode(errors=errors)
+
+
+@pytest.mark.parametrize("errors", ["ignore", "replace"])
+def test_tokens_of_bytes_lie_where_their_characters_end_or_begin(errors):
+    text = "naïve 😀 — 日本語 and so on, " * 40
+    names = [chr(byte) for byte in text.encode()]
+    lengths = grown(names, in_bytes(errors))
+    assert lengths[-1] == len(text)
+    for k in range(len(names)):
+        whole = len(bytes(map(ord, names[: k + 1])).decode(errors="ignore"))  # characters that have ended
+        part = len(names[: k + 1]) != len(text[:whole].encode())
+        assert lengths[k] - whole in ((0,) if errors == "ignore" or not part else (0, 1, 2, 3))
+
+
+def test_tokens_with_a_space_before_them_keep_it():
+    words = [f"_w{k}" for k in range(300)]
+    lengths = grown(words, spaced)
+    assert np.array_equal(lengths, np.cumsum([len(word) for word in words]) - 1)  # the first space alone is lost
+
+
+@llm
+def test_a_tokenizer_in_python_shows_each_token_where_it_is():
+    _, transformers = needs()
+    text = TEXT[2] * 9
+    tokenizer = Tokenizer(transformers.ByT5Tokenizer())
+    ids, ends = tokenizer(text)
+    data, starts = text.encode(), np.concatenate([[0], ends[:-1]])
+    names = tokenizer.tokenizer.convert_ids_to_tokens(ids.tolist())
+    found = [data[a:b].decode() for a, b in zip(starts, ends, strict=True)]
+    assert "".join(found) == text
+    assert [piece for name, piece in zip(names, found, strict=True) if name.isascii() and piece != name] == []
 
 
 def damaged(store, change):

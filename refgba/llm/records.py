@@ -96,7 +96,7 @@ class Tokens:
     in `ids` where contexts begin.  text: (bytes,) uint8, UTF-8 of the contexts' text.  text_starts: (C + 1,) int64
     places in `text` where that of each context begins.  ends: (T,) int32, where each token's text ends, counted in
     bytes from the start of its context's text; it begins where that of the token before ends.  A special token that
-    the text does not hold has none, and of a character in several tokens the first has the whole.  first_document:
+    the text does not hold has none, and of a character in several tokens one has the whole.  first_document:
     (C,) int64, the document that the context begins with.  offset: (C,) int64, how many tokens of that document came
     before.
     """
