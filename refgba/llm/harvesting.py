@@ -24,6 +24,7 @@ from refgba.llm import sites
 from refgba.llm.contexts import Context, batches, contexts, padded
 from refgba.llm.keeping import Keeping, norms
 from refgba.llm.models import Model
+from refgba.llm.quantities import finite, whole
 from refgba.llm.records import VERSION, Harvest, is_harvest, open_harvest
 from refgba.llm.shards import FILES, LINES, Seen, Site
 from refgba.llm.sites import Of
@@ -61,21 +62,17 @@ class Settings:
     shard: int = SHARD
 
     def __post_init__(self) -> None:
-        for right, complaint in (
-            (self.context is None or self.context >= 1, f"a context has at least 1 token, not {self.context}"),
-            (self.batch >= 1, f"a batch has at least 1 context, not {self.batch}"),
-            (self.tokens is None or self.tokens >= 1, f"give at least 1 token, not {self.tokens}"),
-            (self.of in sites.SIDES, f"of a site there is {' or '.join(sites.SIDES)}, not {self.of}"),
-            (self.dtype in (None, "float32", "bfloat16", "float16"), f"dtype {self.dtype} is not one of a harvest"),
-            (
-                0 <= self.drop_first < (self.context or CONTEXT),
-                f"--drop-first {self.drop_first} leaves none of a context",
-            ),
-            (0 <= self.max_norm < np.inf, f"the multiple of the median norm is at least 0, not {self.max_norm}"),
-            (self.shard >= 1, f"a shard covers at least 1 token, not {self.shard}"),
-        ):
-            if not right:
-                raise InputError(complaint)
+        for name, least in (("context", 1), ("batch", 1), ("tokens", 1), ("drop_first", 0), ("shard", 1)):
+            given = getattr(self, name)
+            if given is not None or name not in ("context", "tokens"):
+                object.__setattr__(self, name, whole(f"--{name.replace('_', '-')}", given, least))
+        object.__setattr__(self, "max_norm", finite("--max-norm", self.max_norm, 0))
+        if self.of not in sites.SIDES:
+            raise InputError(f"of a site there is {' or '.join(sites.SIDES)}, not {brief(self.of)}")
+        if self.dtype not in (None, *EXACT):
+            raise InputError(f"--dtype should be one of {', '.join(EXACT)}, not {brief(self.dtype)}")
+        if self.drop_first >= (self.context or CONTEXT):
+            raise InputError(f"--drop-first {self.drop_first} leaves none of a context")
 
 
 @dataclass(frozen=True)
@@ -151,10 +148,10 @@ def _refuse_other_content(out: Path, places: Mapping[str, Path]) -> None:
 
 def _about(model: Model, site: str, text: TextOptions, settings: Settings, dtype: str) -> dict[str, Any]:
     """What meta.json says of a site before anything has been computed."""
-    whole: dict[str, Any] = {"model": model.name, "site": site, "kind": model.kind, "computed_in": model.dtype}
-    whole |= {"model_class": type(model.module).__name__, "device": model.device.type, "text": text.record()}
-    whole |= asdict(settings) | {"dtype": dtype}
-    about = {"version": VERSION, "settings": whole, "tokenizer": model.tokenizer.record(), "weights": model.weights()}
+    chosen: dict[str, Any] = {"model": model.name, "site": site, "kind": model.kind, "computed_in": model.dtype}
+    chosen |= {"model_class": type(model.module).__name__, "device": model.device.type, "text": text.record()}
+    chosen |= asdict(settings) | {"dtype": dtype}
+    about = {"version": VERSION, "settings": chosen, "tokenizer": model.tokenizer.record(), "weights": model.weights()}
     return {"model": model.name, "layer": sites.layer(site), "site": site, "harvest": about}
 
 

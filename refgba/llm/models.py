@@ -183,6 +183,8 @@ def open_model(name: str | Path, dtype: str = "float32", device: str = "auto", b
     import transformers
 
     name = str(name)
+    if dtype not in DTYPES:
+        raise InputError(f"--compute should be one of {', '.join(DTYPES)}, not {brief(dtype)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     refuse_device(torch, device)

@@ -27,8 +27,10 @@ class Stop(BaseException):
 def find(module: Any, patterns: tuple[str, ...], model: str) -> list[str]:
     """Names of submodules, in the model's order, that any of the patterns matches: names, or wildcards * ? [..].
 
-    InputError for a pattern that matches none, with the closest names.
+    InputError for a pattern that matches none, with the closest names, and for no pattern.
     """
+    if not patterns:
+        raise InputError("give at least one --site")
     names = [name for name, _ in module.named_modules() if name]
     found: list[str] = []
     for pattern in patterns:

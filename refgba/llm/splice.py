@@ -13,11 +13,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from refgba.errors import InputError
+from refgba.errors import InputError, brief
 from refgba.llm import sites
 from refgba.llm.keeping import Keeping, norms, of_harvest
 from refgba.llm.models import Model
 from refgba.llm.networks import Coder, Network
+from refgba.llm.quantities import whole
 from refgba.llm.sites import Of
 
 Rows = Callable[[Any], Any]  # from rows (R, d) to rows (R, d), on the model's device
@@ -74,7 +75,13 @@ def place(
     of = of or cast(Of, trained.get("of") or (None if claim is None else claim.side) or "output")
     if claim is not None and not trained and (other := claim.differs(site, of)) is not None:
         raise InputError(f"{network.path}: is for {claim.words}; the {of} of {site} is {other}")
-    length = context or min(settings.get("context") or CONTEXT, model.longest or CONTEXT)
+    if of not in sites.SIDES:
+        raise InputError(f"--of should be {' or '.join(sites.SIDES)}, not {brief(of)}")
+    length = (
+        whole("--context", context, 1)
+        if context is not None
+        else min(settings.get("context") or CONTEXT, model.longest or CONTEXT)
+    )
     model.refuse_context(length)
     d = width(model, site, of)
     if d != network.d:
