@@ -168,7 +168,7 @@ def test_python_refuses_nonsense(models, corpus, network):
         (lambda: room.harvest(model, site, corpus, out, max_norm=np.nan), "max_norm should be finite, not nan"),
         (lambda: room.harvest(model, site, corpus, out, dtype="float64"), "dtype should be one of float32, bfloat16"),
         (lambda: room.harvest(model, site, corpus, out, of="x"), "of a site there is output or input, not x"),
-        (lambda: room.open_model(models("gpt2"), "float64"), "compute should be one of float32, bfloat16, float16"),
+        (lambda: room.open_model(models("gpt2"), "float64"), "dtype should be one of float32, bfloat16, float16"),
         (lambda: room.evaluate(network, model, corpus, of="x", **where), "of should be output or input, not x"),
         (lambda: room.evaluate(network, model, corpus, context="8", **where), "context should be a whole number"),
         (lambda: room.steer(network, model, 3, 1, by=1, peak=1, **where), "prompt should be a text, or several"),

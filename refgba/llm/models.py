@@ -184,7 +184,7 @@ def open_model(name: str | Path, dtype: str = "float32", device: str = "auto", b
 
     name = str(name)
     if dtype not in DTYPES:
-        raise InputError(f"--compute should be one of {', '.join(DTYPES)}, not {brief(dtype)}")
+        raise InputError(f"dtype should be one of {', '.join(DTYPES)}, not {brief(dtype)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     refuse_device(torch, device)

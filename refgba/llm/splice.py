@@ -77,11 +77,8 @@ def place(
         raise InputError(f"{network.path}: is for {claim.words}; the {of} of {site} is {other}")
     if of not in sites.SIDES:
         raise InputError(f"--of should be {' or '.join(sites.SIDES)}, not {brief(of)}")
-    length = (
-        whole("--context", context, 1)
-        if context is not None
-        else min(settings.get("context") or CONTEXT, model.longest or CONTEXT)
-    )
+    usual = min(settings.get("context") or CONTEXT, model.longest or CONTEXT)
+    length = usual if context is None else whole("--context", context, 1)
     model.refuse_context(length)
     d = width(model, site, of)
     if d != network.d:
