@@ -183,6 +183,7 @@ def report_command(
     drop_zero_rows: bool, drop_below: float, backend: str | None,
 ) -> None:  # fmt: skip
     """One HTML page about RUNS: how well they did, what to look at, curves, frequencies, and a table of all neurons."""
+    console.remark_unfinished(*([] if data is None else [data]))
     gathered = gather(runs, data, rows, truth, labels, drop_zero_rows, backend, console.counting, drop_below)
     files.write_output(out, report.report(gathered).encode(errors="backslashreplace"))
     console.line(f"Wrote {out}")
@@ -300,6 +301,7 @@ def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float
         facts = inspection.verify(opened, dtype, drop_zero_rows, tick, drop_below)
     if records.is_harvest(store):
         facts["contexts"] = records.open_harvest(store).verify_tokens()
+    console.remark_unfinished(store)
     if as_json:
         return click.echo(json.dumps(facts))
     return console.show_soundness(store, facts, drop_below)
@@ -325,6 +327,7 @@ def data_pack(sources: tuple[Path, ...], out: Path, tensor: str | None, as_json:
     about = {name: options.pop(name) for name in ("model", "layer", "site")}
     with console.counting("packing", pack.count(list(sources), tensor)) as tick:
         store = pack.pack(list(sources), out, tensor=tensor, about=about, tick=tick, **options)
+    console.remark_unfinished(*sources)
     if as_json:
         return click.echo(json.dumps(inspection.info(store)))
     return console.show_packed(out, store)

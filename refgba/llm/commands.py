@@ -15,7 +15,7 @@ from refgba.data import files
 from refgba.data.centre import Centring
 from refgba.errors import InputError
 from refgba.llm.console import Meter
-from refgba.llm.dashboard.commands import dashboard_command, features_command, remark_unfinished
+from refgba.llm.dashboard.commands import dashboard_command, features_command
 from refgba.recipe import RECIPES
 from refgba.runs import console, judging
 from refgba.runs.options import drop_options, json_option, output_option
@@ -167,11 +167,10 @@ def put(
     from refgba.llm import splice
     from refgba.llm.models import open_model
     from refgba.llm.networks import open_network
-    from refgba.llm.records import open_harvest
 
     network = open_network(run, store)
     if network.store is not None:
-        remark_unfinished(open_harvest(network.store))
+        console.remark_unfinished(network.store)
     opened = open_model(model, compute, device, bos)
     place = splice.place(network, opened, site, of, None, context)
     for line in unlike_the_harvest(place):

@@ -15,7 +15,7 @@ import click
 import numpy as np
 
 from refgba.data.remarks import remarks, statistics
-from refgba.data.store import Store
+from refgba.data.store import META, Store, open_store
 from refgba.errors import InputError
 from refgba.runs import interrupts
 from refgba.runs.demo import Demo
@@ -116,6 +116,13 @@ def program() -> str:
 def remark(text: str) -> None:
     """A remark on stderr."""
     line(f"Note: {text}", err=True)
+
+
+def remark_unfinished(*paths: Path) -> None:
+    """A remark on each store that has not been written to its end."""
+    for path in paths:
+        if (path / META).is_file() and (unfinished := open_store(path).unfinished) is not None:
+            remark(unfinished)
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from refgba.llm.dashboard.logits import Effects, acting, direct_effects
 from refgba.llm.dashboard.others import FORMATS, write_delphi, write_features
 from refgba.llm.dashboard.survey import Choice
 from refgba.llm.models import Model, open_model
-from refgba.llm.records import Harvest
 from refgba.runs import console
 from refgba.runs.options import json_option, output_option
 
@@ -41,14 +40,8 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def surveyed(run: Path, store: Path, choice: dict[str, Any]) -> Features:
     """The neurons of RUN on STORE; remarks about what a user should know."""
     features = survey_features(run, store, Choice(**choice), console.counting)
-    remark_unfinished(features.harvest)
+    console.remark_unfinished(store)
     return features
-
-
-def remark_unfinished(harvest: Harvest) -> None:
-    """Say so where more rows are to come."""
-    if harvest.store.unfinished is not None:
-        console.remark(harvest.store.unfinished)
 
 
 @click.command("dashboard")
@@ -130,7 +123,7 @@ def features_command(
             raise InputError("delphi's files hold no effects on logits: leave MODEL out")
         dictionary, _ = open_dictionary(run)
         harvest = open_fitting(run, dictionary, store)
-        remark_unfinished(harvest)
+        console.remark_unfinished(store)
         count = write_delphi(dictionary, harvest, out, counting=console.counting)
         facts: dict[str, Any] = {"neurons": len(dictionary.W_enc), "rows": len(harvest), "activations": count}
     else:
