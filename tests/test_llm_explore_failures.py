@@ -183,4 +183,5 @@ def test_documents_of_one_token_are_said_to_give_no_rows(command, corpus, tmp_pa
         file.write_text("a", encoding="utf-8")
     assert_one_line(command(), "42 tokens give no row to train on: the first of each context is left out")
     assert "not in the range x>=2" in command("--context", 1).stderr
+    assert_one_line(command("--drop-below", 2), "a share of the median norm from 0 to under 1, not 2")
     assert not (tmp_path / "out").exists()

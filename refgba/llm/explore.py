@@ -26,6 +26,7 @@ from refgba.data import files
 from refgba.data.activations import Activations
 from refgba.data.centre import Centring
 from refgba.data.store import META, Shard, Store, open_store
+from refgba.data.survey import refuse_share
 from refgba.errors import InputError, brief
 from refgba.llm import harvesting, sites
 from refgba.llm.contexts import Context, batches, contexts
@@ -257,8 +258,10 @@ def explore(
 ) -> Exploration:  # fmt: skip
     """One site of a model to be explored.
 
-    InputError for a pattern that does not match exactly one, for a context, and as `Exploration.refuse_others`.
+    InputError for a pattern that does not match exactly one, for a context, for rows that cannot be left out so, and as
+    `Exploration.refuse_others`.
     """
+    refuse_share(rows.drop_below)
     [site, *more] = sites.find(model.module, (pattern,), model.name)
     if more:
         raise InputError(f"--site names {1 + len(more)} sites; a dashboard is of one, such as {site}")
