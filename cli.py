@@ -125,7 +125,8 @@ def train(
         run = launch.begin(out, data, request, *choices, ranks)
     else:
         raise InputError("give DATA and -o FOLDER to begin a run, or --resume RUN to go on with one")
-    console.train(run)
+    if not console.train(run):
+        console.remark(f"the run has done its {run.config.steps} steps; --steps extends it")
     result = judging.judge_trained(run.path, run.data, run.backend, run.held_out, console.counting, ranks)
     return console.show_trained(run, result, as_json)
 
@@ -182,6 +183,7 @@ def report_command(
     drop_zero_rows: bool, drop_below: float, backend: str | None,
 ) -> None:  # fmt: skip
     """One HTML page about RUNS: how well they did, what to look at, curves, frequencies, and a table of all neurons."""
+    console.remark_unfinished(*([] if data is None else [data]))
     gathered = gather(runs, data, rows, truth, labels, drop_zero_rows, backend, console.counting, drop_below)
     files.write_output(out, report.report(gathered).encode(errors="backslashreplace"))
     console.line(f"Wrote {out}")
@@ -242,7 +244,7 @@ def export(network: Path, out: Path, format: str, store: Path | None) -> None:
     """
     formats.require(format)
     opened = folder.open_network(network)
-    harvest, lost = networks.origin(network, opened.params.b_pre.size, store)
+    harvest, lost = networks.harvest_of(network, opened.params.b_pre.size, store)
     rows = formats.export(opened.params, opened.config, opened.provenance() | harvest, out, format, opened.centre)
     console.line(f"Wrote {out}, {format}: {opened.config.width} neurons, d = {opened.params.b_pre.size}")
     console.remark(f"the network in {out} {rows}")
@@ -299,6 +301,7 @@ def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float
         facts = inspection.verify(opened, dtype, drop_zero_rows, tick, drop_below)
     if records.is_harvest(store):
         facts["contexts"] = records.open_harvest(store).verify_tokens()
+    console.remark_unfinished(store)
     if as_json:
         return click.echo(json.dumps(facts))
     return console.show_soundness(store, facts, drop_below)
@@ -324,6 +327,7 @@ def data_pack(sources: tuple[Path, ...], out: Path, tensor: str | None, as_json:
     about = {name: options.pop(name) for name in ("model", "layer", "site")}
     with console.counting("packing", pack.count(list(sources), tensor)) as tick:
         store = pack.pack(list(sources), out, tensor=tensor, about=about, tick=tick, **options)
+    console.remark_unfinished(*sources)
     if as_json:
         return click.echo(json.dumps(inspection.info(store)))
     return console.show_packed(out, store)

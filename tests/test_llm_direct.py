@@ -53,6 +53,9 @@ def any_model(models, tmp_path):
             "modernbert": lambda: transformers.ModernBertForMaskedLM(
                 transformers.ModernBertConfig(vocab_size=120, max_position_embeddings=64, **ends, **SIZES)
             ),
+            "gpt1": lambda: transformers.OpenAIGPTLMHeadModel(
+                transformers.OpenAIGPTConfig(vocab_size=300, n_embd=D, n_layer=2, n_head=2, n_positions=64)
+            ),
             "causal bert": lambda: transformers.BertLMHeadModel(
                 transformers.BertConfig(vocab_size=120, max_position_embeddings=64, is_decoder=True, **SIZES)
             ),
@@ -133,7 +136,7 @@ def test_there_are_none_of_what_the_stream_never_sees(models):
     assert "added to the input of transformer.h.1.mlp does not come" in why_not("gpt2", "transformer.h.1.mlp", "input")
     assert why_not("gpt2", "transformer.h.1", "input") is None
     assert why_not("gpt2", "transformer.ln_f", "input") is None
-    assert "does not come" in why_not("gpt2", "transformer.ln_f")
+    assert "does not come" in why_not("gpt2", "transformer.h.1.ln_2")
     assert why_not("gemma2", "model.layers.1.mlp.up_proj", d=24) == "rows have d = 24, the unembedding 16"
 
 
@@ -146,7 +149,47 @@ def test_what_arrives_is_seen_in_16_bits_too(models, kind, dtype):
 
     model = open_model(str(models(kind)), dtype, "cpu")
     assert Unembedding(model, SITES[kind], "output", D).why_not is None
-    assert Unembedding(model, "lm_head", "input", D).why_not is not None
+    read = "transformer.h.1.ln_2" if kind == "gpt2" else "model.layers.1.input_layernorm"
+    assert Unembedding(model, read, "output", D).why_not is not None
+
+
+@llm
+@pytest.mark.parametrize(
+    ("kind", "site", "of"),
+    [
+        ("gpt1", "transformer.h.1", "output"),  # which ends in its own norm, and none comes after it
+        ("gpt1", "transformer.h.1.ln_2", "output"),
+        ("gpt2", "transformer.ln_f", "output"),
+        ("gemma2", "lm_head", "input"),
+    ],
+)
+def test_behind_the_last_norm_they_are_the_unembedding_alone(any_model, kind, site, of):
+    from refgba.llm.unembedding import Unembedding
+
+    model = any_model(kind)
+    direct = Unembedding(model, site, of, D)
+    assert direct.why_not is None
+    for v in dictionary().W_enc[:4]:
+        expected = model.head().weight.detach().numpy() @ v
+        assert np.allclose(direct.effects(v).numpy(), expected - expected.mean(), atol=1e-5)
+        if of == "output" and kind != "gemma2":
+            assert np.allclose(measured(model, site, v), expected - expected.mean(), atol=1e-3)  # exactly so
+            model.module.float()
+
+
+@llm
+def test_a_model_without_a_final_norm_acts_through_that_of_its_last_block(any_model):
+    from refgba.llm.unembedding import Unembedding
+
+    model = any_model("gpt1")
+    direct = Unembedding(model, "transformer.h.1.mlp", "output", D)
+    assert direct.why_not is None
+    assert direct.centred
+    for v in dictionary().W_enc[:4]:
+        assert np.corrcoef(direct.effects(v).numpy(), measured(model, "transformer.h.1.mlp", v))[0, 1] > 0.9
+        model.module.float()
+    for site in ("transformer.h.0", "transformer.h.1.attn", "transformer.h.0.mlp"):  # norms of blocks come after these
+        assert "does not come to the unembedding" in Unembedding(model, site, "output", D).why_not
 
 
 @llm

@@ -156,3 +156,20 @@ def test_only_other_weights_are_called_other(cli, models, corpus, trained, tmp_p
         assert "has other weights" in open_model(str(other), "float32", "cpu").differs_from(about)
     about = {"weights": open_model(str(model), "bfloat16", "cpu").weights(), "settings": {"computed_in": "bfloat16"}}
     assert open_model(str(model), "float32", "cpu").differs_from(about) is None  # which rounds to what was harvested
+
+
+@llm
+def test_all_that_put_a_run_into_a_model_say_that_its_store_is_not_whole(cli, models, corpus, trained, tmp_path):
+    run, text = trained("gpt2"), ["--text", corpus, "--tokens", "200"]
+    meta = json.loads((tmp_path / "store" / "meta.json").read_text())
+    (tmp_path / "store" / "meta.json").write_text(json.dumps(meta | {"complete": False}))
+    rows = sum(shard["rows"] for shard in meta["shards"])
+    remark = f"has not been written to its end; these are the {rows} rows that it has so far"
+    steer = ["steer", "--neuron", "1", "--by", "1", "--prompt", "a"]
+    for command in (["evaluate", *text], ["effects", "--neuron", "1", *text], steer, [*steer, "--peak", "1"]):
+        for more in ([], ["--store", "store"]):
+            result = cli("llm", command[0], run, models("gpt2"), *command[1:], *more)
+            assert result.exit_code in (0, 2), result.output  # a neuron may never fire there
+            assert result.stderr.count(remark) == 1
+    (tmp_path / "store" / "meta.json").write_text(json.dumps(meta))
+    assert remark not in cli("llm", "evaluate", run, models("gpt2"), *text).stderr

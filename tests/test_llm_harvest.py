@@ -277,7 +277,7 @@ def test_memory_does_not_grow_with_the_tokens(models, tmp_path):
         (["--site", "model.layers.1.mlp", "--text", "none"], "none: no such file"),
         (["--site", "model.layers.1.mlp", "--text", "empty.txt"], "holds no token"),
         (["--site", "model.layers.1.mlp", "--text", "binary.bin"], "binary.bin: not UTF-8"),
-        (["--site", "model.layers.1.mlp", "--text", "bad.jsonl"], "bad.jsonl: line 2: not JSON"),
+        (["--site", "model.layers.1.mlp", "--text", "bad.jsonl"], "bad.jsonl: line 1: not JSON"),
         (["--site", "model.layers.1.mlp", "--text", "other.jsonl"], "other.jsonl: line 1: has no text in 'text'"),
         (["--site", "model.layers.1.mlp", "--drop-first", "200"], "--drop-first 200 leaves none of a context"),
     ],
@@ -286,7 +286,7 @@ def test_bad_use_is_one_line_and_writes_nothing(cli, models, tmp_path, flags, co
     (tmp_path / "good.txt").write_text(TEXT[3])
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "binary.bin").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "bad.jsonl").write_text('{"text": "a cat"}\n{"text"\n')
+    (tmp_path / "bad.jsonl").write_text('{"text"\n{"text": "a cat"}\n')
     (tmp_path / "other.jsonl").write_text('{"body": "a cat"}\n')
     flags = flags if "--text" in flags else [*flags, "--text", "good.txt"]
     assert_one_line(cli("harvest", models("qwen2"), *flags, "-o", "store"), complaint)

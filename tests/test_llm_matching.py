@@ -87,11 +87,14 @@ def test_all_that_read_a_store_say_that_it_is_not_whole(cli, trained):
             ("train", "fresh", *SMALL, "--dry-run"),
             ("train", "store", *SMALL, "--held-out", "fresh"),
             ("evaluate", "run", "fresh"),
+            ("report", "run", "--data", "fresh"),
+            ("data", "pack", "fresh"),
+            ("data", "verify", "fresh"),
             ("llm", "dashboard", "run", "fresh"),
             *(("llm", "features", "run", "fresh", "--format", name) for name in ("saedashboard", "delphi")),
         )
     ):
-        result = cli(*command, "-o", f"out{k}")
+        result = cli(*command, *(() if "verify" in command else ("-o", f"out{k}")))
         assert result.exit_code == 0, result.output
         remark = f"Note: fresh: has not been written to its end; these are the {rows} rows that it has so far"
         assert result.stderr.splitlines().count(remark) == 1, (command, result.stderr)

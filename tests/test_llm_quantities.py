@@ -144,6 +144,11 @@ def test_python_takes_what_numpy_gives(models, corpus, network):
     ]
     assert len(set(texts)) == 1
     assert room.open_network(str(network)).path == network
+    stores = [
+        room.harvest(model, SITES["gpt2"], corpus, corpus.parent / name, **{"tokens": tokens, "context": context})
+        for name, tokens, context in (("a", 200, 16), ("b", np.int64(200), np.int32(16)))
+    ]
+    assert stores[0][0].about == stores[1][0].about
 
 
 @llm
@@ -153,7 +158,21 @@ def test_python_refuses_nonsense(models, corpus, network):
 
     model, where = room.open_model(str(models("gpt2")), device="cpu"), {"site": SITES["gpt2"]}
     put = place(room.open_network(network), model, SITES["gpt2"])
+    site, out = SITES["gpt2"], corpus.parent / "store"
     for ask, complaint in (
+        (lambda: room.harvest(model, [], corpus, out), "give at least one site"),
+        (lambda: room.harvest(model, site, [], out), "text should be the path of a file or a folder, or several"),
+        (lambda: room.harvest(model, site, "", out), "text should be the path of a file or a folder, or several"),
+        (lambda: room.harvest(model, site, corpus, out, tokens="9"), "tokens should be a whole number, not 9"),
+        (lambda: room.harvest(model, site, corpus, out, batch=1.5), "batch should be a whole number, not 1.5"),
+        (lambda: room.harvest(model, site, corpus, out, max_norm=np.nan), "max_norm should be finite, not nan"),
+        (lambda: room.harvest(model, site, corpus, out, dtype="float64"), "dtype should be one of float32, bfloat16"),
+        (lambda: room.harvest(model, site, corpus, out, of="x"), "of a site there is output or input, not x"),
+        (lambda: room.open_model(models("gpt2"), "float64"), "dtype should be one of float32, bfloat16, float16"),
+        (lambda: room.evaluate(network, model, corpus, of="x", **where), "of should be output or input, not x"),
+        (lambda: room.evaluate(network, model, corpus, context="8", **where), "context should be a whole number"),
+        (lambda: room.steer(network, model, 3, 1, by=1, peak=1, **where), "prompt should be a text, or several"),
+        (lambda: room.steer(network, model, [], 1, by=1, peak=1, **where), "prompt should be a text, or several"),
         (lambda: room.evaluate(network, model, corpus, tokens=0, **where), "tokens should be at least 2, not 0"),
         (lambda: room.evaluate(network, model, corpus, batch=0, **where), "batch should be at least 1, not 0"),
         (lambda: room.evaluate(network, model, corpus, seed=-1, **where), "seed should be at least 0, not -1"),

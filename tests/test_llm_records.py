@@ -13,7 +13,7 @@ from llm_stores import random_store
 
 from refgba.errors import InputError
 from refgba.llm.contexts import Context
-from refgba.llm.records import DTYPES, Tokens, read_tokens
+from refgba.llm.records import DTYPES, Tokens, open_harvest, read_tokens
 from refgba.llm.shards import Pending
 
 
@@ -79,6 +79,38 @@ def test_a_file_of_anything_else_is_refused(tmp_path):
         (tmp_path / str(k)).write_bytes(damaged)
         with pytest.raises(InputError, match=f"{tmp_path / str(k)}: damaged or cannot be read"):
             read_tokens(tmp_path / str(k), 5)
+
+
+# ---- meta.json -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "complaint"),
+    [
+        (("settings", "context"), "x", "harvest.settings.context is not as it was written"),
+        (("settings", "drop_first"), -1, "harvest.settings.drop_first is not"),
+        (("settings", "keep_special"), 1, "harvest.settings.keep_special is not"),
+        (("settings", "of"), "inside", "harvest.settings.of is not"),
+        (("settings", "text"), {"paths": [1]}, "harvest.settings.text is not"),
+        (("settings", "site"), "../../elsewhere", "harvest.settings.site is not"),  # files of others are named by it
+        (("settings", "site"), "/elsewhere", "harvest.settings.site is not"),
+        (("settings", "site"), "..", "harvest.settings.site is not"),
+        (("settings", "site"), 3, "site should be a string"),
+        (("largest_norm",), "x", "harvest.largest_norm is not"),
+        (("tokenizer", "prefix"), "zz", "harvest.tokenizer.prefix is not"),
+        (("tokenizer", "special"), {"x": "<s>"}, "special should name special tokens by their ids"),
+    ],
+)
+def test_what_cannot_be_right_of_a_harvest_is_named(tmp_path, place, value, complaint):
+    store = random_store(tmp_path / "store")
+    meta = json.loads((store / "meta.json").read_text())
+    inside = meta["harvest"]
+    for name in place[:-1]:
+        inside = inside[name]
+    inside[place[-1]] = value
+    (store / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(InputError, match=complaint):
+        open_harvest(store)
 
 
 # ---- `refgba data verify` of a harvest -------------------------------------------------------------------------------

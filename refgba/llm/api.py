@@ -29,7 +29,9 @@ def text_of(text: Text) -> TextOptions:
     """Files and folders of text, with `TextOptions` for more."""
     if isinstance(text, TextOptions):
         return text
-    paths = [text] if isinstance(text, str | Path) else text
+    paths = [text] if isinstance(text, str | Path) else list(text)
+    if not paths or not all(isinstance(path, str | Path) and str(path) for path in paths):
+        raise InputError("text should be the path of a file or a folder, or several")
     return TextOptions(tuple(Path(path) for path in paths))
 
 
@@ -109,7 +111,9 @@ def steer(
     """
     with in_python():
         put = _place(network, model, where)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt] if isinstance(prompt, str) else quantities.listed(prompt)
+        if not prompts or not all(isinstance(text, str) for text in prompts):
+            raise InputError("prompt should be a text, or several")
         neurons = put.network.neurons(neuron)
         strengths = quantities.each("--by", by, len(neurons))
         if peak is None:

@@ -3,37 +3,56 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from refgba.data import files
+from refgba.data.centre import Centring
 from refgba.errors import InputError
 from refgba.llm.console import Meter
 from refgba.llm.dashboard.commands import dashboard_command, features_command
 from refgba.recipe import RECIPES
 from refgba.runs import console, judging
-from refgba.runs.options import json_option, output_option
+from refgba.runs.options import drop_options, json_option, output_option
 from refgba.runs.settings import Request
 from refgba.runs.signals import Stopped
+from refgba.runs.trainer import TrainingError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def text_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The flags that say which text is read."""
-    for option in (
-        click.option("--per-document", type=click.IntRange(1), help="at most so many contexts of each, its first"),
-        click.option("--shuffle", type=int, metavar="SEED", help="take the files in random order"),
-        click.option("--files", "pattern", metavar="PATTERN", help='in folders, such as "*.py"  [default: all text]'),
-        click.option("--column", default="text", help="field of .jsonl, column of parquet and data sets"),
-        click.option("--text", "texts", type=Path, multiple=True, required=True, help="file or folder; may repeat"),
-    ):
-        command = option(command)
-    return command
+def named(path: str) -> Path:
+    """What --text names; InputError for an empty name, of a variable that is not set: a Path would be this folder."""
+    if not path:
+        raise InputError("--text is empty; name a file or a folder")
+    return Path(path)
+
+
+def text_flags(required: bool, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The flags that say which text is read.  required, help: of --text."""
+
+    def options(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option("--per-document", type=click.IntRange(1), help="at most so many contexts of each, its first"),
+            click.option("--shuffle", type=int, metavar="SEED", help="take the files in random order"),
+            click.option(
+                "--files", "pattern", metavar="PATTERN", help='in folders, such as "*.py"  [default: all text]'
+            ),
+            click.option("--column", default="text", help="field of .jsonl, column of parquet and data sets"),
+            click.option("--text", "texts", type=named, metavar="PATH", multiple=True, required=required, help=help),
+        ):
+            command = option(command)
+        return command
+
+    return options
+
+
+text_options = text_flags(True, "file or folder; may repeat")
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,11 +112,13 @@ def harvest_command(
     for fact in facts:
         left = ", ".join(f"{count} for {why}" for why, count in fact["dropped"].items() if count)
         left += f"; files that are not UTF-8: {fact['files_left_out']}" if fact["files_left_out"] else ""
+        left += f"; lines without text: {fact['lines_left_out']}" if fact["lines_left_out"] else ""
         console.line(
             f"{done} {fact['store']}: {fact['rows']} rows of d = {fact['d']} from {fact['tokens']} tokens of "
             f"{fact['site']}; left out: {left or 'none'}"
         )
-    console.line(f"Train on it: {console.program()} train {facts[0]['store']} -o runs/NAME --dtype float32")
+    store = shlex.quote(facts[0]["store"])
+    console.line(f"Train on it: {console.program()} train {store} -o runs/NAME --dtype float32")
     return None
 
 
@@ -116,7 +137,7 @@ def summary(store: Any) -> dict[str, Any]:
         "tokens": sum(shard["read"] for shard in shards),
         "contexts": int(store.context_starts[-1]),
         "dropped": dropped,
-        "files_left_out": sum(shard.get("files_left_out", 0) for shard in shards),
+        **{name: sum(shard.get(name, 0) for shard in shards) for name in ("files_left_out", "lines_left_out")},
         "median_norm": store.about["median_norm"],
     }
 
@@ -142,12 +163,14 @@ def put(
     run: Path, model: str, store: Path | None, site: str | None, of: Any, context: int | None, compute: str,
     device: str, bos: bool | None,
 ) -> Any:  # fmt: skip
-    """RUN in MODEL, a `refgba.llm.splice.Place`; remarks where the harvest is not known, or is of another model."""
+    """RUN in MODEL, a `refgba.llm.splice.Place`; remarks where its harvest is unknown, unfinished or of another one."""
     from refgba.llm import splice
     from refgba.llm.models import open_model
     from refgba.llm.networks import open_network
 
     network = open_network(run, store)
+    if network.store is not None:
+        console.remark_unfinished(network.store)
     opened = open_model(model, compute, device, bos)
     place = splice.place(network, opened, site, of, None, context)
     for line in unlike_the_harvest(place):
@@ -171,16 +194,10 @@ def unlike_the_harvest(place: Any) -> list[str]:
     return [line for line in lines if line is not None]
 
 
-def tell_once() -> Callable[[Path], None]:
-    """A remark on each file of text that is left out, however often the text is read."""
-    told: set[Path] = set()
-
-    def tell(file: Path) -> None:
-        if file not in told:
-            told.add(file)
-            console.remark(f"{file}: not UTF-8, left out")
-
-    return tell
+def tell(omissions: Any) -> None:
+    """Remarks on what was left out of a text, a `refgba.llm.text.Omissions`."""
+    for line in omissions.remarks():
+        console.remark(line)
 
 
 @llm_group.command("evaluate")
@@ -206,14 +223,16 @@ def evaluate_command(
     to zero and to the mean; loss recovered; KL; by position; with attention sinks left alone and replaced.
     """
     from refgba.llm import evaluation
-    from refgba.llm.text import TextOptions
+    from refgba.llm.text import Omissions, TextOptions
     from refgba.llm.text import files as listed
 
-    text = TextOptions(texts, column, pattern, shuffle, per_document, tell_once())
+    omissions = Omissions()
+    text = TextOptions(texts, column, pattern, shuffle, per_document, omissions)
     listed(text)
     place = put(run, model, **where)
     with Meter("evaluating") as meter:
         result = evaluation.evaluate(place, text, tokens, batch, pack, seed, meter)
+    tell(omissions)
     record = result.record()
     if out is not None:
         files.write_output(out, json.dumps(record, indent=1).encode() + b"\n")
@@ -253,18 +272,20 @@ def effects_command(
     from refgba.llm import effects
     from refgba.llm.quantities import finite, for_json
     from refgba.llm.quantities import neurons as distinct
-    from refgba.llm.text import TextOptions
+    from refgba.llm.text import Omissions, TextOptions
     from refgba.llm.text import files as listed
 
     if not neurons and rank is None:
         raise InputError("give --neuron M, or --rank N for the N neurons with the largest effect on the loss")
-    text = TextOptions(texts, column, pattern, shuffle, per_document, tell_once())
+    omissions = Omissions()
+    text = TextOptions(texts, column, pattern, shuffle, per_document, omissions)
     listed(text)
     sizes = [finite("--strength", strength) for strength in strengths or effects.STRENGTHS]
     chosen = distinct(neurons) if neurons else []
     place = put(run, model, **where)
     chosen = place.network.neurons(chosen) if chosen else []
     surveyed = effects.survey(place, text, tokens, rank=rank is not None)
+    tell(omissions)
     ranking: list[dict[str, Any]] = []
     if rank is not None and surveyed.attribution is not None:
         order = abs(surveyed.attribution).argsort()[::-1][:rank].tolist()
@@ -297,7 +318,7 @@ def effects_command(
 @click.option("--by", "by", type=float, multiple=True, required=True, help="strength in peaks; one, or one per neuron")
 @click.option("--prompt", "prompts", multiple=True, required=True, help="what the text begins with; may repeat")
 @click.option("--peak", "given", type=float, multiple=True, help="of each neuron  [default: measured on the harvest]")
-@click.option("--text", "texts", type=Path, multiple=True, help="measure peaks on this text instead")
+@text_flags(False, "measure peaks on this text instead; may repeat")
 @click.option("--new", type=click.IntRange(1), default=40, help="tokens to write")
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, help="0 takes the likeliest token")
 @click.option("--random", type=click.IntRange(0), default=1, help="random directions of the same norm beside")
@@ -308,16 +329,21 @@ def effects_command(
 @json_option
 def steer_command(
     run: Path, model: str, neurons: tuple[int, ...], by: tuple[float, ...], prompts: tuple[str, ...],
-    given: tuple[float, ...], texts: tuple[Path, ...], new: int, temperature: float, random: int, seed: int,
-    out: Path | None, as_json: bool, **where: Any,
+    given: tuple[float, ...], texts: tuple[Path, ...], column: str, pattern: str | None, shuffle: int | None,
+    per_document: int | None, new: int, temperature: float, random: int, seed: int, out: Path | None, as_json: bool,
+    **where: Any,
 ) -> None:  # fmt: skip
     """Text that MODEL writes while neurons of RUN are held up, or down with a negative strength.
 
     --by 1 adds a neuron's peak to every token, with the error of the reconstruction kept.
     """
     from refgba.llm import quantities, steering
-    from refgba.llm.text import TextOptions
+    from refgba.llm.text import Omissions, TextOptions
+    from refgba.llm.text import files as listed
 
+    omissions = Omissions()
+    text = TextOptions(texts, column, pattern, shuffle, per_document, omissions)
+    listed(text)
     chosen = quantities.neurons(neurons)
     strengths = quantities.each("--by", by, len(chosen))
     peaks = quantities.each("--peak", given, len(chosen)) if given else []
@@ -325,7 +351,8 @@ def steer_command(
     place = put(run, model, **where)
     chosen = place.network.neurons(chosen)
     if not given:
-        peaks = steering.peaks(place, chosen, TextOptions(texts) if texts else None).tolist()
+        peaks = steering.peaks(place, chosen, text if texts else None).tolist()
+        tell(omissions)
     with console.counting("writing", len(prompts)) as tick:
         written = steering.steer(place, list(prompts), chosen, strengths, peaks, new, temperature, seed, random, tick)
     record = {"network": str(run), "model": model, "site": place.site, "neurons": neurons, "by": strengths}
@@ -346,18 +373,22 @@ def steer_command(
 @text_options
 @output_option(files.refuse_folder, required=True, help="folder for store, run and dashboard")
 @click.option("--tokens", type=click.IntRange(1), default=200_000, help="how many of the text the model sees")
-@click.option("--context", type=click.IntRange(1), help="tokens in a context  [default: 128, or what the model takes]")
+@click.option("--context", type=click.IntRange(2), help="tokens in a context  [default: 128, or what the model takes]")
 @click.option("--width", type=click.IntRange(1), help="M, the number of neurons  [default: 8 d, at least 1024]")
 @click.option("--steps", type=click.IntRange(1), help="of training  [default: 4000]")
 @click.option("--seed", type=click.IntRange(0), default=0, help="of training")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="measured", help="of training, as for `train`")
 @click.option("--l0", type=float, help="active neurons per row that measured targets aim at  [default: counted]")
+@drop_options
+@click.option("--centre", type=click.Choice(get_args(Centring)), help="subtract what all rows share  [default: auto]")
+@click.option("--backend", help="what trains; see `refgba backends`  [default: auto]")
 @model_options
 @json_option
 def explore_command(
     model: str, site: str, texts: tuple[Path, ...], column: str, pattern: str | None, shuffle: int | None,
     per_document: int | None, out: Path, tokens: int, context: int | None, width: int | None, steps: int | None,
-    seed: int, recipe: str, l0: float | None, bos: bool | None, device: str, compute: str, as_json: bool,
+    seed: int, recipe: str, l0: float | None, drop_zero_rows: bool, drop_below: float, centre: Centring | None,
+    backend: str | None, bos: bool | None, device: str, compute: str, as_json: bool,
 ) -> None:  # fmt: skip
     """From MODEL and a text to a dashboard of what neurons fire on: harvest, train and dashboard, in one command.
 
@@ -365,7 +396,7 @@ def explore_command(
     their other settings are their defaults.  Given again after whatever stopped it, it goes on.
     """
     from refgba.llm import harvesting
-    from refgba.llm.explore import explore
+    from refgba.llm.explore import Rows, explore
     from refgba.llm.models import open_model
     from refgba.llm.text import TextOptions
     from refgba.llm.text import files as listed
@@ -373,10 +404,10 @@ def explore_command(
     text = TextOptions(texts, column, pattern, shuffle, per_document)
     listed(text)
     settings = harvesting.Settings(tokens=tokens, context=context)
-    request = Request({"width": width, "steps": steps, "seed": seed, "l0": l0}, recipe=recipe)
+    request = Request({"width": width, "steps": steps, "seed": seed, "l0": l0}, recipe=recipe, backend=backend)
     with console.waiting("Opening the model"):
         opened = open_model(model, compute, device, bos)
-    exploration = explore(opened, site, text, out, settings, request)
+    exploration = explore(opened, site, text, out, settings, request, Rows(drop_zero_rows, drop_below, centre))
     if not exploration.page.exists():
         with console.waiting("Timing a few batches and steps"):
             expected = exploration.expected()
@@ -390,6 +421,8 @@ def explore_command(
         except Stopped as stopped:
             by = signal.Signals(stopped.number).name
             raise Stopped(f"{out}: stopped by {by} while training; the same command goes on", stopped.number) from None
+        except TrainingError as error:
+            raise exploration.failed(error) from None
     result = judging.judge_trained(run.path, run.data, run.backend, run.held_out, console.counting)
     exploration.dashboard(console.counting, console.remark)
     if as_json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,6 +20,8 @@ from refgba.errors import InputError
 from refgba.llm.records import Int32
 from refgba.llm.text import Fingerprint, TextOptions, pieces
 from refgba.types import Int64
+
+WITH = 16  # tokens with which another is joined, to see what it adds
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +75,7 @@ class Tokenizer:
         ids = np.array(coded["input_ids"], np.int32)
         if not fast:  # as near as one comes without knowing where tokens lie
             names = self.tokenizer.convert_ids_to_tokens(ids.tolist())
-            lengths = [len(self.tokenizer.convert_tokens_to_string([name])) for name in names]
-            ends = np.minimum(np.cumsum(lengths, dtype=np.int64), len(text))
+            ends = np.minimum(grown(names, self.tokenizer.convert_tokens_to_string), len(text))
         else:
             ends = np.array([end for _, end in coded["offset_mapping"]], np.int64)
         if len(ends):
@@ -97,6 +98,27 @@ class Tokenizer:
             "suffix": self.suffix,
             "special": {str(id): name for id, name in self.special.items()},
         }
+
+
+def grown(names: list[str], joined: Callable[[list[str]], str]) -> Int64:
+    """How long the text of tokens is with each of them, (n,), by what it makes together with some before it.
+
+    A token alone may lose the space before it, or be a part of a character.  What is joined begins where a character
+    began, WITH tokens before or more, so that a long text takes no longer than short ones.
+    """
+    lengths, start, base, ended = np.zeros(len(names), np.int64), 0, 0, [0]
+    for k in range(len(names)):
+        text = joined(names[start : k + 1])
+        lengths[k] = base + len(text)
+        if len(text) + base > (lengths[k - 1] if k else 0) and not text.endswith("\ufffd"):
+            ended.append(k + 1)  # a character ends here, as far as is known
+        if k - start >= 2 * WITH:
+            kept = [place for place in ended if k + 1 - place >= WITH and place > start]
+            if kept:
+                start = kept[-1]
+                base = int(lengths[k]) - len(joined(names[start : k + 1]))
+                ended = [place for place in ended if place >= start]
+    return lengths
 
 
 def contexts(

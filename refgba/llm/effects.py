@@ -56,9 +56,10 @@ class Effect:
     """What a neuron, or several edited together, does.
 
     peaks, frequencies: of each on the text.  ablated_kl, ablated_loss: KL and change of the loss when it is set to 0,
-    in nats per predicted token, on the contexts where it is highest; None where it never fired, and of a model that is
-    not causal there is no loss, since it reads the tokens that it would predict.  ablated_kl_where_on: the KL at
-    the tokens where it was active alone.  direct: None where the site has no direct effect.
+    in nats per predicted token, on the contexts where it is highest; None where it never fired.  There is no loss of
+    contexts of one token, nor of a model that is not causal, since it reads the tokens that it would predict.
+    ablated_kl_where_on: the KL at the tokens where it was active alone.  direct: None where the site has no direct
+    effect.
     """
 
     neurons: list[int]
@@ -121,7 +122,7 @@ class Survey:
     @property
     def peak(self) -> Array:
         """(M,) the highest code of each neuron."""
-        peak: Array = self.highest.max(axis=0)
+        peak: Array = self.highest.max(axis=0) + np.float32(0)  # of one that never fires 0, rather than -0
         return peak
 
 
@@ -158,9 +159,12 @@ def survey(place: Place, text: TextOptions, tokens: int = TOKENS, batch: int = 8
                 along = (gradient[c, chosen].float() @ place.coder.W_dec.T) * scale
                 attribution -= np.asarray((codes * along).double().sum(dim=0).cpu())
         read += part
+    where = ", ".join(str(path) for path in text.paths)
     if not rows:
-        raise InputError(f"{', '.join(str(path) for path in text.paths)}: the text holds no token that counts")
-    estimate = attribution / max(1, predicted) if rank else None
+        raise InputError(f"{where}: the text holds no token that counts")
+    if rank and not predicted:
+        raise InputError(f"{where}: no context holds a token to predict, by whose loss neurons are ranked")
+    estimate = attribution / predicted if rank else None
     return Survey(read, np.stack(highest), on / rows, rows, estimate)
 
 
@@ -330,10 +334,12 @@ class Effects:
             self._base[group] = base
         return base
 
-    def _against(self, chosen: tuple[int, ...], change: Rows, where: Any = None) -> tuple[float, Any, float, float]:
+    def _against(
+        self, chosen: tuple[int, ...], change: Rows, where: Any = None
+    ) -> tuple[float, Any, float, float | None]:
         """Mean KL from the base, mean change of the logits, mean KL at tokens where a neuron is on, change of the loss.
 
-        where: the neurons, None for none: then the last two are 0.
+        where: the neurons, None for none: then the last two are 0.  Where no token is predicted, there is no loss.
         """
         import torch
 
@@ -362,7 +368,7 @@ class Effects:
             float(kl.mean()),
             change_of_logits,
             float(kl[on].mean()) if bool(on.any()) else 0.0,
-            losses / max(1, predicted),
+            losses / predicted if predicted else None,
         )
 
     def _on(self, chosen: tuple[int, ...], neurons: Any) -> Any:

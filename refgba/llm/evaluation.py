@@ -100,7 +100,7 @@ def evaluate(
     """What splicing does to a model on a text.
 
     tokens: how many are read, None for all.  batch: contexts at a time; fewer where logits would be too many.  seed: of
-    the bootstrap and of what a masked model has to guess.  InputError where the text holds no token.
+    the bootstrap and of what a masked model has to guess.  InputError where the text holds no token to predict.
     """
     return compare([place], text, tokens, batch, pack, seed, tick=tick)[0]
 
@@ -145,6 +145,9 @@ def compare(
         ids, mask = (torch.from_numpy(a).to(model.device) for a in padded(part, model.pad))
         goal = target(model, part, ids, mask, number, seed)
         c, t = goal.at
+        seen += sum(len(context) for context in part)
+        if not len(c):  # contexts of one token, after which none is there to predict
+            continue
         document = np.array([part[i].document[j] for i, j in zip(c, t, strict=True)], np.int64)
         clean = _answer(model, goal, mask)
         for own in points:
@@ -162,8 +165,10 @@ def compare(
             for own in concerned:
                 for measure, values in measured.items():
                     own.add(f"{name} {measure}", values)
-        seen += sum(len(context) for context in part)
         tick(Progress(seen, 0, None if tokens is None else seen / tokens))
+    if not points[0].position:
+        where = ", ".join(str(path) for path in text.paths)
+        raise InputError(f"{where}: in no context of the {seen} tokens that were read is there one to predict")
     return [
         Evaluation(each, seen, *found, own, seed, scopes)
         for each, found, own in zip(places, judged, points, strict=True)

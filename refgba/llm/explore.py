@@ -9,7 +9,8 @@ Given again after whatever stopped it, it goes on: with the harvest, with the ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -19,13 +20,16 @@ from typing import Any
 
 import numpy as np
 
+from refgba.backends import AUTO
 from refgba.backends.base import AnyConfig
 from refgba.data import files
 from refgba.data.activations import Activations
+from refgba.data.centre import Centring
 from refgba.data.store import META, Shard, Store, open_store
+from refgba.data.survey import refuse_share
 from refgba.errors import InputError, brief
 from refgba.llm import harvesting, sites
-from refgba.llm.contexts import Context, batches, contexts, padded
+from refgba.llm.contexts import Context, batches, contexts
 from refgba.llm.dashboard import direct_effects, survey_features, write_dashboard
 from refgba.llm.dashboard.folder import is_of
 from refgba.llm.keeping import Keeping
@@ -38,6 +42,7 @@ from refgba.runs.held_out import FEWEST, SHARE, Choice
 from refgba.runs.judging import Counting, silent
 from refgba.runs.launch import Launch, Say, Waiting
 from refgba.runs.settings import Request
+from refgba.runs.trainer import TrainingError
 
 PARTS = ("store", "run", "dashboard")  # of the folder
 TIMED = 2  # batches that are timed for the forecast, after one that is not
@@ -61,6 +66,15 @@ class Expected:
         )
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Which rows are trained on, as `refgba train` has it: what is left out of the store's, and what all lose."""
+
+    drop_zero_rows: bool = False
+    drop_below: float = 0.0
+    centre: Centring | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Exploration:
     """A model, one site in it and a text, on the way to a dashboard in the folder `out`."""
@@ -71,6 +85,7 @@ class Exploration:
     out: Path
     settings: harvesting.Settings
     request: Request
+    rows: Rows = Rows()
 
     @property
     def trained(self) -> bool:
@@ -118,13 +133,17 @@ class Exploration:
         keeping = Keeping(self.settings.drop_first, special)
         rows = tokens = 0
         for batch in self._batches():
-            ids, mask = padded(batch, self.model.pad)
-            kept, _ = keeping(ids, mask, np.zeros(ids.shape))
-            rows, tokens = rows + int(kept.sum()), tokens + int(mask.sum())
+            rows += harvesting.rows_in(batch, keeping, self.model.pad)
+            tokens += sum(len(context) for context in batch)
             if rows >= 2 * size:  # whatever is held out of them
                 return
         if trained_on(rows) >= size:
             return
+        if not rows:
+            raise InputError(
+                f"{tokens} tokens give no row to train on: the first of each context is left out, and special tokens "
+                "are; give longer documents with --text"
+            )
         needed = -(-tokens * size // max(1, rows))
         more = f"give at least --tokens {needed}" if tokens == self.settings.tokens else "give more with --text"
         raise InputError(f"{tokens} tokens give {rows} rows to train on, fewer than the {size} of a batch: {more}")
@@ -137,17 +156,44 @@ class Exploration:
     def launch(self, counting: Counting = silent, say: Say = id, waiting: Waiting = nullcontext) -> Launch:
         """The run, made ready to train or to go on; InputError as `begin` and `go_on` of `refgba.runs.launch`."""
         run, store = self.out / "run", self.out / "store"
-        if not (run / folder.ABOUT).exists():
-            harvested = open_store(store)
-            request, defaults = launch.customary(self.request)
-            rows, size = len(harvested), request.config(harvested.d, **defaults).batch
-            if trained_on(rows) < size:
-                raise InputError(
-                    f"{store}: has {rows} rows, too few for a batch of {size}; choose another folder, and more --tokens"
-                )
-            options: dict[str, Any] = {"counting": counting, "say": say, "waiting": waiting, "choice": Choice()}
-            return launch.begin(run, store, self.request, **options)
-        return launch.go_on(run, store, Request(), say, waiting)
+        if self.begun:
+            return launch.go_on(run, store, Request(), say, waiting)
+        self._sweep(run)
+        harvested = open_store(store)
+        request, defaults = launch.customary(self.request)
+        rows, size = len(harvested), request.config(harvested.d, **defaults).batch
+        too_few = f"too few for a batch of {size}; choose another folder, and more --tokens"
+        if trained_on(rows) < size:
+            raise InputError(f"{store}: has {rows} rows, {too_few}")
+        choice = Choice(remedy="another folder and more --tokens would give more")
+        options: dict[str, Any] = {"counting": counting, "say": say, "waiting": waiting, "choice": choice}
+        chosen = self.rows.drop_zero_rows, self.rows.drop_below, self.rows.centre
+        try:
+            return launch.begin(run, store, self.request, *chosen, **options)
+        except launch.LargeBatch:
+            raise InputError(f"{store}: has {rows} rows, some are left out, and the others are {too_few}") from None
+
+    def failed(self, error: TrainingError) -> TrainingError:
+        """What ended the training, with what can be done about it here."""
+        if error.goes_on:
+            return TrainingError(error.what, "the run is not complete; the same command goes on", True)
+        anew = f"training diverged: remove {self.out / 'run'} and try another --seed, --width or --recipe"
+        store = shlex.quote(str(self.out / "store"))
+        return TrainingError(error.what, f"{anew}, or `refgba train {store}`, which has --lr")
+
+    def _sweep(self, run: Path) -> None:
+        """Remove what is there of a run that was killed while its folder was made; InputError for anything else."""
+        inside = sorted(path.name for path in run.iterdir()) if run.is_dir() else []
+        if any(name not in (folder.DATA, folder.ABOUT) and not name.startswith(files.PARTIAL) for name in inside):
+            lacks = folder.CONFIG if folder.CONFIG not in inside else folder.ABOUT
+            raise InputError(f"{run}: is no whole run, it has no {lacks}; remove it, and the same command trains anew")
+        for name in inside:
+            (run / name).unlink()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run to go on with, whose folder is whole."""
+        return (self.out / "run" / folder.CONFIG).exists() and (self.out / "run" / folder.ABOUT).exists()
 
     def refuse_others(self) -> None:
         """InputError where `out` holds anything else, a run with other settings, or a dashboard of another run."""
@@ -160,19 +206,33 @@ class Exploration:
                 "in it"
             )
         run, store = self.out / "run", self.out / "store"
-        if (run / folder.ABOUT).exists():
+        if self.begun:
             record = folder.read_record(run)
             if (begun := record.about.get("recipe") or "default") != self.request.recipe:
                 raise InputError(f"{run}: was begun with --recipe {begun}, not {self.request.recipe}; give the same")
+            if self.request.backend not in (None, AUTO, record.about["backend"]):
+                named = f"--backend {record.about['backend']}"
+                raise InputError(f"{run}: was begun with {named}, not {self.request.backend}; give the same")
             request, defaults = launch.customary(self.request)
             asked = request.config(int(record.about["data"]["d"]), **defaults)
             refuse_other(run, record.config, asked, tuple(request.flags))
+            self._refuse_other_rows(run, record.about["data"])
         there = self.trained and (store / META).is_file()
         if self.page.exists() and not (there and is_of(self.page, run, store)):
             raise InputError(
                 f"{self.page.parent}: is not of the run and the store that are beside it now; remove it, and the same "
                 "command writes a new one"
             )
+
+    def _refuse_other_rows(self, run: Path, data: Mapping[str, Any]) -> None:
+        """InputError where a run was begun on other rows of its store, by `data` of its about.json."""
+        below = data.get("drop_below") or 0.0
+        if below != self.rows.drop_below:
+            same = f"--drop-below {below:g}" if below else "no --drop-below"
+            raise InputError(f"{run}: was begun with drop-below = {below:g}, not {self.rows.drop_below:g}; give {same}")
+        centred = "on" if data.get("centred") else "off"
+        if self.rows.centre not in (None, "auto", centred):
+            raise InputError(f"{run}: was begun with centre {centred}, not {self.rows.centre}; give --centre {centred}")
 
     def dashboard(self, counting: Counting = silent, say: Say = id) -> None:
         """Write the dashboard, with effects on logits where the site allows; nothing where it is there."""
@@ -193,18 +253,21 @@ class Exploration:
 
 
 def explore(
-    model: Model, pattern: str, text: TextOptions, out: Path, settings: harvesting.Settings, request: Request
+    model: Model, pattern: str, text: TextOptions, out: Path, settings: harvesting.Settings, request: Request,
+    rows: Rows = Rows(),
 ) -> Exploration:  # fmt: skip
     """One site of a model to be explored.
 
-    InputError for a pattern that does not match exactly one, for a context, and as `Exploration.refuse_others`.
+    InputError for a pattern that does not match exactly one, for a context, for rows that cannot be left out so, and as
+    `Exploration.refuse_others`.
     """
+    refuse_share(rows.drop_below)
     [site, *more] = sites.find(model.module, (pattern,), model.name)
     if more:
         raise InputError(f"--site names {1 + len(more)} sites; a dashboard is of one, such as {site}")
     if settings.context is not None:
         model.refuse_context(settings.context)
-    exploration = Exploration(model, site, text, out, settings, request)
+    exploration = Exploration(model, site, text, out, settings, request, rows)
     exploration.refuse_others()
     return exploration
 

@@ -7,6 +7,7 @@ occur; `norm`, rows beyond a multiple of the median norm, which is measured on t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -23,10 +24,11 @@ from refgba.llm import sites
 from refgba.llm.contexts import Context, batches, contexts, padded
 from refgba.llm.keeping import Keeping, norms
 from refgba.llm.models import Model
+from refgba.llm.quantities import finite, whole
 from refgba.llm.records import VERSION, Harvest, is_harvest, open_harvest
-from refgba.llm.shards import Seen, Site
+from refgba.llm.shards import FILES, LINES, Seen, Site
 from refgba.llm.sites import Of
-from refgba.llm.text import TABLES, Fingerprint, TextOptions, resolved
+from refgba.llm.text import TABLES, Fingerprint, Omissions, Omitted, TextOptions, refuse_beginnings, resolved
 from refgba.types import Array
 
 CONTEXT, BATCH, SHARD = 128, 8, 32_768  # tokens in a context, contexts in a batch, tokens in a shard
@@ -60,21 +62,17 @@ class Settings:
     shard: int = SHARD
 
     def __post_init__(self) -> None:
-        for right, complaint in (
-            (self.context is None or self.context >= 1, f"a context has at least 1 token, not {self.context}"),
-            (self.batch >= 1, f"a batch has at least 1 context, not {self.batch}"),
-            (self.tokens is None or self.tokens >= 1, f"give at least 1 token, not {self.tokens}"),
-            (self.of in sites.SIDES, f"of a site there is {' or '.join(sites.SIDES)}, not {self.of}"),
-            (self.dtype in (None, "float32", "bfloat16", "float16"), f"dtype {self.dtype} is not one of a harvest"),
-            (
-                0 <= self.drop_first < (self.context or CONTEXT),
-                f"--drop-first {self.drop_first} leaves none of a context",
-            ),
-            (0 <= self.max_norm < np.inf, f"the multiple of the median norm is at least 0, not {self.max_norm}"),
-            (self.shard >= 1, f"a shard covers at least 1 token, not {self.shard}"),
-        ):
-            if not right:
-                raise InputError(complaint)
+        for name, least in (("context", 1), ("batch", 1), ("tokens", 1), ("drop_first", 0), ("shard", 1)):
+            given = getattr(self, name)
+            if given is not None or name not in ("context", "tokens"):
+                object.__setattr__(self, name, whole(f"--{name.replace('_', '-')}", given, least))
+        object.__setattr__(self, "max_norm", finite("--max-norm", self.max_norm, 0))
+        if self.of not in sites.SIDES:
+            raise InputError(f"of a site there is {' or '.join(sites.SIDES)}, not {brief(self.of)}")
+        if self.dtype not in (None, *EXACT):
+            raise InputError(f"--dtype should be one of {', '.join(EXACT)}, not {brief(self.dtype)}")
+        if self.drop_first >= (self.context or CONTEXT):
+            raise InputError(f"--drop-first {self.drop_first} leaves none of a context")
 
 
 @dataclass(frozen=True)
@@ -94,26 +92,27 @@ def harvest(
 
     out: the folder of the store; where several sites match, of a store per site, in folders of their names.  What is
     there already is gone on with, to the same bytes; of a store that is whole the text is compared.  Files in folders
-    that turn out not to be UTF-8 are left out, and counted in meta.json.  `tick` is called after each batch, `remark`
-    with a line about the self-check, about what was left out, and about a store that was whole.  InputError, before
-    anything is written, for sites, text, settings and folders that do not fit; and where hooked rows are not those of
-    the plain forward pass.
+    that turn out not to be UTF-8, and lines without text, are left out, and counted in meta.json.  `tick` is called
+    after each batch, `remark` with a line about the self-check, about what was left out, and about a store that was
+    whole.  InputError, before anything is written, for sites, text, settings and folders that do not fit; and where
+    hooked rows are not those of the plain forward pass.
     """
     found = sites.find(model.module, patterns, model.name)
     settings = replace(settings, context=settings.context or min(CONTEXT, model.longest or CONTEXT))
     assert settings.context is not None
     model.refuse_context(settings.context)
-    unreadable: dict[Path, None] = {}  # files that were left out, in order
-    listed = replace(resolved(text), left_out=lambda file: unreadable.setdefault(file))
-    first = _first(model, listed, settings)
+    omissions = Omissions()
+    listed = replace(resolved(text), left_out=omissions)
+    refuse_beginnings(listed, whole=settings.tokens is None)
+    special = frozenset() if settings.keep_special else frozenset(model.tokenizer.special)
+    keeping = Keeping(settings.drop_first, special)
+    first = _first(model, listed, keeping, settings)
     if not first:
         raise InputError(f"{', '.join(str(path) for path in text.paths)}: the text holds no token")
     places = {site: out / site if len(found) > 1 else out for site in found}
     if len(found) > 1:
         _refuse_other_content(out, places)
     remark(check(model, found, settings.of, first[0]))
-    special = frozenset() if settings.keep_special else frozenset(model.tokenizer.special)
-    keeping = Keeping(settings.drop_first, special)
     dtype = settings.dtype or ("float32" if model.dtype == "float32" else "bfloat16")
     stores: dict[str, Site] = {}
     try:
@@ -132,9 +131,8 @@ def harvest(
     finally:
         for store in stores.values():
             store.unlock()
-    if unreadable:
-        more = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
-        remark(f"{next(iter(unreadable))}{more}: not UTF-8, left out")
+    for line in omissions.remarks():
+        remark(line)
     return [open_harvest(place) for place in places.values()]
 
 
@@ -150,10 +148,10 @@ def _refuse_other_content(out: Path, places: Mapping[str, Path]) -> None:
 
 def _about(model: Model, site: str, text: TextOptions, settings: Settings, dtype: str) -> dict[str, Any]:
     """What meta.json says of a site before anything has been computed."""
-    whole: dict[str, Any] = {"model": model.name, "site": site, "kind": model.kind, "computed_in": model.dtype}
-    whole |= {"model_class": type(model.module).__name__, "device": model.device.type, "text": text.record()}
-    whole |= asdict(settings) | {"dtype": dtype}
-    about = {"version": VERSION, "settings": whole, "tokenizer": model.tokenizer.record(), "weights": model.weights()}
+    chosen: dict[str, Any] = {"model": model.name, "site": site, "kind": model.kind, "computed_in": model.dtype}
+    chosen |= {"model_class": type(model.module).__name__, "device": model.device.type, "text": text.record()}
+    chosen |= asdict(settings) | {"dtype": dtype}
+    about = {"version": VERSION, "settings": chosen, "tokenizer": model.tokenizer.record(), "weights": model.weights()}
     return {"model": model.name, "layer": sites.layer(site), "site": site, "harvest": about}
 
 
@@ -161,14 +159,24 @@ def _source(model: Model, text: TextOptions, settings: Settings, fingerprint: Fi
     return contexts(text, model.tokenizer, settings.context or CONTEXT, settings.pack, fingerprint)
 
 
-def _first(model: Model, text: TextOptions, settings: Settings) -> list[list[Context]]:
+def _first(model: Model, text: TextOptions, keeping: Keeping, settings: Settings) -> list[list[Context]]:
     """The first batches, enough to measure the median norm; none where the text has no token."""
     held: list[list[Context]] = []
+    tokens, rows = 0, False
     for batch in batches(_source(model, text, settings, Fingerprint()), settings.batch, settings.tokens):
         held.append(batch)
-        if sum(len(context) for part in held for context in part) >= MEASURED:
+        tokens += sum(len(context) for context in batch)
+        rows = rows or rows_in(batch, keeping, model.pad) > 0
+        if tokens >= MEASURED and rows:
             break
     return held
+
+
+def rows_in(batch: list[Context], keeping: Keeping, pad: int) -> int:
+    """How many rows of a batch are kept, whatever their norms."""
+    ids, mask = padded(batch, pad)
+    kept, _ = keeping.up_to(None)(ids, mask, np.zeros(ids.shape))
+    return int(kept.sum())
 
 
 def run(model: Model, found: list[str], of: Of, batch: list[Context]) -> dict[str, Any]:
@@ -204,7 +212,7 @@ def check(model: Model, found: list[str], of: Of, batch: list[Context]) -> str:
         if len(plain[site]) != 1:
             raise InputError(f"{model.name}: {site} runs {len(plain[site])} times in one forward pass, not once")
         rows, same = hooked[site][mask.bool()].double(), plain[site][0][mask.bool()].double()
-        worst = max(worst, float((rows - same).norm() / same.norm()))
+        worst = max(worst, float((rows - same).norm() / same.norm().clamp(min=1e-30)))
         row, own = hooked[site][shortest, :length].double(), alone[site][0].double()
         apart = max(apart, float(((row - own).norm(dim=1) / own.norm(dim=1).clamp(min=1e-30)).median()))
     if not worst <= EXACT[model.dtype]:
@@ -233,8 +241,12 @@ def _begin(
         kept = np.concatenate(measured[site])
         kept = kept[np.isfinite(kept)]
         if not len(kept):
-            raise InputError(f"{site}: every row of the first contexts is left out")
-        median = float(np.median(kept))
+            raise InputError(
+                f"{site}: every row is left out: the first --drop-first of each context, and special tokens, or none "
+                "is finite"
+            )
+        # Some sites are silent at most tokens: the others, which are not outliers for that, then make the median.
+        median = float(np.median(kept)) or float(np.median(kept[kept > 0] if kept.any() else kept))
         about = {"median_norm": median, "largest_norm": settings.max_norm * median if settings.max_norm else None}
         stores[site].begin(d[site], dtype, about)
 
@@ -247,12 +259,12 @@ def _go_on(
     shard = min(len(store.shards) for store in stores.values())
     behind = next(store for store in stores.values() if len(store.shards) == shard)
     seen, fingerprint = behind.seen(shard), Fingerprint()
-    left_out: list[Path] = []  # since the beginning of the text
+    left_out: Counter[str] = Counter()  # since the beginning of the text
 
-    def leave_out(file: Path) -> None:
-        left_out.append(file)
+    def leave_out(omitted: Omitted) -> None:
+        left_out[FILES if omitted.number is None else LINES] += 1
         if text.left_out is not None:
-            text.left_out(file)
+            text.left_out(omitted)
 
     source = _source(model, replace(text, left_out=leave_out), settings, fingerprint)
     skipped = sum(1 for _ in islice(source, seen.contexts))
@@ -267,11 +279,14 @@ def _go_on(
         for site, activation in run(model, list(writing), settings.of, batch).items():
             _add(writing[site], batch, activation, keeping, model.pad)
         tokens = sum(len(context) for context in batch)
-        seen = Seen(seen.contexts + len(batch), seen.tokens + tokens, str(fingerprint), len(left_out))
+        seen = Seen(seen.contexts + len(batch), seen.tokens + tokens, str(fingerprint), Counter(left_out))
         batch = next(coming, None)
         if batch is None:
-            seen = replace(seen, left_out=len(left_out))  # the last files may be such
-        if batch is None or seen.tokens - start >= settings.shard:
+            seen = replace(seen, left_out=left_out)  # the last files may be such
+        # A shard has rows at every site.  Where some sites are ahead after a kill, it ends where theirs did.
+        ahead = [store.seen(shard + 1).tokens for store in stores.values() if len(store.shards) > shard]
+        full = seen.tokens - start >= settings.shard and all(store.has_rows() for store in writing.values())
+        if batch is None or (full and seen.tokens >= max(ahead, default=0)):
             for store in writing.values():
                 store.close(seen, complete=batch is None)
             shard, start = shard + 1, seen.tokens
@@ -291,9 +306,7 @@ def _refuse_other_text(
         if contexts == end.contexts:
             same = str(fingerprint) == end.text
         elif contexts > end.contexts:  # batches at the end of which no row was kept are in no shard
-            ids, mask = padded(batch, model.pad)
-            kept, _ = keeping(ids, mask, np.zeros(ids.shape))
-            same = same and not kept.any()
+            same = same and not rows_in(batch, keeping, model.pad)
         if contexts >= end.contexts and not same:
             break
     if not same:

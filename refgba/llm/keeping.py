@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from refgba.errors import InputError
 from refgba.llm.records import WHY
 from refgba.types import Array, Mask
 
@@ -54,8 +55,15 @@ def norms(activation: Any) -> Array:
     return lengths
 
 
-def of_harvest(about: Mapping[str, Any]) -> Keeping:
-    """What a harvest kept, by `harvest` of its meta.json."""
+def of_harvest(about: Mapping[str, Any], where: object) -> Keeping:
+    """What a harvest kept, by `harvest` of its meta.json; InputError where it does not say so.
+
+    where: what the file is called in a message.
+    """
     settings = about["settings"]
+    said = settings | {name: about[name] for name in ("largest_norm",) if name in about}
+    for name in ("drop_first", "keep_special", "largest_norm"):
+        if name not in said or (said[name] is None and name != "largest_norm"):
+            raise InputError(f"{where}: harvest: {name} is missing, which says which rows were kept")
     special = frozenset() if settings["keep_special"] else frozenset(int(id) for id in about["tokenizer"]["special"])
     return Keeping(settings["drop_first"], special, about["largest_norm"])

@@ -183,16 +183,21 @@ def open_model(name: str | Path, dtype: str = "float32", device: str = "auto", b
     import transformers
 
     name = str(name)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype should be one of {', '.join(DTYPES)}, not {brief(dtype)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     refuse_device(torch, device)
     where, extra = locate(name)
     options: dict[str, Any] = {"trust_remote_code": False, **(extra or hub.options(where))}
+    part = "configuration"
     with quiet(transformers):
         try:
             config = transformers.AutoConfig.from_pretrained(where, **options)
             kind, auto = _head(transformers, config, bool(extra))
+            part = "tokenizer"
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+            part = "weights"
             # Without use_safetensors, a checkpoint of pickles is read with weights_only, transformers' default.
             opened, loading = auto.from_pretrained(
                 where, dtype=getattr(torch, dtype), output_loading_info=True, **options
@@ -202,7 +207,7 @@ def open_model(name: str | Path, dtype: str = "float32", device: str = "auto", b
         except MemoryError:
             raise
         except Exception as error:  # of as many kinds as there are formats
-            raise InputError(f"{name}: cannot be opened as a language model ({_first_line(error)})") from None
+            raise InputError(f"{name}: cannot be opened as a language model ({part}: {_first_line(error)})") from None
     missing = sorted(key for key in loading["missing_keys"] if not key.startswith(POOLER) and f".{POOLER}" not in key)
     if missing or loading.get("mismatched_keys"):
         lacking = missing or sorted(str(key) for key in loading["mismatched_keys"])

@@ -15,18 +15,15 @@ from typing import Any
 import numpy as np
 
 from refgba import formats
-from refgba.data.files import read_json
 from refgba.data.store import read_meta
 from refgba.errors import InputError
 from refgba.formats.dictionary import Dictionary
 from refgba.formats.trained import from_params
 from refgba.llm import quantities
-from refgba.llm.matching import holds, refuse_other_site, run_about, trained_on
+from refgba.llm.matching import Origin, holds, origin_of, refuse_other_site, run_about
 from refgba.llm.records import is_harvest, open_harvest
 from refgba.runs import folder
 from refgba.types import Array
-
-SITE_FIELDS = ("hook_name", "hook_point", "module_path", "submodule_name")  # what others call a site
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,18 +31,16 @@ class Network:
     """A dictionary, and what is known of the rows that it was trained on.
 
     path: as it was given.  harvested: `harvest` of the meta.json of the store that it was trained on, None where that
-    store is not there, or no harvest wrote it.  hook: what a dictionary of another library calls its site, or None.
-    store: that store, or None.  lost: None, or why the data that a run was trained on tell nothing any more, in words.
-    trained_on: `model`, `site` and `of` by a run's own record, None where it has none.
+    store is not there, or no harvest wrote it.  store: that store, or None.  lost: None, or why the data that a run was
+    trained on tell nothing any more, in words.  origin: where it was trained, by its own record.
     """
 
     path: Path
     dictionary: Dictionary
     harvested: dict[str, Any] | None
-    hook: str | None = None
     store: Path | None = None
     lost: str | None = None
-    trained_on: dict[str, str] | None = None
+    origin: Origin = Origin()
 
     @property
     def d(self) -> int:
@@ -76,27 +71,24 @@ def open_network(path: str | Path, store: str | Path | None = None) -> Network:
     """A run, one of its checkpoints, or the folder of a dictionary.
 
     store: a harvest that says which rows it is for; of a run it is found by itself where it was at training.
-    InputError for what cannot be read or does not fit, and for a store of another site than that of the run.
+    InputError for what cannot be read or does not fit, and for a store of another site than that which it is for.
     """
     path, store = Path(path), None if store is None else Path(store)
     if formats.is_dictionary(path):
-        dictionary, hook = formats.read(path), _hook(path)
-        about = None
+        dictionary, about = formats.read(path), None
     else:
         opened = folder.open_network(path)
-        dictionary, hook = from_params(opened.params, opened.config, opened.centre), None
-        about = run_about(path)
-    known = None if about is None else trained_on(about)
-    lost = None
+        dictionary, about = from_params(opened.params, opened.config, opened.centre), run_about(path)
+    origin, lost = origin_of(path), None
     if store is None:
         store, lost = _own_store(about)
     harvest = None if store is None else open_harvest(store, int(dictionary.W_enc.shape[1]))
     if harvest is not None:
-        refuse_other_site(about, harvest, path)
-    return Network(path, dictionary, None if harvest is None else harvest.about, hook, store, lost, known)
+        refuse_other_site(origin, harvest, path)
+    return Network(path, dictionary, None if harvest is None else harvest.about, store, lost, origin)
 
 
-def origin(path: Path, d: int, store: Path | None = None) -> tuple[dict[str, Any], str | None]:
+def harvest_of(path: Path, d: int, store: Path | None = None) -> tuple[dict[str, Any], str | None]:
     """`harvest` of the store that a run on rows of d dimensions was trained on, for those who export the run.
 
     store: as for `open_network`.  Nothing where no harvest wrote the data, or they are not there any more; why, for a
@@ -109,7 +101,7 @@ def origin(path: Path, d: int, store: Path | None = None) -> tuple[dict[str, Any
     if store is None:
         return {}, lost if about is not None and "harvest" in about["data"] else None
     harvest = open_harvest(store, d)
-    refuse_other_site(about, harvest, path)
+    refuse_other_site(origin_of(path), harvest, path)
     return {"harvest": harvest.about}, None
 
 
@@ -126,18 +118,6 @@ def _own_store(about: Mapping[str, Any] | None) -> tuple[Path | None, str | None
     if not holds(read_meta(path), data):
         return None, f"{path} holds other rows now than when it was trained on them"
     return path, None
-
-
-def _hook(path: Path) -> str | None:
-    """What a dictionary of another library says of its site."""
-    for name in ("cfg.json", "config.json"):
-        if (path / name).is_file():
-            cfg = read_json(path / name)
-            for part in (cfg, cfg.get("metadata"), cfg.get("trainer")):
-                for key in SITE_FIELDS:
-                    if isinstance(part, dict) and isinstance(part.get(key), str):
-                        return str(part[key])
-    return None
 
 
 class Coder:

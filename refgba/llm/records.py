@@ -10,9 +10,10 @@
     "shards": [{"file": "00000.npy", "rows": 32512, "sha256": "...",
                 "tokens": {"file": "00000.tokens.safetensors", "sha256": "..."},
                 "contexts": 256, "read": 32768, "dropped": {"first": 256, "special": 0, "norm": 0},
-                "text_sha256": "...", "files_left_out": 1}, ...]
-                                                   contexts, read (tokens), dropped (rows) and files_left_out, which is
-                                                   there only if some are not UTF-8, count this shard alone
+                "text_sha256": "...", "files_left_out": 1, "lines_left_out": 2}, ...]
+                                                   contexts, read (tokens), dropped (rows) and what was left out count
+                                                   this shard alone: files that are not UTF-8, and lines of .jsonl and
+                                                   rows of tables without text, each there only if there were some
     "harvest": {"version": 1, "settings": {...}, "tokenizer": {...}, "weights": "...", "d": 576,
                 "median_norm": 1.9, "largest_norm": 19.0}
 
@@ -38,6 +39,7 @@ from safetensors.numpy import load, save
 from refgba.data.files import read_file
 from refgba.data.store import META, Raw, Store, open_store, read_meta, values
 from refgba.errors import InputError, brief
+from refgba.runs.schema import Table, each, has, number, one_of, optional, require, text, whole
 from refgba.types import Array, Int64
 
 VERSION = 1
@@ -46,6 +48,36 @@ SUFFIX = ".tokens.safetensors"
 WHY = ("first", "special", "norm")  # why rows are left out, in the order in which it is asked
 
 Int32 = npt.NDArray[np.int32]
+
+
+def _name(value: Any) -> bool:
+    """The name of a submodule, which names files of others and a folder, too: nothing that leads elsewhere."""
+    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\\0")
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+# `harvest` of meta.json, as far as anything here reads it; whoever needs what may be missing says so.
+ABOUT: Table = {
+    "median_norm": optional(number(0, 1e300)),
+    "largest_norm": optional(number(0, 1e300)),
+    "settings": {
+        "model": text,
+        "site": _name,
+        "of": one_of("output", "input"),
+        "kind": optional(text),
+        "computed_in": optional(text),
+        "context": optional(whole(1)),
+        "batch": optional(whole(1)),
+        "drop_first": optional(whole(0)),
+        "keep_special": optional(_flag),
+        "pack": optional(_flag),
+        "text": optional(has({"paths": optional(each(text)), "column": optional(text)})),
+    },
+    "tokenizer": {"prefix": optional(each(whole(0)))},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +96,7 @@ class Tokens:
     in `ids` where contexts begin.  text: (bytes,) uint8, UTF-8 of the contexts' text.  text_starts: (C + 1,) int64
     places in `text` where that of each context begins.  ends: (T,) int32, where each token's text ends, counted in
     bytes from the start of its context's text; it begins where that of the token before ends.  A special token that
-    the text does not hold has none, and of a character in several tokens the first has the whole.  first_document:
+    the text does not hold has none, and of a character in several tokens one has the whole.  first_document:
     (C,) int64, the document that the context begins with.  offset: (C,) int64, how many tokens of that document came
     before.
     """
@@ -209,15 +241,15 @@ class Harvest:
 
     def rows(self, shard: int, start: int = 0, stop: int | None = None) -> Array:
         """Rows start..stop of a shard as numbers, (stop - start, d); bfloat16 as float32."""
-        whole = self.store.shards[shard]
-        raw: Raw = whole.read(start, whole.rows if stop is None else stop)
+        held = self.store.shards[shard]
+        raw: Raw = held.read(start, held.rows if stop is None else stop)
         return values(raw)
 
     def blocks(self, size: int) -> Iterator[tuple[int, int, Array]]:
         """All rows in order, at most `size` at a time: shard, number of the first row in the shard, and rows."""
-        for shard, whole in enumerate(self.store.shards):
-            for start in range(0, whole.rows, size):
-                yield shard, start, self.rows(shard, start, min(start + size, whole.rows))
+        for k, shard in enumerate(self.store.shards):
+            for start in range(0, shard.rows, size):
+                yield k, start, self.rows(k, start, min(start + size, shard.rows))
 
     def place(self, row: int) -> tuple[int, int]:
         """The shard that holds a row of the store, and the row's number there."""
@@ -309,4 +341,5 @@ def check_about(path: Path, about: Any) -> dict[str, Any]:
     special = tokenizer.get("special") if isinstance(tokenizer, dict) else None
     if not isinstance(special, dict) or not all(str(id).isdecimal() for id in special):
         raise InputError(f"{file}: harvest: tokenizer: special should name special tokens by their ids")
+    require(file, {"harvest": about}, {"harvest": ABOUT})
     return about

@@ -24,11 +24,21 @@ from refgba.data.store import FORMAT, META, Raw, read_meta
 from refgba.data.writer import Writer
 from refgba.errors import InputError
 from refgba.llm.contexts import Context
-from refgba.llm.records import SUFFIX, Tokens
+from refgba.llm.records import SUFFIX, WHY, Tokens
+from refgba.runs.schema import Table, optional, require, text, whole
 from refgba.types import Int64
 
 Format = Literal["npy", "safetensors"]
-LEFT_OUT = "files_left_out"  # of a shard, where there are any
+FILES, LINES = "files_left_out", "lines_left_out"  # of a shard, where there are any
+SHARD: Table = {  # of a shard in meta.json, what a harvest that goes on adds up
+    "rows": whole(0),
+    "contexts": whole(1),
+    "read": whole(1),
+    "text_sha256": text,
+    "dropped": {why: optional(whole(0)) for why in WHY},
+    FILES: optional(whole(0)),
+    LINES: optional(whole(0)),
+}
 OWN = ("format", "d", "dtype", "complete", "shards")  # of meta.json, beside what is said about the store
 
 
@@ -36,13 +46,14 @@ OWN = ("format", "d", "dtype", "complete", "shards")  # of meta.json, beside wha
 class Seen:
     """What came before a place in a harvest: contexts, tokens in them, and the fingerprint of the text.
 
-    left_out: files of text that were left out, since they are not UTF-8.
+    left_out: how many FILES were left out, since they are not UTF-8, and LINES, of .jsonl or rows of tables, since they
+    have no text.
     """
 
     contexts: int
     tokens: int
     text: str
-    left_out: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -143,6 +154,8 @@ class Site:
         for name in ("tokenizer", "weights"):
             if begun.get(name) != mine[name]:
                 raise InputError(f"{self.out}: was begun with another model: its {name} differ")
+        for k, shard in enumerate(meta["shards"]):
+            require(self.out / META, shard, SHARD, f"shard {k}: ")
         self.about = {name: value for name, value in meta.items() if name not in OWN}
         self.d, self.dtype, self.shards, self.complete = meta["d"], meta["dtype"], meta["shards"], meta["complete"]
 
@@ -165,14 +178,20 @@ class Site:
     def seen(self, shards: int) -> Seen:
         """What came before the shard of this number."""
         part = self.shards[:shards]
-        text = part[-1]["text_sha256"] if part else ""
-        left_out = sum(s.get(LEFT_OUT, 0) for s in part)
-        return Seen(sum(s["contexts"] for s in part), sum(s["read"] for s in part), text, left_out)
+        digest = part[-1]["text_sha256"] if part else ""
+        left_out = Counter({name: sum(s.get(name, 0) for s in part) for name in (FILES, LINES)})
+        return Seen(sum(s["contexts"] for s in part), sum(s["read"] for s in part), digest, left_out)
 
     @property
     def rows(self) -> int:
         """In the shard that is being written."""
         return 0 if self.writer is None else self.writer.rows
+
+    def has_rows(self) -> bool:
+        """Whether the shard that is being written has rows; InputError if all were left out for their norms."""
+        if not self.rows and self.pending.dropped["norm"]:
+            raise InputError(f"{self.out}: all rows of a shard are beyond --max-norm; give a larger one, or 0")
+        return self.rows > 0
 
     def add(
         self, batch: list[Context], rows: Raw, context: Int64, position: Int64, norm: Any, dropped: dict[str, int]
@@ -218,8 +237,8 @@ class Site:
                 "dropped": {why: self.pending.dropped[why] for why in sorted(self.pending.dropped)},
                 "text_sha256": seen.text,
             }
-            if seen.left_out > before.left_out:
-                listed[LEFT_OUT] = seen.left_out - before.left_out
+            left_out = {name: seen.left_out[name] - before.left_out[name] for name in (FILES, LINES)}
+            listed |= {name: count for name, count in left_out.items() if count}
             self.shards.append(listed)
             self.complete, self.pending = complete, Pending()
             self._meta(complete)
@@ -232,7 +251,7 @@ class Site:
         """The last batches may hold no row that is kept."""
         writer.__exit__(InputError, None, None)
         if not self.shards or not complete:
-            raise InputError(f"{self.out}: all rows of a shard were left out; look at the flags that leave rows out")
+            raise InputError(f"{self.out}: all rows of the text were left out; look at the flags that leave rows out")
         self.complete = True
         self._meta(True)
 

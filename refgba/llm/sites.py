@@ -1,7 +1,7 @@
 """Sites: submodules of a model by name, whose output or input is read or changed while the model runs.
 
-A module's output is a tensor or a tuple that begins with one, by the version of transformers; the rest of a tuple
-stays.  Its input is its first tensor, whether it is given by position or by keyword.
+A module's output is a tensor, or a tuple or (of GPT-1's blocks) a list that begins with one, by the version of
+transformers; the rest of it stays.  Its input is its first tensor, whether it is given by position or by keyword.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ class Stop(BaseException):
 def find(module: Any, patterns: tuple[str, ...], model: str) -> list[str]:
     """Names of submodules, in the model's order, that any of the patterns matches: names, or wildcards * ? [..].
 
-    InputError for a pattern that matches none, with the closest names.
+    InputError for a pattern that matches none, with the closest names, and for no pattern.
     """
+    if not patterns:
+        raise InputError("give at least one --site")
     names = [name for name, _ in module.named_modules() if name]
     found: list[str] = []
     for pattern in patterns:
@@ -55,9 +57,10 @@ def _swap(value: Any, edit: Edit, where: str) -> Any:
 
     if isinstance(value, torch.Tensor):
         return edit(value)
-    if isinstance(value, tuple) and value and isinstance(value[0], torch.Tensor):
-        return (edit(value[0]), *value[1:])
-    raise InputError(f"{where} is {type(value).__name__}, neither a tensor nor a tuple that begins with one")
+    if isinstance(value, tuple | list) and value and isinstance(value[0], torch.Tensor):
+        edited = (edit(value[0]), *value[1:])
+        return edited if isinstance(value, tuple) else list(edited)
+    raise InputError(f"{where} is {type(value).__name__}, neither a tensor nor a tuple or list that begins with one")
 
 
 def _swap_input(args: Any, named: Any, edit: Edit, where: str) -> tuple[Any, Any]:

@@ -13,11 +13,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from refgba.errors import InputError
+from refgba.errors import InputError, brief
 from refgba.llm import sites
 from refgba.llm.keeping import Keeping, norms, of_harvest
 from refgba.llm.models import Model
 from refgba.llm.networks import Coder, Network
+from refgba.llm.quantities import whole
 from refgba.llm.sites import Of
 
 Rows = Callable[[Any], Any]  # from rows (R, d) to rows (R, d), on the model's device
@@ -56,14 +57,12 @@ def place(
     """
     about = network.harvested
     settings = about["settings"] if about else {}
-    trained: Mapping[str, Any] = settings or network.trained_on or {}
+    trained: Mapping[str, Any] = settings or network.origin.place or {}
     if network.lost is not None and None in (site, of, context):
         raise InputError(
             f"{network.path}: {network.lost}; name the harvest with --store, or else all of --site, --of and --context"
         )
-    site = trained.get("site") or network.hook if site is None else site
-    if site is None:
-        raise InputError(f"{network.path}: does not say which site it is for; name it with --site")
+    site = trained.get("site") or _claimed(network, model) if site is None else site
     [site, *more] = sites.find(model.module, (site,), model.name)
     if more:
         raise InputError(f"--site names {1 + len(more)} sites, {network.path} is for one")
@@ -72,18 +71,37 @@ def place(
             f"{network.path}: is of the {trained['of']} of {trained['site']}, not of the "
             f"{of or trained['of']} of {site}"
         )
-    of = of or cast(Of, trained.get("of", "output"))
-    length = context or min(settings.get("context", CONTEXT), model.longest or CONTEXT)
+    claim = network.origin.claim
+    of = of or cast(Of, trained.get("of") or (None if claim is None else claim.side) or "output")
+    if claim is not None and not trained and (other := claim.differs(site, of)) is not None:
+        raise InputError(f"{network.path}: is for {claim.words}; the {of} of {site} is {other}")
+    if of not in sites.SIDES:
+        raise InputError(f"--of should be {' or '.join(sites.SIDES)}, not {brief(of)}")
+    usual = min(settings.get("context") or CONTEXT, model.longest or CONTEXT)
+    length = usual if context is None else whole("--context", context, 1)
     model.refuse_context(length)
     d = width(model, site, of)
     if d != network.d:
         raise InputError(f"{network.path}: is for rows of d = {network.d}, {site} of {model.name} has d = {d}")
     if keeping is None:
-        keeping = of_harvest(about) if about else Keeping(1, frozenset(model.tokenizer.special))
+        keeping = of_harvest(about, network.store) if about else Keeping(1, frozenset(model.tokenizer.special))
     if about:
         model = model.beginning_with(about["tokenizer"].get("prefix"))
     coder = Coder(network.dictionary, model.device)
     return Place(model, network, coder, site, of, keeping, about is not None, length)
+
+
+def _claimed(network: Network, model: Model) -> str:
+    """The site that a dictionary of another library names; InputError where it names none that the model has."""
+    claim = network.origin.claim
+    if claim is None:
+        raise InputError(f"{network.path}: does not say which site it is for; name it with --site")
+    names = {name for name, _ in model.module.named_modules()}
+    inside = f"{model.module.base_model_prefix}.{claim.name}"  # some libraries hook the model without its head
+    found = next((name for name in (claim.name, inside) if name in names), None)
+    if found is None:
+        raise InputError(f"{network.path}: is for {claim.words}, no submodule of {model.name}; name it with --site")
+    return found
 
 
 def width(model: Model, site: str, of: Of) -> int:

@@ -63,7 +63,7 @@ def peaks(place: Place, neurons: list[int], text: TextOptions | None = None, tok
         for shard in rng.permutation(len(harvest.files))[: max(1, SAMPLE // ROWS)].tolist():
             rows = harvest.store.shards[shard].rows
             for start in range(0, min(rows, SAMPLE), ROWS):
-                x = np.asarray(harvest.rows(shard, start, min(start + ROWS, rows)), np.float32)
+                x = np.array(harvest.rows(shard, start, min(start + ROWS, rows)), np.float32)
                 with torch.inference_mode():
                     codes = place.coder.codes(torch.from_numpy(x).to(place.model.device))[:, neurons]
                 found = np.maximum(found, codes.max(dim=0).values.float().cpu().numpy())

@@ -5,6 +5,9 @@
                        with UTF-8 is no text; of the others each is looked through when its turn comes
     a data set folder  the Arrow files that its state.json lists
 
+What turns out to be no text only late, a file or a line, need not end what took hours to come so far: who reads the
+text may ask to be told of it instead (`Omitted`).  That it begins as it should is seen first, by `refuse_beginnings`.
+
 Memory holds a piece of a document, never all text: a document longer than PIECE characters comes in several pieces,
 cut where a line ends.
 """
@@ -22,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from refgba.data.files import read_json, regular_size
 from refgba.errors import InputError, brief
@@ -30,6 +33,52 @@ from refgba.errors import InputError, brief
 PIECE = 2**19  # characters
 TABLES = (".parquet", ".arrow")
 HIDDEN = (".", "__pycache__")  # what names of files and folders that are skipped begin with
+
+
+class Omitted(NamedTuple):
+    """Something that was left out of a text: a file, or, with a number, a line of .jsonl or a row of a table.
+
+    number: of lines from 1 on, of rows from 0 on; None of a whole file.  why: in words.
+    """
+
+    file: Path
+    number: int | None
+    why: str
+
+
+class Omissions:
+    """All that was left out of a text, however often it is read: call it with each.
+
+    files: those left out, in order.  lines: how many lines and rows of each other file.
+    """
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.files: dict[Path, str] = {}
+        self.lines: dict[Path, int] = {}
+        self._first: dict[Path, Omitted] = {}
+        self._last: dict[Path, int] = {}  # numbers up to which lines have been counted
+
+    def __call__(self, omitted: Omitted) -> None:
+        """Take note of one."""
+        file, number, why = omitted
+        if number is None:
+            self.files.setdefault(file, why)
+        elif number > self._last.get(file, -1):
+            self._first.setdefault(file, omitted)
+            self._last[file], self.lines[file] = number, self.lines.get(file, 0) + 1
+
+    def remarks(self) -> list[str]:
+        """A line on all files, and one on each file of which lines were left out."""
+        lines = []
+        if self.files:
+            more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
+            file, why = next(iter(self.files.items()))
+            lines.append(f"{file}{more}: {why}, left out")
+        for file, count in self.lines.items():
+            more = f" and {count - 1} more" if count > 1 else ""
+            lines.append(f"{file}: {_unit(file)} {self._first[file].number}{more}: {self._first[file].why}, left out")
+        return lines
 
 
 @dataclass(frozen=True)
@@ -41,7 +90,8 @@ class TextOptions:
     in random order; None for the order in which they are given, and in folders that of their names.  per_document: at
     most so many contexts of each document, its first; None for all.
 
-    left_out: told of each file in a folder that turns out not to be UTF-8, which is then left out; None refuses it.
+    left_out: told of each file in a folder that turns out not to be UTF-8, and of each line and row without text after
+    the first of its file, which are then left out; None refuses them.
     found: of text that is `resolved`, those of its files that lay in folders; None before.
     """
 
@@ -50,7 +100,7 @@ class TextOptions:
     pattern: str | None = None
     shuffle: int | None = None
     per_document: int | None = None
-    left_out: Callable[[Path], object] | None = field(default=None, compare=False, repr=False)
+    left_out: Callable[[Omitted], object] | None = field(default=None, compare=False, repr=False)
     found: frozenset[Path] | None = field(default=None, compare=False, repr=False)
 
     def record(self) -> dict[str, Any]:
@@ -80,14 +130,14 @@ class Fingerprint:
 def pieces(options: TextOptions) -> Iterator[tuple[int, str]]:
     """All documents in order, in pieces: the number of the document, and text.  Empty ones count and give no piece.
 
-    Files that are left out do not count.  InputError, naming file and line, for what cannot be read.
+    What is left out does not count.  InputError, naming file and line, for what cannot be read.
     """
     number, text = 0, resolved(options)
     for file in text.paths:
         if text.left_out is not None and file in (text.found or ()) and is_plain(file) and not is_utf8(file):
-            text.left_out(file)
+            text.left_out(Omitted(file, None, "not UTF-8"))
             continue
-        for document in documents(file, options.column):
+        for document in documents(file, options.column, text.left_out):
             for piece in document:
                 if piece:
                     yield number, piece
@@ -95,8 +145,26 @@ def pieces(options: TextOptions) -> Iterator[tuple[int, str]]:
 
 
 def files(options: TextOptions) -> list[Path]:
-    """All files that will be read, in order; InputError for a path that is not there, or a folder without text."""
-    return list(resolved(options).paths)
+    """All files that will be read, in order.
+
+    InputError for a path that is not there, for a folder without text, and as `refuse_beginnings`.
+    """
+    text = resolved(options)
+    refuse_beginnings(text)
+    return list(text.paths)
+
+
+def refuse_beginnings(text: TextOptions, whole: bool = False) -> None:
+    """InputError for a file of lines or rows, of a text that is `resolved`, whose first has no text.
+
+    whole: whether all of the text will be read: then for a file, too, that lay in no folder and is not UTF-8.
+    """
+    for file in text.paths:
+        if not is_plain(file):
+            next(documents(file, text.column), None)
+        elif whole and file not in (text.found or ()) and not is_utf8(file):
+            for _ in _plain(file):  # says where it is not
+                pass
 
 
 def resolved(options: TextOptions) -> TextOptions:
@@ -183,14 +251,36 @@ def _is_utf8(path: Path, _size: int, _changed: int) -> bool:
     return True
 
 
-def documents(file: Path, column: str) -> Iterator[Iterator[str]]:
-    """The documents of a file, each in pieces."""
-    if _is_table(file):
-        yield from (iter(cut(text)) for text in _table(file, column))
-    elif is_plain(file):
+def documents(file: Path, column: str, left_out: Callable[[Omitted], object] | None = None) -> Iterator[Iterator[str]]:
+    """The documents of a file, each in pieces.
+
+    left_out: told of each line or row without text after the first, which is then left out; None refuses it, as the
+    first always is.
+    """
+    if is_plain(file):
         yield _plain(file)
-    else:
-        yield from (iter(cut(text)) for text in _lines(file, column))
+        return
+    first = True
+    for number, text in (_table if _is_table(file) else _lines)(file, column):
+        if isinstance(text, str):
+            yield iter(cut(text))
+        elif left_out is None or first:
+            raise InputError(f"{file}: {_unit(file)} {number}: {text.why}{text.remedy}")
+        else:
+            left_out(Omitted(file, number, text.why))
+        first = False
+
+
+class Wrong(NamedTuple):
+    """What a line or a row has instead of text.  remedy: words after that for a person who can do something."""
+
+    why: str
+    remedy: str = ""
+
+
+def _unit(file: Path) -> str:
+    """What the parts of a file are called."""
+    return "row" if _is_table(file) else "line"
 
 
 def cut(text: str) -> Iterator[str]:
@@ -220,8 +310,8 @@ def _plain(file: Path) -> Iterator[str]:
     yield held
 
 
-def _lines(file: Path, column: str) -> Iterator[str]:
-    """The text of each line of a .jsonl file."""
+def _lines(file: Path, column: str) -> Iterator[tuple[int, str | Wrong]]:
+    """Number and text of each line of a .jsonl file that is not empty."""
     try:
         with file.open("rb") as opened:
             for number, line in enumerate(opened, start=1):
@@ -230,33 +320,38 @@ def _lines(file: Path, column: str) -> Iterator[str]:
                 try:
                     value = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise InputError(f"{file}: line {number}: not JSON ({brief(error)})") from None
-                yield _text_of(value.get(column) if isinstance(value, dict) else None, f"{file}: line {number}", column)
+                    yield number, Wrong(f"not JSON ({brief(error)})")
+                    continue
+                fields = value if isinstance(value, dict) else {}
+                named = [brief(name) for name, held in fields.items() if isinstance(held, str)][:8]
+                yield number, _text_of(fields.get(column), column, named)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
 
 
-def _text_of(value: Any, where: str, column: str) -> str:
+def _text_of(value: Any, column: str, named: list[str]) -> str | Wrong:
+    """A text; named: fields or columns that may have one instead."""
     if not isinstance(value, str):
-        raise InputError(f"{where}: has no text in {column!r}; --column names the field that has")
+        remedy = f"; --column names one of {', '.join(named)}" if named else "; --column names the field that has"
+        return Wrong(f"has no text in {column!r}", remedy)
     return value.encode("utf-8", "replace").decode()  # JSON may hold halves of surrogate pairs, which are no text
 
 
-def _table(file: Path, column: str) -> Iterator[str]:
-    """The text of each row of a table, decoded by pyarrow batch by batch."""
+def _table(file: Path, column: str) -> Iterator[tuple[int, str | Wrong]]:
+    """Number and text of each row of a table, decoded by pyarrow batch by batch."""
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f"{file}: reading it needs pyarrow: pip install pyarrow")
     import pyarrow as pa
 
-    row = 0
+    row = -1
     try:
         for batch in _batches(file, column):
             if column not in batch.schema.names:
                 names = ", ".join(brief(name) for name in batch.schema.names[:8])
                 raise InputError(f"{file}: has no column {column!r}; --column names one of {names}")
             for value in batch.column(column):
-                yield _text_of(value.as_py(), f"{file}: row {row}", column)
                 row += 1
+                yield row, _text_of(value.as_py(), column, [])
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file}: damaged or cannot be read ({brief(error)})") from None
 

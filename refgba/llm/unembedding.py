@@ -1,14 +1,15 @@
 """Direct effects: what a direction at a site adds to the logits on its way through the residual stream alone.
 
 It takes three things, and each is found by running the model rather than by the names in it: the norm that comes last,
-whether what a site puts out arrives there as it is, and the unembedding.  In the head of a masked model, a dense layer
-and a nonlinearity stand between the stream and the unembedding: nothing arrives as it is, so nothing acts directly.
+whether what a site puts out arrives there as it is, and the unembedding.  What a site puts out may also arrive behind
+that norm, where no norm is between it and the unembedding: so do the last block of GPT-1, which ends in a norm of its
+own and has no other, and the last norm itself.  In the head of a masked model, a dense layer and a nonlinearity stand
+between the stream and the unembedding: nothing arrives as it is, so nothing acts directly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,8 @@ TOKENS = 8  # that the model runs on, at most
 class Ending:
     """How a model ends: the residual stream, the last norm, the unembedding.
 
-    head: the unembedding's name.  norm: the name of the norm whose output the unembedding is given, or None.  size: the
-    root mean square of the stream, which is what the norm is given, or else the unembedding.
+    head: the unembedding's name.  norm: the name of the norm whose output the unembedding is given, or None.  given:
+    what each of these two that there is is given on a few tokens, (1, position, d), by its name.
     """
 
     def __init__(self, model: Model) -> None:
@@ -46,15 +47,12 @@ class Ending:
                 handle = module.register_forward_hook(lambda *given, name=name: out.__setitem__(name, given[2]))
                 hooks.callback(handle.remove)
             self._run()
-        self.given = into[self.head][0]
+        last = into[self.head][0]
         whole = {name: value for name, value in out.items() if isinstance(value, torch.Tensor)}
-        same = [n for n, v in whole.items() if v.shape == self.given.shape and torch.equal(v, self.given)]
+        same = [n for n, v in whole.items() if v.shape == last.shape and torch.equal(v, last)]
         if same:
             self.norm = same[-1]
-        with self._stream() as seen:
-            self._run()
-        self.plain = seen[0]
-        self.size = float(self.plain.float().square().mean().sqrt())
+        self.given = self._inputs()
 
     def _run(self) -> None:
         import torch
@@ -64,27 +62,31 @@ class Ending:
         with torch.inference_mode():
             self.model.forward(ids, torch.ones_like(ids))
 
-    @contextmanager
-    def _stream(self) -> Iterator[list[Any]]:
-        """While it lasts, the stream at its end is kept, (1, position, d)."""
-        last = self.norm or self.head
-        with sites.capturing(self.model.module, [last], "input") as seen:
-            yield seen.setdefault(last, [])
+    def _inputs(self) -> dict[str, Any]:
+        """What the norm, if there is one, and the unembedding are given."""
+        ends = [name for name in (self.norm, self.head) if name is not None]
+        with sites.capturing(self.model.module, ends, "input") as seen:
+            self._run()
+        return {name: seen[name][0] for name in ends}
 
-    def reached_from(self, site: str, of: Of) -> bool:
-        """Whether what is added at a site comes to the end of the stream as it is."""
+    def reached_from(self, site: str, of: Of) -> str | None:
+        """At which of `given` what is added at a site arrives as it is; None where it does at none."""
+        return next((end for end in self.given if self._arrives(site, of, end)), None)
+
+    def _arrives(self, site: str, of: Of, end: str) -> bool:
         import torch
 
-        signs = torch.randint(0, 2, self.plain.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        added = signs.double() * min(LARGE * self.size, LARGEST.get(self.model.dtype, np.inf))
-        added = added.to(self.plain.device)
+        plain = self.given[end]
+        size = float(plain.float().square().mean().sqrt())
+        signs = torch.randint(0, 2, plain.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        added = (signs.double() * min(LARGE * size, LARGEST.get(self.model.dtype, np.inf))).to(plain.device)
 
         def edit(x: Any) -> Any:
             return x + added.to(x.dtype) if x.shape == added.shape else x
 
-        with sites.editing(self.model.module, site, of, edit), self._stream() as seen:
-            self._run()
-        return bool(((seen[0].double() - self.plain.double()) - added).norm() <= CLOSE * added.norm())
+        with sites.editing(self.model.module, site, of, edit):
+            moved = self._inputs()[end]
+        return bool(((moved.double() - plain.double()) - added).norm() <= CLOSE * added.norm())
 
     def scale(self) -> tuple[Any, bool]:
         """The weight of the last norm, (d,), as it acts, and whether the norm takes off the mean.
@@ -94,7 +96,8 @@ class Ending:
         """
         import torch
 
-        d, given = int(self.given.shape[-1]), self.given
+        given = self.given[self.head]
+        d = int(given.shape[-1])
         if self.norm is None:
             return torch.ones(d, device=given.device), False
         last = self.model.module.get_submodule(self.norm)
@@ -116,14 +119,18 @@ class Unembedding:
             self.why_not = f"rows have d = {d}, the unembedding {int(weight.shape[1])}"
             return
         ending = Ending(model)
-        if not ending.reached_from(site, of):
+        end = ending.reached_from(site, of)
+        if end is None:
             what = f"what {site} puts out" if of == "output" else f"what is added to the input of {site}"
             self.why_not = f"{what} does not come to the unembedding as it is, but for a norm"
             if model.kind == "masked":
                 self.why_not += "; the head of a masked model usually changes it"
             return
         self.weight = weight
-        self.scale, self.centred = ending.scale()
+        self.scale: Any = 1.0
+        self.centred = False
+        if end == ending.norm:
+            self.scale, self.centred = ending.scale()
 
     def effects(self, direction: Array) -> Any:
         """Logits (vocabulary,) that a direction (d,) adds, up to the final norm's size, their mean taken off."""

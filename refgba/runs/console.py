@@ -15,7 +15,7 @@ import click
 import numpy as np
 
 from refgba.data.remarks import remarks, statistics
-from refgba.data.store import Store
+from refgba.data.store import META, Store, open_store
 from refgba.errors import InputError
 from refgba.runs import interrupts
 from refgba.runs.demo import Demo
@@ -118,6 +118,13 @@ def remark(text: str) -> None:
     line(f"Note: {text}", err=True)
 
 
+def remark_unfinished(*paths: Path) -> None:
+    """A remark on each store that has not been written to its end."""
+    for path in paths:
+        if (path / META).is_file() and (unfinished := open_store(path).unfinished) is not None:
+            remark(unfinished)
+
+
 @contextmanager
 def counting(label: str, rows: int) -> Iterator[Callable[[int], object]]:
     """A progress bar over rows, on stderr; yields what to call with the number of rows done."""
@@ -207,7 +214,7 @@ def what(run: Launch, expected: Forecast) -> str:
 
 
 def train(run: Launch) -> int:
-    """Train with a progress bar; returns the last step that was taken, 0 where all had been, which is told."""
+    """Train with a progress bar; returns the last step that was taken, 0 where all had been."""
     last = 0
     foretell(run)
     with (
@@ -219,8 +226,6 @@ def train(run: Launch) -> int:
         for progress in run.steps(stop):
             bar.update(progress.step - last, progress)
             last = progress.step
-    if not last:
-        remark(f"the run has done its {run.config.steps} steps; --steps extends it")
     return last
 
 

@@ -35,10 +35,14 @@ FIELDS: Table = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What is to be held out: a share of the rows, or all rows of other data; left out, SHARE of rows that are many."""
+    """What is to be held out: a share of the rows, or all rows of other data; left out, SHARE of rows that are many.
+
+    remedy: what to do where rows are few, for a person.
+    """
 
     share: float | None = None
     data: Path | None = None
+    remedy: str = "--held-out DATA names others to judge on, --held-out-share a larger share"
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,7 @@ def keep_back(
     kept = hold_out(data, share)
     rows = len(kept.held_out)
     if choice.share is None and rows < FEWEST:
-        say(
-            f"no rows are held out: {share:g} of {len(data)} rows is fewer than {FEWEST}; --held-out DATA names others "
-            "to judge on, --held-out-share a larger share"
-        )
+        say(f"no rows are held out: {share:g} of {len(data)} rows is fewer than {FEWEST}; {choice.remedy}")
         return data, None
     if not rows:
         raise InputError(f"a share of {share:g} of {len(data)} rows is no row to judge on; choose a larger one, or 0")

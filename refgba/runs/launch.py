@@ -35,6 +35,10 @@ NOTHING = held_out.Choice(share=0)
 COMPILING = "Loading numba, which compiles the first time on a machine, for some 20 s"
 
 
+class LargeBatch(InputError):
+    """A batch is more than all rows to train on."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """A run that is ready to train.
@@ -103,10 +107,10 @@ class Plan:
         return Launch(self.path, config, checked, self.backend, steps, name, tuple(remarks), 0, kept, ranks)
 
     def refuse_batch(self, rows: int, kept: int = 0) -> None:
-        """InputError where a batch is more than all rows to train on.  kept: how many others are held out."""
+        """LargeBatch where a batch is more than all rows to train on.  kept: how many others are held out."""
         if self.config.batch > rows:
             besides = f" beside the {kept} held out" if kept else ""
-            raise InputError(
+            raise LargeBatch(
                 f"batch {self.config.batch} is more than the {rows} rows to train on{besides}; choose --batch {rows} "
                 "or less"
             )

@@ -59,6 +59,8 @@ class Output(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path, if nothing refuses it."""
+        if value == "":  # of a variable that is not set; a Path would be this folder
+            self.fail("is empty; name a file or a folder", param, ctx)
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if str(path) == "-" != value:
             path = path.absolute()  # of "./-": a Path forgets the dot

@@ -63,6 +63,14 @@ class Saving:
 class TrainingError(RuntimeError):
     """Training cannot go on: it diverged, or its folder cannot be written.  The message is one line."""
 
+    def __init__(self, what: str, remedy: str, goes_on: bool = False) -> None:
+        """what: what happened.  remedy: what can be done.  goes_on: whether the run then goes on from where it is."""
+        super().__init__(what, remedy, goes_on)
+        self.what, self.remedy, self.goes_on = what, remedy, goes_on
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.remedy}"
+
 
 def train_run(
     data: Activations,
@@ -204,7 +212,9 @@ class Training:
             if self.path is None:
                 raise
             raise TrainingError(
-                f"{self.path}: step {state.t}: {error.strerror or error}; the run is not complete, {self._resumable()}"
+                f"{self.path}: step {state.t}: {error.strerror or error}",
+                f"the run is not complete, {self._resumable()}",
+                True,
             ) from None
 
     def _batches(self, state: Any) -> Generator[Any]:
@@ -220,7 +230,7 @@ class Training:
     def _progress(self, state: Any, metrics: gba.Metrics) -> Progress:
         loss, config = float(metrics.loss), self.config
         if not math.isfinite(loss):
-            raise TrainingError(f"step {state.t}: the loss is {loss}; {REMEDY}")
+            raise TrainingError(f"step {state.t}: the loss is {loss}", REMEDY)
         counters, own = self.backend.counters(state), self.ranks.own(config.width)
         frequency, groups = counters.counts / counters.rows, METHODS[config.method].groups(config)
         met = 0 if groups is None else np.count_nonzero(frequency <= groups.target[groups.group[own]])
@@ -252,7 +262,7 @@ class Training:
         # `_progress` sees few losses, of one step ago.
         broken = [name for name, array in host.params.arrays().items() if not np.isfinite(array).all()]
         for parameter in [name for names in self.ranks.everyone(broken) for name in names]:
-            raise TrainingError(f"step {state.t}: {parameter} is not finite; {REMEDY}")
+            raise TrainingError(f"step {state.t}: {parameter} is not finite", REMEDY)
         if self.path:
             checkpoints.save(self.path, host, self.origin(), self.saving.keep, self.data.centre, self.ranks)
         self.saved = state.t

@@ -12,11 +12,11 @@ import click
 from refgba.data import files
 from refgba.errors import InputError
 from refgba.llm.dashboard.features import Features, open_dictionary, open_fitting, survey_features
-from refgba.llm.dashboard.folder import write_dashboard
-from refgba.llm.dashboard.logits import Effects, direct_effects
+from refgba.llm.dashboard.folder import directions, write_dashboard
+from refgba.llm.dashboard.logits import Effects, acting, direct_effects
 from refgba.llm.dashboard.others import FORMATS, write_delphi, write_features
 from refgba.llm.dashboard.survey import Choice
-from refgba.llm.records import Harvest
+from refgba.llm.models import Model, open_model
 from refgba.runs import console
 from refgba.runs.options import json_option, output_option
 
@@ -40,14 +40,8 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def surveyed(run: Path, store: Path, choice: dict[str, Any]) -> Features:
     """The neurons of RUN on STORE; remarks about what a user should know."""
     features = survey_features(run, store, Choice(**choice), console.counting)
-    remark_unfinished(features.harvest)
+    console.remark_unfinished(store)
     return features
-
-
-def remark_unfinished(harvest: Harvest) -> None:
-    """Say so where more rows are to come."""
-    if harvest.store.unfinished is not None:
-        console.remark(harvest.store.unfinished)
 
 
 @click.command("dashboard")
@@ -66,19 +60,32 @@ def dashboard_command(
     RUN is a run, a checkpoint, or the folder of a dictionary of any library; STORE is of `refgba harvest`.  With MODEL,
     that of the harvest, also the logits that each neuron promotes and suppresses directly.
     """
+    opened = fitting(run, store, model, device, other)
     features = surveyed(run, store, choice)
-    effects = on_logits(features, model, device)
+    effects = on_logits(features, opened)
     write_dashboard(features, out, effects, other, console.counting)
     if as_json:
         return click.echo(json.dumps(summary(features) | {"page": str(out / "index.html")}))
     return console.line(f"Wrote {out}: {features.M} neurons on {features.rows} rows; open {out / 'index.html'}")
 
 
-def on_logits(features: Features, model: str | None, device: str) -> Effects | None:
+def fitting(run: Path, store: Path, model: str | None, device: str, other: Path | None = None) -> Model | None:
+    """The model, open, if there is one; InputError, before all rows are read, for anything that does not fit."""
+    harvest = open_fitting(run, open_dictionary(run)[0], store)
+    if other is not None:
+        directions(other, harvest)
+    if model is None:
+        return None
+    opened = open_model(model, "float32", device)
+    acting(opened, harvest)
+    return opened
+
+
+def on_logits(features: Features, model: Model | None) -> Effects | None:
     """The direct effects in a model, None without one, with a remark if it is not the model that was harvested."""
     if model is None:
         return None
-    return direct_effects(features, model, device, counting=console.counting, say=console.remark)
+    return direct_effects(features, model, counting=console.counting, say=console.remark)
 
 
 def summary(features: Features) -> dict[str, Any]:
@@ -116,12 +123,13 @@ def features_command(
             raise InputError("delphi's files hold no effects on logits: leave MODEL out")
         dictionary, _ = open_dictionary(run)
         harvest = open_fitting(run, dictionary, store)
-        remark_unfinished(harvest)
+        console.remark_unfinished(store)
         count = write_delphi(dictionary, harvest, out, counting=console.counting)
         facts: dict[str, Any] = {"neurons": len(dictionary.W_enc), "rows": len(harvest), "activations": count}
     else:
+        opened = fitting(run, store, model, device)
         features = surveyed(run, store, choice)
-        effects = on_logits(features, model, device)
+        effects = on_logits(features, opened)
         write_features(features, out, format, effects, console.counting)
         facts = summary(features)
     if as_json:

@@ -17,7 +17,7 @@ from refgba.formats.dictionary import Dictionary
 from refgba.formats.trained import from_params
 from refgba.llm.dashboard.examples import Examples, batches, examples
 from refgba.llm.dashboard.survey import Choice, Survey, survey
-from refgba.llm.matching import refuse_other_site, run_about
+from refgba.llm.matching import origin_of, refuse_other_site
 from refgba.llm.records import Harvest, open_harvest
 from refgba.runs import folder
 from refgba.runs.judging import Counting, silent
@@ -114,7 +114,7 @@ def fingerprint(dictionary: Dictionary, harvest: Harvest) -> str:
 def open_fitting(network: Path, dictionary: Dictionary, store: Path) -> Harvest:
     """The store, if it can be what the network was trained on: of its d and, where that is known, of its site."""
     harvest = open_harvest(store, dictionary.W_enc.shape[1])
-    refuse_other_site(run_about(network), harvest, network)
+    refuse_other_site(origin_of(network), harvest, network)
     return harvest
 
 

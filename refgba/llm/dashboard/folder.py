@@ -24,7 +24,8 @@ from refgba.llm.dashboard.features import Features, fingerprint, open_dictionary
 from refgba.llm.dashboard.logits import Effects
 from refgba.llm.dashboard.neighbours import nearest
 from refgba.llm.dashboard.survey import LOWEST, PER_OCTAVE
-from refgba.llm.records import open_harvest
+from refgba.llm.matching import origin_of, refuse_other_site
+from refgba.llm.records import Harvest, open_harvest
 from refgba.report.neurons import deflated, float_words, packed
 from refgba.report.page import Html, Section, data_script, element, join, json_text, page, pager
 from refgba.report.words import percent, rounded
@@ -55,12 +56,12 @@ def write_dashboard(
     """Write the page of a network's neurons to the new folder `out`.
 
     effects: what each neuron does to logits.  other: another network of the same d, such as another seed's run, in
-    which each neuron's nearest is looked up.  InputError for a folder that is not empty, and for another d.
+    which each neuron's nearest is looked up.  InputError for a folder that is not empty, and as `directions`.
     """
     out, other = Path(out), None if other is None else Path(other)
     refuse_full_folder(out)
     V = features.dictionary.W_dec
-    agreeing = None if other is None else Near(*nearest(V, _directions(other, V.shape[1]), 1))
+    agreeing = None if other is None else Near(*nearest(V, directions(other, features.harvest), 1))
     near = Near(*nearest(V, None, NEAR))
     with output_folder(out) as folder:
         words: dict[str, int] = {}
@@ -91,10 +92,12 @@ def is_of(page: Path, network: Path, store: Path) -> bool:
         raise InputError(f"{page}: cannot be read ({error.strerror or error})") from None
 
 
-def _directions(path: Path, d: int) -> Array:
-    V = open_dictionary(path)[0].W_dec
+def directions(other: Path, harvest: Harvest) -> Array:
+    """Decoder rows (any, d) of another network; InputError for one of another d or site than that of the store."""
+    V, d = open_dictionary(other)[0].W_dec, harvest.store.d
     if V.shape[1] != d:
-        raise InputError(f"{path}: is for rows of d = {V.shape[1]}, not {d}")
+        raise InputError(f"{other}: is for rows of d = {V.shape[1]}, not {d}")
+    refuse_other_site(origin_of(other), harvest, other)
     return V
 
 

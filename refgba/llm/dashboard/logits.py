@@ -12,6 +12,7 @@ from refgba.errors import InputError
 from refgba.llm import sites
 from refgba.llm.dashboard.features import Features
 from refgba.llm.models import Model, open_model
+from refgba.llm.records import Harvest
 from refgba.llm.unembedding import Unembedding
 from refgba.runs.judging import Counting, silent
 from refgba.types import Float64, Int64
@@ -52,6 +53,16 @@ class Effects:
         return "\n".join(lines)
 
 
+def acting(model: Model, harvest: Harvest) -> Unembedding:
+    """What directions at a harvest's site do to a model's logits directly; InputError where they do nothing so."""
+    site, of = harvest.settings["site"], harvest.settings["of"]
+    sites.find(model.module, (site,), model.name)
+    unembedding = Unembedding(model, site, of, harvest.store.d)
+    if unembedding.why_not is not None:
+        raise InputError(f"{model.name}: no direct effects on logits: {unembedding.why_not}; leave MODEL out")
+    return unembedding
+
+
 def direct_effects(
     features: Features, model: str | Model, device: str = "auto", count: int = COUNT, counting: Counting = silent,
     say: Callable[[str], object] = id,
@@ -64,14 +75,11 @@ def direct_effects(
     """
     import torch
 
-    V, settings = features.dictionary.W_dec, features.harvest.settings
+    V = features.dictionary.W_dec
     opened = open_model(model, "float32", device) if isinstance(model, str) else model
+    unembedding = acting(opened, features.harvest)
     if (differs := opened.differs_from(features.harvest.about)) is not None:
         say(differs)
-    sites.find(opened.module, (settings["site"],), opened.name)
-    unembedding = Unembedding(opened, settings["site"], settings["of"], V.shape[1])
-    if unembedding.why_not is not None:
-        raise InputError(f"{opened.name}: no direct effects on logits: {unembedding.why_not}; leave MODEL out")
     # They are linear in the direction: those of the axes give those of all.
     axes = torch.stack([unembedding.effects(axis) for axis in np.eye(V.shape[1], dtype=np.float32)])  # (d, vocabulary)
     known = min(len(opened.tokenizer.tokenizer), axes.shape[1])  # an unembedding may be padded beyond that
@@ -79,7 +87,7 @@ def direct_effects(
     parts: list[list[Any]] = [[], [], [], [], []]
     with counting("effects on logits", len(V)) as tick, torch.inference_mode():
         for start in range(0, len(V), step):
-            rows = torch.from_numpy(np.ascontiguousarray(V[start : start + step], np.float32)).to(axes.device)
+            rows = torch.from_numpy(np.array(V[start : start + step], np.float32)).to(axes.device)
             logits = (rows @ axes)[:, :known]  # (n, known)
             high, low = logits.topk(count, dim=1), logits.topk(count, dim=1, largest=False)
             bars = torch.stack([torch.histc(row, BINS) for row in logits.cpu()])
