@@ -28,7 +28,7 @@ def sections(folder: Path, table: Table) -> Iterator[str]:
 def loss_recovered(data: dict[str, Any], table: Table) -> str:
     """What a language model loses by networks at some sites."""
     heads = (
-        "site", "network", "rows centred", "seed", "learning rate", "L0", "KL, nats per token",
+        "site", "network", "rows centred", "seed", "learning rate", "told", "L0", "KL, nats per token",
         "loss recovered of zeros, %", "lowest", "highest", "of the mean row, %", "lowest", "highest",
         "L0 on rows held out", "FVU of rows held out",
     )  # fmt: skip
@@ -42,7 +42,8 @@ def loss_recovered(data: dict[str, Any], table: Table) -> str:
             "yes" if trained["centred"] else "no",
             str(trained["seed"]),
         )
-        numbers = f"{trained['lr']:g}", f"{network['l0']:.1f}", f"{kept['spliced']['kl']['value']:.4f}"
+        told = "" if trained["method"] == "gba" and kind != "measured" else str(trained.get("told", trained.get("k")))
+        numbers = f"{trained['lr']:g}", told, f"{network['l0']:.1f}", f"{kept['spliced']['kl']['value']:.4f}"
         held_out = f"{network['held_out']['l0']:.1f}", f"{network['held_out']['fvu_of_rows']:.4f}"
         rows.append((*of_run, *numbers, *(f"{100 * share:.1f}" for share in shares), *held_out))
     first = networks[0][1]
@@ -52,10 +53,11 @@ def loss_recovered(data: dict[str, Any], table: Table) -> str:
         f"What {first['model']} loses when the output of an MLP is replaced by its reconstruction, at all positions "
         f"but the first of a context: {first['tokens']} tokens, at most {data['contexts_per_document']} contexts of "
         f"each of {first['documents']} {corpus}, with 95% intervals over these.  Networks have {data['width']} neurons "
-        f"and took {trained['steps']} steps on {trained['rows']} rows of other {corpus}.  TopK and BatchTopK got as K, "
-        "and GBA by the recipe measured as l0, the L0 that GBA by its defaults has on this text, and the first two the "
-        "learning rate that suits them best at such sites; BatchTopK and the recipe measured, whose thresholds are "
-        "fixed, let another number of neurons through here.  Rows held out are of the documents that "
+        f"and took {trained['steps']} steps on {trained['rows']} rows of other {corpus}.  The L0 that GBA by its defaults "
+        "has on this text is what the others are to have: TopK by its K, and BatchTopK and GBA by the recipe measured, "
+        "whose thresholds are fixed and let more neurons through here than where they were trained, by the K and the l0 "
+        "that they were told (`told`).  TopK and BatchTopK have the learning rate that suits them best at such sites.  "
+        "Rows held out are of the documents that "
         "were trained on, where GBA has fewer active neurons than on this text: there FVU is not at one L0.  It is "
         f"that of rows as the model has them, whether a network takes them centred or not.  {words}\n\n"
         f"[{LOSS}]({LOSS}) has every number.  `python benchmarks/llm.py MODEL STORE --text TEXT -o FILE` measures them "
