@@ -217,6 +217,8 @@ def own_targets(state: State, x: Rows | None) -> Float64 | None:
         raise measured.no_rows()
     rows = arrived(state, x)[: measured.ROWS]
     z = product_of(state, rows) * state.theta["a"]
+    if state.config.relative:
+        z /= measured.peaks(state.theta["a"], state.theta["b"], state.peaks) ** state.config.relative
 
     def count() -> float:
         V = state.theta.get("W_dec", state.theta["W"])

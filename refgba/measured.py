@@ -9,9 +9,15 @@ is measured again and again:
     rarest     no p_m is below RAREST l0 / M, so that a neuron that is never among them stays alive, and can turn
     active     l0 is `GBAConfig.l0`, or with 0 what nonnegative matching pursuit counts: how many features a row shows,
                and some more for what pursuit leaves and cannot tell from noise
+    relative   before they are ranked, products may be divided by a power of their neuron's peak, `GBAConfig.relative`
 
 At the end all neurons have about the same threshold, in terms of a_m z_m.  That is BatchTopK's rule; but there the rows
 of a batch compete, and a neuron that loses gets no gradient, while here biases move slowly, and no target is zero.
+
+One threshold for all suits the reconstruction: it is worth most where a_m z_m is largest.  But a neuron that is strong
+on its feature is then also active on rows where it hardly answers, at a tenth of its peak, and these show anything.
+With `relative` = 1 thresholds are the same share of each neuron's peak.  Neurons mean one thing more often, and
+reconstruct worse; what lies between 0 and 1 lies between in both.
 
 `Shares` is a part of the state of a run, and `own_targets` what happens to it just before line 6 of Algorithm 1.  What
 these targets do to recovery and reconstruction is in benchmarks/recipe.md.
@@ -28,6 +34,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from scipy.special import ndtri
 
+from refgba.bias import Buffer
 from refgba.config import GBAConfig
 from refgba.errors import InputError
 from refgba.sae import Params
@@ -43,6 +50,7 @@ RAREST = 1 / 16  # lowest target, as a share of the mean one, l0 / M
 UNTOLD = 1 / 12  # share of d: l0 where pursuit leaves all of the rows, as in random directions, so that it begins there
 MOST = 0.5  # share of the d dimensions: pursuit takes no more often from a row
 BY_CHANCE = 0.01  # how often pursuit would take a feature from noise
+SMALLEST = 1e-12  # lowest peak that is divided by
 LEAST = 1e-3  # nor does it take less than this of a row of unit norm: the rest of an exact sum is rounding
 
 
@@ -84,6 +92,7 @@ class Run(Protocol):
 
     config: GBAConfig
     params: Params
+    buffer: Buffer
     shares: Shares | None
 
 
@@ -98,6 +107,8 @@ def own_targets(run: Run, x: Array | None, gather: Callable[[Array], Array] | No
         raise no_rows()
     params, xc = run.params, x[:ROWS] - run.params.b_pre  # (L, d)
     z = params.a * (xc @ params.W.T)  # (L, M)   a_m z_m
+    if run.config.relative:
+        z = z / peaks(params.a, params.b, run.buffer.peaks.astype(z.dtype)) ** run.config.relative
     look = partial(ranked, z, gather=gather), partial(counted, x[:PURSUED], params.V)
     return targets(run.shares, run.config, *look)
 
@@ -105,6 +116,14 @@ def own_targets(run: Run, x: Array | None, gather: Callable[[Array], Array] | No
 def no_rows() -> InputError:
     """The error of an `adapt` that has to measure targets, on nothing."""
     return InputError("targets are measured on the rows of a step, and `adapt` was given none")
+
+
+def peaks(a: Array, b: Array, r: Array) -> Array:
+    """The largest |a_m| z_m since the last adaptation, (M,), from the peaks r (M,) of Algorithm 2.
+
+    r_m is the largest y_m = z_m + b_m, or 0 where none was above it; then what z_m did not exceed is taken, -b_m.
+    """
+    return np.maximum(abs(a) * (r - b), SMALLEST)
 
 
 def ranked(z: Array, l0: float, gather: Callable[[Array], Array] | None = None) -> Float64:
