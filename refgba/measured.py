@@ -34,7 +34,6 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from scipy.special import ndtri
 
-from refgba.bias import Buffer
 from refgba.config import GBAConfig
 from refgba.errors import InputError
 from refgba.sae import Params
@@ -50,21 +49,27 @@ RAREST = 1 / 16  # lowest target, as a share of the mean one, l0 / M
 UNTOLD = 1 / 12  # share of d: l0 where pursuit leaves all of the rows, as in random directions, so that it begins there
 MOST = 0.5  # share of the d dimensions: pursuit takes no more often from a row
 BY_CHANCE = 0.01  # how often pursuit would take a feature from noise
-SMALLEST = 1e-12  # lowest peak that is divided by
+FADING = 0.95  # what a look leaves of a peak: those of rare neurons last for some tens of looks
+LOWEST = 1e-3  # no product is divided by a lower peak
 LEAST = 1e-3  # nor does it take less than this of a row of unit norm: the rest of an exact sum is rounding
 
 
 @dataclass
 class Shares:
-    """What was seen so far.  p: (M,) running means of the shares.  active: of pursuit's counts.  looks: how many."""
+    """What was seen so far.
+
+    p: (M,) running means of the shares.  active: of pursuit's counts.  looks: how many.  peaks: (M,) the highest
+    a_m z_m, which fade from look to look; zeros unless thresholds are relative.
+    """
 
     M: int
     active: float = 0.0
     looks: int = 0
     p: Float64 = field(init=False)
+    peaks: Float64 = field(init=False)
 
     def __post_init__(self) -> None:
-        self.p = np.zeros(self.M)
+        self.p, self.peaks = np.zeros(self.M), np.zeros(self.M)
 
 
 def first(config: GBAConfig, M: int) -> Shares | None:
@@ -92,7 +97,6 @@ class Run(Protocol):
 
     config: GBAConfig
     params: Params
-    buffer: Buffer
     shares: Shares | None
 
 
@@ -108,7 +112,7 @@ def own_targets(run: Run, x: Array | None, gather: Callable[[Array], Array] | No
     params, xc = run.params, x[:ROWS] - run.params.b_pre  # (L, d)
     z = params.a * (xc @ params.W.T)  # (L, M)   a_m z_m
     if run.config.relative:
-        z = z / peaks(params.a, params.b, run.buffer.peaks.astype(z.dtype)) ** run.config.relative
+        z = z / divisors(run.shares, run.config, z.max(axis=0)).astype(z.dtype)
     look = partial(ranked, z, gather=gather), partial(counted, x[:PURSUED], params.V)
     return targets(run.shares, run.config, *look)
 
@@ -118,12 +122,11 @@ def no_rows() -> InputError:
     return InputError("targets are measured on the rows of a step, and `adapt` was given none")
 
 
-def peaks(a: Array, b: Array, r: Array) -> Array:
-    """The largest |a_m| z_m since the last adaptation, (M,), from the peaks r (M,) of Algorithm 2.
-
-    r_m is the largest y_m = z_m + b_m, or 0 where none was above it; then what z_m did not exceed is taken, -b_m.
-    """
-    return np.maximum(abs(a) * (r - b), SMALLEST)
+def divisors(shares: Shares, config: GBAConfig, highest: Array) -> Float64:
+    """What products are divided by where thresholds are relative, (M,), after a look whose highest are highest (M,)."""
+    shares.peaks = np.maximum(FADING * shares.peaks, highest)
+    divided: Float64 = np.maximum(shares.peaks, LOWEST) ** config.relative
+    return divided
 
 
 def ranked(z: Array, l0: float, gather: Callable[[Array], Array] | None = None) -> Float64:

@@ -122,11 +122,10 @@ def test_a_neuron_moves_towards_its_own_target():
     np.testing.assert_allclose(state.params.b, [-0.1 - 0.1 * 0.9, -0.1, -0.1 + 0.1 * 0.85])
 
 
-def test_a_peak_is_the_largest_product_since_the_last_adaptation():
-    """y of 0.4 under a bias of -0.1 is z of 0.5; where y was never above 0, z did not exceed -b."""
-    found = measured.peaks(np.array([2.0, -2.0, 0.5]), np.array([-0.1, -0.1, -0.3]), np.array([0.4, 0.4, 0]))
-    np.testing.assert_allclose(found, [1, 1, 0.15])
-    assert measured.peaks(np.zeros(1), np.zeros(1), np.zeros(1)) > 0
+def test_peaks_are_the_highest_products_and_fade():
+    shares, config = Shares(2), replace(CONFIG, width=2, l0=1.0, relative=0.5)
+    np.testing.assert_allclose(measured.divisors(shares, config, np.array([0.25, 0])), [0.5, measured.LOWEST**0.5])
+    np.testing.assert_allclose(measured.divisors(shares, config, np.array([0.01, 0.36])) ** 2, [0.25 * 0.95, 0.36])
 
 
 def test_a_weak_neuron_outranks_a_strong_one_where_it_is_nearer_to_its_peak():
@@ -138,7 +137,7 @@ def test_a_weak_neuron_outranks_a_strong_one_where_it_is_nearer_to_its_peak():
     for relative, share in ((0.0, [2 / 3, 0]), (1.0, [1 / 3, 1 / 3])):
         config = replace(CONFIG, width=2, l0=2 / 3, relative=relative)
         state = gba.init(Params(np.eye(3)[:2], np.ones(2), np.full(2, -0.1), np.zeros(3), np.eye(3)[:2]), config)
-        gba.step(replace(state, config=replace(config, lr=0.0)), x)
+        state.buffer.add(x[:, :2])
         gba.adapt(state, x)
         np.testing.assert_allclose(state.shares.p, share)
 
@@ -171,6 +170,8 @@ def test_every_backend_measures_the_same_targets(name, dtype, more):
             assert np.corrcoef(host.shares.p, twin.shares.p)[0, 1] > 0.9
         again = backend.export(backend.restore(host))
         np.testing.assert_array_equal(again.shares.p, host.shares.p)
+        np.testing.assert_array_equal(again.shares.peaks, host.shares.peaks)
+        assert host.shares.peaks.any() == bool(config.relative)
 
 
 @every_engine
@@ -254,7 +255,7 @@ def test_a_run_of_the_recipe_is_judged_reported_and_exported(cli, data, tmp_path
     assert cli("export", run, "-o", tmp_path / "out", "--format", "saelens").exit_code == 0
 
 
-@pytest.mark.parametrize("more", [("--l0", 5), ()], ids=["given", "counted"])
+@pytest.mark.parametrize("more", [("--l0", 5), (), ("--relative", 1)], ids=["given", "counted", "relative"])
 def test_a_run_that_goes_on_is_the_run_that_did_not_stop(cli, data, tmp_path, more):
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert cli("train", data, "-o", whole, *QUICK, *more, "--checkpoint-every", 15, "--keep", 9).exit_code == 0
