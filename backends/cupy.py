@@ -218,6 +218,9 @@ def own_targets(state: State, x: Rows | None) -> Float64 | None:
         raise measured.no_rows()
     rows = arrived(state, x)[: measured.ROWS]
     z = product_of(state, rows) * state.theta["a"]
+    if state.config.relative:
+        highest = cp.asnumpy(z.max(axis=0))
+        z /= cp.asarray(measured.divisors(state.shares, state.config, highest).astype(highest.dtype))
 
     def count() -> float:
         V = state.theta.get("W_dec", state.theta["W"])

@@ -156,6 +156,9 @@ class GBAConfig(Settings):
     lr_decay: float = _setting(0.0, "ours: share of each phase, to its end, over which lr falls linearly to zero")
     targets_from: Source = _setting("groups", "ours: data measures a target for each neuron, in place of its group's")
     l0: float = _setting(0.0, "ours, targets from data: active neurons per row; 0 takes as many as rows show features")
+    relative: float = _setting(
+        0.0, "ours, targets from data: how far thresholds are relative to each neuron's peak, from 0, not, to 1, wholly"
+    )
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
         yield from super()._rules()
@@ -165,12 +168,14 @@ class GBAConfig(Settings):
             yield 0 < getattr(self, name) < 1, f"{name} must lie strictly between 0 and 1, not {getattr(self, name)}"
         yield self.groups == 1 or self.htf > self.ltf, f"htf ({self.htf}) must be above ltf ({self.ltf})"
         yield from self._not_negative("gamma_minus", "gamma_plus", "eps")
-        yield from self._shares("floor", "form", "hold")
+        yield from self._shares("floor", "form", "hold", "relative")
         yield 0 <= self.l0 <= self.width, f"l0 must lie between 0 and width ({self.width}), not {self.l0}"
-        yield (
-            self.targets_from == "data" or not self.l0,
-            f"l0 ({self.l0:g}) is for measured targets, and here they are the groups': choose the recipe measured",
-        )
+        for name in ("l0", "relative"):
+            given = f"{name} ({getattr(self, name):g})"
+            yield (
+                self.targets_from == "data" or not getattr(self, name),
+                f"{given} is for measured targets, and here they are the groups': choose the recipe measured",
+            )
 
     def target(self) -> Float64:
         """The target activation frequency of each group, (K,)."""

@@ -9,9 +9,15 @@ is measured again and again:
     rarest     no p_m is below RAREST l0 / M, so that a neuron that is never among them stays alive, and can turn
     active     l0 is `GBAConfig.l0`, or with 0 what nonnegative matching pursuit counts: how many features a row shows,
                and some more for what pursuit leaves and cannot tell from noise
+    relative   before they are ranked, products may be divided by a power of their neuron's peak, `GBAConfig.relative`
 
 At the end all neurons have about the same threshold, in terms of a_m z_m.  That is BatchTopK's rule; but there the rows
 of a batch compete, and a neuron that loses gets no gradient, while here biases move slowly, and no target is zero.
+
+One threshold for all suits the reconstruction: it is worth most where a_m z_m is largest.  But a neuron that is strong
+on its feature is then also active on rows where it hardly answers, at a tenth of its peak, and these show anything.
+With `relative` = 1 thresholds are the same share of each neuron's peak.  Neurons mean one thing more often, and
+reconstruct worse; what lies between 0 and 1 lies between in both.
 
 `Shares` is a part of the state of a run, and `own_targets` what happens to it just before line 6 of Algorithm 1.  What
 these targets do to recovery and reconstruction is in benchmarks/recipe.md.
@@ -43,20 +49,27 @@ RAREST = 1 / 16  # lowest target, as a share of the mean one, l0 / M
 UNTOLD = 1 / 12  # share of d: l0 where pursuit leaves all of the rows, as in random directions, so that it begins there
 MOST = 0.5  # share of the d dimensions: pursuit takes no more often from a row
 BY_CHANCE = 0.01  # how often pursuit would take a feature from noise
+FADING = 0.95  # what a look leaves of a peak: those of rare neurons last for some tens of looks
+LOWEST = 1e-3  # no product is divided by a lower peak
 LEAST = 1e-3  # nor does it take less than this of a row of unit norm: the rest of an exact sum is rounding
 
 
 @dataclass
 class Shares:
-    """What was seen so far.  p: (M,) running means of the shares.  active: of pursuit's counts.  looks: how many."""
+    """What was seen so far.
+
+    p: (M,) running means of the shares.  active: of pursuit's counts.  looks: how many.  peaks: (M,) the highest
+    a_m z_m, which fade from look to look; zeros unless thresholds are relative.
+    """
 
     M: int
     active: float = 0.0
     looks: int = 0
     p: Float64 = field(init=False)
+    peaks: Float64 = field(init=False)
 
     def __post_init__(self) -> None:
-        self.p = np.zeros(self.M)
+        self.p, self.peaks = np.zeros(self.M), np.zeros(self.M)
 
 
 def first(config: GBAConfig, M: int) -> Shares | None:
@@ -98,6 +111,8 @@ def own_targets(run: Run, x: Array | None, gather: Callable[[Array], Array] | No
         raise no_rows()
     params, xc = run.params, x[:ROWS] - run.params.b_pre  # (L, d)
     z = params.a * (xc @ params.W.T)  # (L, M)   a_m z_m
+    if run.config.relative:
+        z = z / divisors(run.shares, run.config, z.max(axis=0)).astype(z.dtype)
     look = partial(ranked, z, gather=gather), partial(counted, x[:PURSUED], params.V)
     return targets(run.shares, run.config, *look)
 
@@ -105,6 +120,13 @@ def own_targets(run: Run, x: Array | None, gather: Callable[[Array], Array] | No
 def no_rows() -> InputError:
     """The error of an `adapt` that has to measure targets, on nothing."""
     return InputError("targets are measured on the rows of a step, and `adapt` was given none")
+
+
+def divisors(shares: Shares, config: GBAConfig, highest: Array) -> Float64:
+    """What products are divided by where thresholds are relative, (M,), after a look whose highest are highest (M,)."""
+    shares.peaks = np.maximum(FADING * shares.peaks, highest)
+    divided: Float64 = np.maximum(shares.peaks, LOWEST) ** config.relative
+    return divided
 
 
 def ranked(z: Array, l0: float, gather: Callable[[Array], Array] | None = None) -> Float64:

@@ -53,6 +53,7 @@ FIXED: dict[str, Any] = {
     "untied": True,
 }
 ADAPTATIONS = 150  # about so many per run; a shorter run has one per step
+OFTEN = 400  # adaptations of a run whose thresholds are relative, each as far as one of ADAPTATIONS
 TRAVEL = 3.75  # how far a bias can move over a run, in peaks of its neuron: γ times the number of adaptations
 BLOCK = 2**24  # cosines in memory at a time: 128 MB in float64
 
@@ -216,8 +217,16 @@ def measured(d: int, **given: Any) -> GBAConfig:
     There is no forming: neurons begin as BatchTopK's do, untied at a_init = 0.5, and all are trained to reconstruct
     from the first step.  M, `adapt_every` and γ are as by default.  b_init lets a random neuron fire on as large a
     share of the rows as the mean target, l0 / M, if w . x is normal; without an l0, that begins at d UNTOLD.
+
+    With relative thresholds biases adapt OFTEN, with the same γ.  What many rows share is worth much to the
+    reconstruction on all of them, but no row is near the peak of it; training would make some neurons dense faster than
+    150 adaptations can forbid it.
     """
     settings = MEASURED | given
+    if settings.get("relative") and "adapt_every" not in given:
+        steps = GBAConfig(**settings).steps
+        gamma = TRAVEL / ADAPTATIONS
+        settings = {"gamma_minus": gamma, "gamma_plus": gamma, "adapt_every": max(1, round(steps / OFTEN))} | settings
     sized = {name: settings[name] for name in ("width", "steps", "adapt_every") if name in settings}
     names = ("width", "adapt_every", "gamma_minus", "gamma_plus")
     settings = {name: value for name, value in derive(d, **sized).items() if name in names} | settings

@@ -23,6 +23,7 @@ KINDS = {
     "jumprelu-untied": {"untied": True},
     "relu-tied": {"activation": "relu"},
     "measured-targets": {"untied": True, "targets_from": "data", "l0": 6.0},
+    "relative-thresholds": {"untied": True, "targets_from": "data", "l0": 6.0, "relative": 1.0},
 }
 
 

@@ -122,13 +122,33 @@ def test_a_neuron_moves_towards_its_own_target():
     np.testing.assert_allclose(state.params.b, [-0.1 - 0.1 * 0.9, -0.1, -0.1 + 0.1 * 0.85])
 
 
+def test_peaks_are_the_highest_products_and_fade():
+    shares, config = Shares(2), replace(CONFIG, width=2, l0=1.0, relative=0.5)
+    np.testing.assert_allclose(measured.divisors(shares, config, np.array([0.25, 0])), [0.5, measured.LOWEST**0.5])
+    np.testing.assert_allclose(measured.divisors(shares, config, np.array([0.01, 0.36])) ** 2, [0.25 * 0.95, 0.36])
+
+
+def test_a_weak_neuron_outranks_a_strong_one_where_it_is_nearer_to_its_peak():
+    """Neuron 0 is at 0.6 of its peak 1 on row 1, and neuron 1 at 0.4, its peak, on row 2.
+
+    Two products count.  Over their peaks they are 1, 0.6 and 1.
+    """
+    x = np.array([[1, 0, 0], [0.6, 0, 0.8], [0, 0.4, 0.91652]])
+    for relative, share in ((0.0, [2 / 3, 0]), (1.0, [1 / 3, 1 / 3])):
+        config = replace(CONFIG, width=2, l0=2 / 3, relative=relative)
+        state = gba.init(Params(np.eye(3)[:2], np.ones(2), np.full(2, -0.1), np.zeros(3), np.eye(3)[:2]), config)
+        state.buffer.add(x[:, :2])
+        gba.adapt(state, x)
+        np.testing.assert_allclose(state.shares.p, share)
+
+
 # ---- backends --------------------------------------------------------------------------------------------------------
 
 
 @every_engine
-@pytest.mark.parametrize("l0", [6.0, 0.0], ids=["given", "counted"])
-def test_every_backend_measures_the_same_targets(name, dtype, l0):
-    config = replace(CONFIG, dtype=dtype, l0=l0)
+@pytest.mark.parametrize("more", [{"l0": 6.0}, {"l0": 0.0}, {"relative": 1.0}], ids=["given", "counted", "relative"])
+def test_every_backend_measures_the_same_targets(name, dtype, more):
+    config = replace(CONFIG, dtype=dtype, **more)
     X = imbalanced(1).draw(0, 200).X
     params = gba.random_params(replace(config, dtype="float64"), X.shape[1])
     twin = gba.init(params, replace(config, dtype="float64"))
@@ -150,6 +170,8 @@ def test_every_backend_measures_the_same_targets(name, dtype, l0):
             assert np.corrcoef(host.shares.p, twin.shares.p)[0, 1] > 0.9
         again = backend.export(backend.restore(host))
         np.testing.assert_array_equal(again.shares.p, host.shares.p)
+        np.testing.assert_array_equal(again.shares.peaks, host.shares.peaks)
+        assert host.shares.peaks.any() == bool(config.relative)
 
 
 @every_engine
@@ -194,6 +216,20 @@ def test_l0_is_what_is_asked_for():
         assert np.mean(late) == pytest.approx(l0, rel=0.1)
 
 
+def test_thresholds_become_the_same_share_of_every_peak():
+    X = imbalanced().draw(0, 20_000).X
+    spread = {}
+    for relative in (0.0, 1.0):
+        config = recipe.measured(42, width=256, steps=400, l0=6.0, relative=relative, dtype="float32")
+        state = gba.init(gba.random_params(config, 42), config)
+        late = [m.l0 for m in gba.train(state, gba.minibatches(X, config))][-50:]
+        assert np.mean(late) == pytest.approx(6, rel=0.1)
+        y = sae.forward(state.params, sae.unit_rows(X[:4096]).astype("float32"), "jumprelu").y
+        at = -state.params.b / (y.max(axis=0) - state.params.b)
+        spread[relative] = at.std() / at.mean()
+    assert spread[1.0] < spread[0.0] / 2, spread
+
+
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
@@ -219,7 +255,7 @@ def test_a_run_of_the_recipe_is_judged_reported_and_exported(cli, data, tmp_path
     assert cli("export", run, "-o", tmp_path / "out", "--format", "saelens").exit_code == 0
 
 
-@pytest.mark.parametrize("more", [("--l0", 5), ()], ids=["given", "counted"])
+@pytest.mark.parametrize("more", [("--l0", 5), (), ("--relative", 1)], ids=["given", "counted", "relative"])
 def test_a_run_that_goes_on_is_the_run_that_did_not_stop(cli, data, tmp_path, more):
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert cli("train", data, "-o", whole, *QUICK, *more, "--checkpoint-every", 15, "--keep", 9).exit_code == 0
@@ -241,6 +277,8 @@ def test_a_run_that_goes_on_is_the_run_that_did_not_stop(cli, data, tmp_path, mo
 def test_mistakes_are_told_in_one_line(cli, data, tmp_path):
     for more, words in (
         (("--l0", 5), "l0 (5) is for measured targets"),
+        (("--relative", 1), "relative (1) is for measured targets"),
+        (("--recipe", "measured", "--relative", 2), "relative must lie in [0, 1]"),
         (("--recipe", "measured", "--l0", 99), "l0 must lie between 0 and width (64)"),
         (("--recipe", "measured", "--l0", -1), "l0 must lie between 0 and width (64)"),
     ):

@@ -73,9 +73,10 @@ class GBA(Autoencoder):
         activation: Activation | None = None, a_init: float | None = None, b_init: float | None = None,
         seed: int | None = None, dtype: Dtype | None = None, untied: bool | None = None, floor: float | None = None,
         form: float | None = None, hold: float | None = None, lr_decay: float | None = None,
-        targets_from: Source | None = None, l0: float | None = None, k: int | None = None,
-        sparsity: float | None = None, bandwidth: float | None = None, theta_init: float | None = None,
-        aux: float | None = None, aux_k: int | None = None, dead_after: int | None = None, prefixes: int | None = None,
+        targets_from: Source | None = None, l0: float | None = None, relative: float | None = None,
+        k: int | None = None, sparsity: float | None = None, bandwidth: float | None = None,
+        theta_init: float | None = None, aux: float | None = None, aux_k: int | None = None,
+        dead_after: int | None = None, prefixes: int | None = None,
     ) -> None:  # fmt: skip
         """Keep the parameters; `fit` looks at them."""
         parameters = {name: value for name, value in locals().items() if name in self.parameters()}

@@ -72,6 +72,8 @@ def save(
     shares = getattr(state, "shares", None)
     if shares is not None:
         arrays["shares"] = shares.p
+        if getattr(state.config, "relative", 0):
+            arrays["shares.peaks"] = shares.peaks
     if state.last is not None:
         arrays |= {"last.counts": state.last.counts, "last.peaks": state.last.peaks}
     for name, adam in state.optimiser.items():
@@ -143,6 +145,7 @@ def load(path: Path, config: AnyConfig, fingerprint: str, ranks: Ranks = ALONE) 
         require(path / folder.STATE, saved, MEASURED)
         state.shares = Shares(len(own), saved["active"], saved["looks"])
         state.shares.p = arrays["shares"]
+        state.shares.peaks = arrays.get("shares.peaks", state.shares.peaks)
     return state, saved["seconds"]
 
 
@@ -177,6 +180,8 @@ def _load_arrays(
         shapes |= {f"m.{name}": (theta.shape, theta.dtype), f"v.{name}": (theta.shape, theta.dtype)}
     if getattr(network.config, "targets_from", None) == "data":
         shapes["shares"] = ((M,), np.float64)
+        if getattr(network.config, "relative", 0):
+            shapes["shares.peaks"] = ((M,), np.float64)
     for prefix in rows:
         shapes |= {prefix + "counts": ((M,), np.int64), prefix + "peaks": ((M,), np.float64)}
     of = network.state.get("shards") or 1
