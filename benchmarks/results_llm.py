@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 LOSS = "llm-loss-recovered.json"
-BLIND = {"llm-blind.json": "neurons read blind", "llm-blind-measured.json": "neurons read blind, targets from the data"}
+BLIND = {
+    "llm-blind.json": "neurons read blind",
+    "llm-blind-measured.json": "neurons read blind, targets from the data",
+    "llm-blind-relative-before.json": "neurons read blind, relative thresholds, at too high a learning rate",
+    "llm-blind-relative.json": "neurons read blind, relative thresholds",
+}
 MEASURED = "GBA, recipe measured"
 METHODS = {"gba": "GBA", "topk": "TopK", "batchtopk": "BatchTopK"}
 
@@ -30,7 +35,7 @@ def loss_recovered(data: dict[str, Any], table: Table) -> str:
     heads = (
         "site", "network", "rows centred", "seed", "learning rate", "told", "L0", "KL, nats per token",
         "loss recovered of zeros, %", "lowest", "highest", "of the mean row, %", "lowest", "highest",
-        "L0 on rows held out", "FVU of rows held out",
+        "FVU", "L0 on rows held out", "FVU of rows held out",
     )  # fmt: skip
     rows, networks = [], [item for site in data["sites"] for item in site.items()]
     for kind, network in networks:
@@ -44,7 +49,11 @@ def loss_recovered(data: dict[str, Any], table: Table) -> str:
         )
         told = "" if trained["method"] == "gba" and kind != "measured" else str(trained.get("told", trained.get("k")))
         numbers = f"{trained['lr']:g}", told, f"{network['l0']:.1f}", f"{kept['spliced']['kl']['value']:.4f}"
-        held_out = f"{network['held_out']['l0']:.1f}", f"{network['held_out']['fvu_of_rows']:.4f}"
+        held_out = (
+            f"{network['fvu']:.3f}",
+            f"{network['held_out']['l0']:.1f}",
+            f"{network['held_out']['fvu_of_rows']:.4f}",
+        )
         rows.append((*of_run, *numbers, *(f"{100 * share:.1f}" for share in shares), *held_out))
     first = networks[0][1]
     corpus, trained, words = data["corpus"], first["trained"], verdict(data["sites"])
@@ -53,12 +62,12 @@ def loss_recovered(data: dict[str, Any], table: Table) -> str:
         f"What {first['model']} loses when the output of an MLP is replaced by its reconstruction, at all positions "
         f"but the first of a context: {first['tokens']} tokens, at most {data['contexts_per_document']} contexts of "
         f"each of {first['documents']} {corpus}, with 95% intervals over these.  Networks have {data['width']} neurons "
-        f"and took {trained['steps']} steps on {trained['rows']} rows of other {corpus}.  The L0 that GBA by its defaults "
-        "has on this text is what the others are to have: TopK by its K, and BatchTopK and GBA by the recipe measured, "
-        "whose thresholds are fixed and let more neurons through here than where they were trained, by the K and the l0 "
-        "that they were told (`told`).  TopK and BatchTopK have the learning rate that suits them best at such sites.  "
-        "Rows held out are of the documents that "
-        "were trained on, where GBA has fewer active neurons than on this text: there FVU is not at one L0.  It is "
+        f"and took {trained['steps']} steps on {trained['rows']} rows of other {corpus}.  The L0 that GBA by its "
+        "defaults has on this text is what the others are to have: TopK by its K, and BatchTopK and GBA by the recipe "
+        "measured, whose thresholds are fixed and let more neurons through here than where they were trained, by the K "
+        "and the l0 that they were told (`told`).  TopK and BatchTopK have the learning rate that suits them best at "
+        "such sites.  Rows held out are of the documents that were trained on, where GBA has fewer active neurons than "
+        "on this text: there FVU is not at one L0.  It is "
         f"that of rows as the model has them, whether a network takes them centred or not.  {words}\n\n"
         f"[{LOSS}]({LOSS}) has every number.  `python benchmarks/llm.py MODEL STORE --text TEXT -o FILE` measures them "
         f"again; its first lines say how.\n\n{table(heads, rows)}"
@@ -73,11 +82,10 @@ def verdict(sites: Sequence[dict[str, Any]]) -> str:
         name = f"{site['gba']['site']}, seed {site['gba']['trained']['seed']},"
         said.append(f"At {name} GBA is {compared(share['gba'] - share['topk'])} TopK.")
         if "measured" in site:
-            of_rows = {kind: n["held_out"]["fvu_of_rows"] for kind, n in site.items()}
-            over = {kind: 100 * (of_rows["measured"] / of_rows[kind] - 1) for kind in ("topk", "batchtopk")}
+            over = {kind: 100 * (site["measured"]["fvu"] / site[kind]["fvu"] - 1) for kind in ("topk", "batchtopk")}
             said.append(
                 f"By the recipe measured it is there {compared(share['measured'] - share['topk'])} TopK and "
-                f"{compared(share['measured'] - share['batchtopk'])} BatchTopK, and its FVU of rows held out is "
+                f"{compared(share['measured'] - share['batchtopk'])} BatchTopK, and its FVU on this text is "
                 f"{over['topk']:+.1f}% from TopK's and {over['batchtopk']:+.1f}% from BatchTopK's."
             )
         for other, n in site.items():

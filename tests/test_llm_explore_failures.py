@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from pathlib import Path
 
 import llm_models
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from commands import assert_one_line
 from llm_models import SITES, llm
 
+from refgba import recipe
 from refgba.llm.commands import llm_group
 from refgba.runs import console, folder, log
 from refgba.runs.trainer import REMEDY, Training, TrainingError
@@ -185,3 +187,12 @@ def test_documents_of_one_token_are_said_to_give_no_rows(command, corpus, tmp_pa
     assert "not in the range x>=2" in command("--context", 1).stderr
     assert_one_line(command("--drop-below", 2), "a share of the median norm from 0 to under 1, not 2")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_an_earlier_recipe_goes_on_with_what_it_was_begun_with(command, monkeypatch):
+    assert command("--l0", 3).exit_code == 0
+    before = folder.read_config(Path("out/run"))
+    monkeypatch.setattr(recipe, "FAST", 2 * recipe.FAST)
+    assert command("--l0", 3).exit_code == 0
+    assert folder.read_config(Path("out/run")) == before
+    assert_one_line(command("--l0", 4), "was begun with l0 = 3.0, not 4.0; give --l0 3")

@@ -20,6 +20,7 @@ from refgba.data.laws import zipf_frequencies
 from refgba.errors import InputError
 from refgba.measured import Shares
 from refgba.model import Independent, SyntheticModel, imbalanced
+from refgba.runs import console
 from refgba.sae import Params
 
 every_engine = pytest.mark.parametrize(("name", "dtype"), ENGINES)
@@ -286,6 +287,24 @@ def test_mistakes_are_told_in_one_line(cli, data, tmp_path):
         assert result.exit_code == 2
         assert words in result.stderr
         assert not (tmp_path / "run").exists()
+
+
+def test_long_runs_have_a_lower_learning_rate():
+    rates = {steps: recipe.measured(576, width=4608, steps=steps, l0=5).lr for steps in (1000, 2000, 4000, 20_000)}
+    assert rates == pytest.approx({1000: 7.5e-3, 2000: 7.5e-3, 4000: 3.75e-3, 20_000: 7.5e-4})
+    assert recipe.measured(576, steps=4000, lr=0.01).lr == 0.01
+
+
+@pytest.mark.parametrize(("l0", "told"), [(7.4, False), (7.6, True), (3.4, False), (3.3, True)])
+def test_an_l0_far_from_what_was_asked_for_is_told(l0, told):
+    config = recipe.measured(12, width=64, l0=5, lr=0.01)
+    said = console.off_target(config, l0)
+    assert bool(said) == told
+    if told:
+        assert said.startswith(f"L0 is {l0} where 5 was asked for")
+        assert said.endswith("a learning rate (lr) below 0.01 helps")
+    assert not console.off_target(replace(config, l0=0.0), l0)
+    assert not console.off_target(recipe.default(12), l0)
 
 
 def test_the_oracle_says_that_it_has_no_trace_of_them(cli, data, tmp_path):

@@ -379,6 +379,9 @@ def steer_command(
 @click.option("--seed", type=click.IntRange(0), default=0, help="of training")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="measured", help="of training, as for `train`")
 @click.option("--l0", type=float, help="active neurons per row that measured targets aim at  [default: counted]")
+@click.option(
+    "--relative", type=float, help="0 to 1: thresholds relative to peaks, for neurons to be read  [default: 0]"
+)
 @drop_options
 @click.option("--centre", type=click.Choice(get_args(Centring)), help="subtract what all rows share  [default: auto]")
 @click.option("--backend", help="what trains; see `refgba backends`  [default: auto]")
@@ -387,8 +390,8 @@ def steer_command(
 def explore_command(
     model: str, site: str, texts: tuple[Path, ...], column: str, pattern: str | None, shuffle: int | None,
     per_document: int | None, out: Path, tokens: int, context: int | None, width: int | None, steps: int | None,
-    seed: int, recipe: str, l0: float | None, drop_zero_rows: bool, drop_below: float, centre: Centring | None,
-    backend: str | None, bos: bool | None, device: str, compute: str, as_json: bool,
+    seed: int, recipe: str, l0: float | None, relative: float | None, drop_zero_rows: bool, drop_below: float,
+    centre: Centring | None, backend: str | None, bos: bool | None, device: str, compute: str, as_json: bool,
 ) -> None:  # fmt: skip
     """From MODEL and a text to a dashboard of what neurons fire on: harvest, train and dashboard, in one command.
 
@@ -404,7 +407,8 @@ def explore_command(
     text = TextOptions(texts, column, pattern, shuffle, per_document)
     listed(text)
     settings = harvesting.Settings(tokens=tokens, context=context)
-    request = Request({"width": width, "steps": steps, "seed": seed, "l0": l0}, recipe=recipe, backend=backend)
+    given = {"width": width, "steps": steps, "seed": seed, "l0": l0, "relative": relative}
+    request = Request(given, recipe=recipe, backend=backend)
     with console.waiting("Opening the model"):
         opened = open_model(model, compute, device, bos)
     exploration = explore(opened, site, text, out, settings, request, Rows(drop_zero_rows, drop_below, centre))

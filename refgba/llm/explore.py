@@ -12,7 +12,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -281,11 +281,12 @@ def trained_on(rows: int) -> int:
 def refuse_other(run: Path, begun: AnyConfig, asked: AnyConfig, flags: tuple[str, ...]) -> None:
     """InputError, naming the setting, where a run was begun with other settings than those asked for.
 
-    flags: settings that can be asked for.  They are compared first, since all others may follow from them.
+    flags: settings that can be asked for.  All others follow from them, and a run that an earlier version began goes on
+    with what followed then.
     """
-    for name in (*flags, *(setting.name for setting in fields(begun))):
+    for name in flags:
         before, now = getattr(begun, name, None), getattr(asked, name, None)
         if before != now:
             given = f"{before:g}" if isinstance(before, float) else before
-            same = "the same" if name not in flags else f"--{name} {given}" if before else f"no --{name}"
+            same = f"--{name} {given}" if before else f"no --{name}"
             raise InputError(f"{run}: was begun with {name} = {before}, not {now}; give {same}")

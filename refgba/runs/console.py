@@ -14,6 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
+from refgba.backends.base import AnyConfig
 from refgba.data.remarks import remarks, statistics
 from refgba.data.store import META, Store, open_store
 from refgba.errors import InputError
@@ -29,6 +30,7 @@ from refgba.theory import Band, resonance_band
 # So NumPy's errors begin for arrays larger than it can count, where smaller ones are a MemoryError.
 BEYOND_NUMPY = ("Maximum allowed dimension exceeded", "Maximum allowed size exceeded", "array is too big")
 
+FAR = 1.5  # times the L0 that was asked for, or less than it by as much: worth a remark
 PATIENCE = 0.5  # seconds after which something waited for is named
 
 HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.2 shows help by an error, which is no mistake
@@ -172,6 +174,8 @@ def show_rehearsal(run: Launch, as_json: bool) -> None:
 
 def show_trained(run: Launch, result: dict[str, Any], as_json: bool) -> None:
     """What a run ended in, where it is, and how to go on."""
+    if missed := off_target(run.config, result["l0"]):
+        remark(missed)
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -184,6 +188,17 @@ def show_trained(run: Launch, result: dict[str, Any], as_json: bool) -> None:
     line(
         f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  "
         f"On other data: {program()} evaluate {run.path} DATA"
+    )
+
+
+def off_target(config: AnyConfig, l0: float) -> str:
+    """In one line, that a run whose L0 was asked for ended far from it; nothing where it did not."""
+    asked = getattr(config, "l0", 0.0)
+    if not asked or asked / FAR <= l0 <= FAR * asked:
+        return ""
+    return (
+        f"L0 is {l0:.1f} where {asked:g} was asked for: training moved neurons faster than their biases could follow; "
+        f"a learning rate (lr) below {config.lr:g} helps"
     )
 
 
