@@ -67,7 +67,10 @@ def program(*arguments, cwd, **environment):
     return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, timeout=120)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252", "ascii"])
+OTHERS = [pytest.param(encoding, marks=pytest.mark.slow) for encoding in ("latin-1", "cp1252")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", *OTHERS])
 def test_any_name_is_shown_in_any_encoding(tmp_path, encoding):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((200, 8)))
     name = os.fsdecode(b"caf\xff-") + "\N{GREEK SMALL LETTER GAMMA}"

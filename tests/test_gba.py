@@ -266,7 +266,7 @@ def test_orthogonal_features_are_recovered_in_seconds():
     assert frr(W, truth.V, 0.9) == 1.0
 
 
-SEEDS = [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 10))]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
