@@ -298,11 +298,8 @@ def work_for(state: State, L: int, counts: Any, peaks: Any, held: Any, moments: 
     first = aligned(sizes[0])
     z, codes = cp.empty(max(L * first, aligned(M)), real), cp.empty(L * (first + sum(map(aligned, sizes))), code)
     gradients = [cp.empty((sizes[0], d), real) for _ in range(1 + state.config.untied)]
-    mean, active, gates = (
-        cp.empty(M, real),
-        cp.empty(M, np.int32),
-        cp.empty(L * sum(map(aligned, sizes)) // 8, np.uint8),
-    )
+    mean, active = cp.empty(M, real), cp.empty(M, np.int32)
+    gates = cp.empty(L * sum(map(aligned, sizes)) // 8, np.uint8)
     chunks, start, at = [], 0, L * first  # `at` is where the codes of a chunk begin, after those of the chunk before
     for size in sizes:
         here, ld = slice(start, start + size), aligned(size)

@@ -138,9 +138,8 @@ def main(static: bool, as_json: bool, dtypes: tuple[str, ...], **options: Any) -
 
     machine, results = environment(), []
     for dtype in dtypes:
-        s = Setting(
-            threads=1, steps=4000, only=("cupy",), peers=False, adaptation=False, dtype=dtype, **options
-        )  # fmt: skip
+        fixed: dict[str, Any] = {"threads": 1, "steps": 4000, "only": ("cupy",), "peers": False, "adaptation": False}
+        s = Setting(**fixed, dtype=dtype, **options)
         try:
             results.append(measured(backends.load("cupy", dtype), s) | {"setting": vars(s) | machine})
         except InputError as error:

@@ -3,7 +3,7 @@
     python benchmarks/train.py activations.npy --held-out held-out.npy --backend numba --backend cupy:bfloat16
 
 All take the same steps of the default recipe in one process, SEGMENT steps of one and then of the next, so that
-what else the machine does falls on both.  FVU, L0 and dead neurons are on the held-out rows.
+what else the machine does falls on all.  FVU, L0 and dead neurons are on the held-out rows.
 """
 
 from __future__ import annotations
@@ -65,10 +65,8 @@ def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: 
     seconds = {name: sum(times) for name, times in quarters.items()}
     result: dict[str, Any] = {}
     for name in names:
-        params, exact = (
-            engines[name].params(states[name]),
-            replace(configs[name], dtype=cast(Any, configs[name].master)),
-        )
+        params, config = engines[name].params(states[name]), configs[name]
+        exact = replace(config, dtype=cast(Any, config.master))
         judged = evaluate(params, exact, load("numpy"), real.judged(exact)).summary()  # one judge for all
         result[name] = {"seconds": seconds[name], **{key: judged[key] for key in ("fvu", "l0", "dead")}}
         result[name] |= {"faster": seconds[names[0]] / seconds[name], "quarters": quarters[name]}

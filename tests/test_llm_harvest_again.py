@@ -39,6 +39,18 @@ def command(model, corpus, *more, kind="gpt2"):
     return ["harvest", model, "--site", SITES[kind], *flags, "-o", "store"]
 
 
+def stopping(after):
+    """`harvesting.run`, which is interrupted instead of running once more than so many times."""
+    run, left = harvesting.run, iter(range(after))
+
+    def stopped(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return run(*arguments)
+
+    return stopped
+
+
 # ---- what is whole ---------------------------------------------------------------------------------------------------
 
 
@@ -103,19 +115,10 @@ def test_a_file_that_is_not_utf8_is_left_out_and_counted_and_a_stop_changes_noth
     metas = [json.loads((tmp_path / store / "meta.json").read_text()) for store in ("without", "store")]
     assert sum(shard.pop("files_left_out", 0) for shard in metas[1]["shards"]) == 1
     assert metas[0] == metas[1]  # all else is as if the file were not there
-    run = harvesting.run
     for stop in (4, 20):
-        calls = []
-
-        def stopped(*arguments, calls=calls, stop=stop):
-            calls.append(1)
-            if len(calls) > stop:
-                raise KeyboardInterrupt
-            return run(*arguments)
-
         parts = [*command(models("gpt2"), corpus)[:-1], f"parts{stop}"]
         with monkeypatch.context() as patch:
-            patch.setattr(harvesting, "run", stopped)
+            patch.setattr(harvesting, "run", stopping(stop))
             assert cli(*parts).exit_code != 0
         assert cli(*parts).exit_code == 0
         assert everything(tmp_path / f"parts{stop}") == everything(tmp_path / "store")
@@ -201,19 +204,10 @@ def test_lines_without_text_are_left_out_and_counted_and_a_stop_changes_nothing(
     metas = [json.loads((tmp_path / store / "meta.json").read_text()) for store in ("without", "store")]
     assert sum(shard.pop("lines_left_out", 0) for shard in metas[1]["shards"]) == 5 * len(bad)
     assert metas[0] == metas[1]  # all else is as if they were not there
-    run = harvesting.run
     for stop in (110, 150):  # batches, of which the first 64 are run twice, to measure their norms
-        calls = []
-
-        def stopped(*arguments, calls=calls, stop=stop):
-            calls.append(1)
-            if len(calls) > stop:
-                raise KeyboardInterrupt
-            return run(*arguments)
-
         parts = [*command(models("gpt2"), text)[:-1], f"parts{stop}"]
         with monkeypatch.context() as patch:
-            patch.setattr(harvesting, "run", stopped)
+            patch.setattr(harvesting, "run", stopping(stop))
             assert cli(*parts).exit_code != 0
         assert any(
             "lines_left_out" in s for s in json.loads((tmp_path / parts[-1] / "meta.json").read_text())["shards"]

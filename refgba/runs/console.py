@@ -197,8 +197,8 @@ def off_target(config: AnyConfig, l0: float) -> str:
     if not asked or asked / FAR <= l0 <= FAR * asked:
         return ""
     return (
-        f"L0 is {l0:.1f} where {asked:g} was asked for: training moved neurons faster than their biases could follow; "
-        f"a learning rate (lr) below {config.lr:g} helps"
+        f"L0 is {l0:.1f} where {asked:g} was asked for: biases did not get there while neurons moved; a learning rate "
+        f"(lr) below {config.lr:g}, or more steps than {config.steps}, may help"
     )
 
 
