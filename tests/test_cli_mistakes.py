@@ -109,6 +109,8 @@ def test_a_run_that_did_not_finish_is_told_from_one_that_did(cli, data, tmp_path
     assert not (tmp_path / "run" / "final").exists()
     assert_one_line(cli("train", data, "-o", "run", *QUICK), "run: holds config.json of a run that did not finish")
     assert_one_line(cli("evaluate", "run", data), "run: the run has not finished")
+    (tmp_path / "run" / "config.json").unlink()  # what comes last when a run is made: killed before it, there is no run
+    assert_one_line(cli("train", data, "-o", "run", *QUICK), "no config.json, so there is no run to go on with; choose")
 
 
 def test_the_last_update_is_checked_too(cli, data, tmp_path):

@@ -163,12 +163,13 @@ def refuse_existing(path: Path) -> None:
         raise InputError(f"{path}: exists and is not a folder")
     if (path / FINAL).exists():
         raise InputError(f"{path}: already holds a run; choose another folder or remove it")
-    for name in (CONFIG, ABOUT, DATA, METRICS):
+    for name in (CONFIG, METRICS, ABOUT, DATA):
         if os.path.lexists(path / name):
-            raise InputError(
-                f"{path}: holds {name} of a run that did not finish; `refgba train --resume {path}` goes on with it, "
-                "or choose another folder or remove it"
-            )
+            if name == CONFIG:  # `create` writes it last: what a run begins with is whole
+                state = f"of a run that did not finish; `refgba train --resume {path}` goes on with it, or"
+            else:
+                state = f"but no {CONFIG}, so there is no run to go on with;"
+            raise InputError(f"{path}: holds {name} {state} choose another folder or remove it")
 
 
 def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activations) -> None:
