@@ -85,31 +85,53 @@ docs: $(VENV)/ready-docs
 bench: setup
 	$(BIN)/python benchmarks/step.py
 
-# On a machine with a GPU, with the packages that PYTHON has there: nothing is installed, no network is needed; some ten
-# minutes on an H100.  Failing tests end it; those of tests/test_gpu.py want the GPU for themselves.  A measurement that
-# fails is told, and the others still run; NVIDIA's sanitizer, which may miss, be refused or take very long, comes last,
-# and errors that libraries cause on purpose, to probe, are none of it.
-gpu: export PYTHONPATH := $(CURDIR)
-gpu: TESTS = $(PYTHON) -m pytest -m gpu -W default -p no:cacheprovider
-gpu: SPLIT = $(shell $(PYTHON) -c 'import xdist; print("-n 6 --dist load")' 2>/dev/null)
-gpu: LARGE := --d 1536 --width 65536
-gpu: STEP = $(PYTHON) benchmarks/step.py --only cupy --only 'torch cuda compiled' \
-	--only 'dictionary_learning cuda topk' --only 'dictionary_learning cuda jumprelu' $(LARGE)
-gpu: FEED = $(PYTHON) benchmarks/feed.py --gb 4 $(LARGE) --batch 4096 --rounds 10 --backend cupy --dtype bfloat16
-gpu:
+# On a machine with a GPU, with the packages that PYTHON has there: nothing is installed, no network is needed.  `gpu`
+# makes its four parts in this order, and each can be made alone.  Failing tests end it.  A measurement that fails is
+# told, and the others still run.  NVIDIA's sanitizer, which may miss, be refused or take very long, comes last, and
+# errors that libraries cause on purpose, to probe, are none of it.  On an H100 the tests took two minutes, one size of
+# gpu-step one; the whole has not been timed.
+GPU := gpu-test gpu-train gpu-step gpu-sanitize
+.PHONY: $(GPU)
+gpu: $(GPU)
+.NOTPARALLEL: gpu
+
+gpu $(GPU): export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+gpu $(GPU): export PYTHONUNBUFFERED := 1
+TESTS = $(PYTHON) -m pytest -m gpu -W default -p no:cacheprovider
+SPLIT = $(shell $(PYTHON) -c 'import xdist; print("-n 6 --dist load")' 2>/dev/null)
+LARGE := --d 1536 --width 65536
+STEP = $(PYTHON) benchmarks/step.py --only cupy --only 'torch cuda compiled'
+PEERS = --only 'dictionary_learning cuda topk' --only 'dictionary_learning cuda jumprelu'
+FEED = $(PYTHON) benchmarks/feed.py --gb 4 $(LARGE) --batch 4096 --backend cupy --dtype bfloat16
+
+.PHONY: gpu-there
+gpu-there:
 	@$(PYTHON) -c 'import sys; from refgba import backends; why = backends.status()["cupy"]; why and sys.exit("cupy cannot run: " + why)'
+
+# tests/test_gpu.py wants the GPU for itself.
+gpu-test: gpu-there
 	$(TESTS) --ignore tests/test_gpu.py $(SPLIT)
 	$(TESTS) tests/test_gpu.py
-	-$(STEP) --dtype bfloat16 --batch 4096 --batch 512 --batch 2048 --batch 8192 --rounds 5 --sustained 2
-	-for dtype in tf32 float32; do $(STEP) --dtype $$dtype --batch 4096 --rounds 2; done
-	-$(PYTHON) benchmarks/kernels.py --dtype bfloat16 --dtype tf32 --dtype float32 --rounds 10
-	-$(PYTHON) benchmarks/train.py $(SAMPLE).npy --held-out $(SAMPLE).heldout.npy --steps 2000 \
-		--backend numba --backend cupy --backend cupy:bfloat16
+
+# Whole runs on real activations, how long training waits for rows, adaptation, a million neurons.
+gpu-train: gpu-there
+	-for seed in 0 1 2; do $(PYTHON) benchmarks/train.py $(SAMPLE).npy --held-out $(SAMPLE).heldout.npy --steps 2000 \
+		--seed $$seed --backend numba --backend cupy --backend cupy:bfloat16; done
 	-$(FEED)
 	-$(FEED) --in-turn
 	-$(PYTHON) benchmarks/step.py --adaptation --only cupy --dtype bfloat16 $(LARGE) --batch 4096 --rounds 3
 	-$(PYTHON) benchmarks/step.py --only cupy --dtype bfloat16 --no-peers --d 1536 --batch 4096 --rounds 2 \
 		--width 262144 --width 1048576
+
+# A step beside what users would pick instead, and where its time goes.  A run is untied once features have formed.
+gpu-step: gpu-there
+	-$(STEP) $(PEERS) --dtype bfloat16 $(LARGE) --batch 4096 --batch 512 --batch 2048 --batch 8192 --rounds 5 --sustained 2
+	-$(STEP) --untied --dtype bfloat16 $(LARGE) --batch 4096 --batch 512 --rounds 5 --sustained 2
+	-for dtype in tf32 float32; do $(STEP) $(PEERS) --dtype $$dtype $(LARGE) --batch 4096 --rounds 2; done
+	-$(PYTHON) benchmarks/kernels.py --dtype bfloat16 --dtype tf32 --dtype float32 --rounds 10
+	-$(PYTHON) benchmarks/kernels.py --untied --dtype bfloat16 --rounds 10
+
+gpu-sanitize: gpu-there
 	-if command -v compute-sanitizer; then for tool in memcheck racecheck; do compute-sanitizer --tool $$tool \
-		--report-api-errors no --error-exitcode 1 $(TESTS) tests/test_conformance.py -k test_one_step_and \
-		|| echo "$$tool: failed"; done; fi
+		--report-api-errors no --error-exitcode 1 $(TESTS) tests/test_conformance.py tests/test_baselines_cupy.py \
+		-k 'test_one_step_and or test_gradients' || echo "$$tool: failed"; done; fi

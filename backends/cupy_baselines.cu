@@ -12,7 +12,7 @@ __device__ __forceinline__ u64 key(double y) { return (u64)__double_as_longlong(
 // prefix; one thread block per row of z (L, M).  `each`: a row has a prefix of its own, otherwise all have one.
 extern "C" __global__ void __launch_bounds__(1024)
 count_digits(int M, int ld, int shift, int each, const REAL* __restrict__ z, const REAL* __restrict__ b,
-             const i64* __restrict__ prefix, int* __restrict__ bins) {
+             const i64* __restrict__ prefix, i64* __restrict__ bins) {
     __shared__ int own[256];
     const i64 row = blockIdx.x;
     for (int i = threadIdx.x; i < 256; i += blockDim.x) own[i] = 0;
@@ -28,16 +28,13 @@ count_digits(int M, int ld, int shift, int each, const REAL* __restrict__ z, con
     for (int i = threadIdx.x; i < 256; i += blockDim.x) bins[row * 256 + i] = own[i];
 }
 
-// The `left` largest of a segment, rows of bins: prefix <- 256 prefix + the 8 bits of the smallest of them, and left <-
+// The `left` largest of a segment, a row of bins: prefix <- 256 prefix + the 8 bits of the smallest of them, and left <-
 // how many of those with just these bits are among the largest; one thread block of 256 threads per segment.  A segment
 // with fewer positive numbers than places has left <- -1, and then prefix <- 0: all of them are taken.
 extern "C" __global__ void __launch_bounds__(256)
-choose_digit(int rows, const int* __restrict__ bins, i64* __restrict__ prefix, i64* __restrict__ left) {
+choose_digit(const i64* __restrict__ bins, i64* __restrict__ prefix, i64* __restrict__ left) {
     __shared__ i64 total[256];
-    const int* own = bins + (i64)blockIdx.x * rows * 256;
-    i64 sum = 0;
-    for (int l = 0; l < rows; l++) sum += own[(i64)l * 256 + threadIdx.x];
-    total[threadIdx.x] = sum;
+    total[threadIdx.x] = bins[(i64)blockIdx.x * 256 + threadIdx.x];
     __syncthreads();
     if (threadIdx.x != 0) return;
     i64 places = left[blockIdx.x], digit = 255;

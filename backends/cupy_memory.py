@@ -5,7 +5,7 @@ How this departs from the reference, which holds arrays (L, M) and (M, d) whole:
 - Neurons are taken in chunks, runs of neurons with views of their parameters and memory that chunks use in turn.  What
   is (L, M) or (M, d) in the reference is only ever (L, chunk) or (chunk, d) here, but for the parameters, their
   moments, the codes and a_m v_m: with the default CHUNK a million neurons at d = 1536 and L = 4096 need 34 GiB in
-  bfloat16 (`needs`).
+  bfloat16, and 55 GiB where they are untied (`needs`).
 - Rows of matrices begin at multiples of ALIGNED numbers.  The device's d, `Work.d`, counts the zeros that fill a row
   up; neurons are not filled up, only what a row of (L, chunk) has is.
 - All memory is taken by `init`.  A device with too little is refused there, with what would fit.

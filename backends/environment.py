@@ -10,6 +10,7 @@ tests/test_environment.py breaks the libraries and the machine in these ways.
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import FunctionType
 from typing import NamedTuple
 
 
@@ -68,6 +70,12 @@ def _cure(name: str, error: BaseException, text: str) -> str:
     unwritable = cache and isinstance(error, OSError) and str(error.filename).startswith(cache)
     if unwritable or "no locator available" in text:
         return f"set {needs.cache} to a folder that can be written"
+    replaced = [f for f in vars(math).values() if isinstance(f, FunctionType)]
+    if name == "numba" and any(f"{f} " in f"{text} " or f"{f}(" in text for f in replaced):
+        return (
+            "another library of this process has replaced functions of Python's math, which numba compiles (nnsight "
+            "does; dictionary_learning imports it): import numba after it, or train in a process of its own"
+        )
     settings = {key: value for key, value in sorted(os.environ.items()) if key.startswith(needs.settings)}
     meant = {key: value for key, value in settings.items() if _is_about(text.lower(), key.lower(), value.lower())}
     if meant:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -49,17 +50,22 @@ class Candidate:
     def sustain(self, seconds: float) -> tuple[float, str]:
         """Milliseconds per step when it runs so long without a rest, in the second half, and the GPU's clock then.
 
-        A burst after a rest can have a clock that a GPU which is hot, or at its limit of power, does not keep.
+        A burst after a rest can have a clock that a GPU which is hot, or at its limit of power, does not keep.  The
+        clock is read while steps run: after them it rises.
         """
         steps, times = STEPS[self.device], list[float]()
+        reading: Future[str] | None = None
         begin = now = time.perf_counter()
-        while now < begin + seconds or not times:
-            for i in range(len(times) * steps, (len(times) + 1) * steps):
-                self.last = self.step(i)
-            self.wait(self.last)
-            before, now = now, time.perf_counter()
-            times.append(1e3 * (now - before) / steps)
-        return statistics.median(times[len(times) // 2 :]), clock() if self.device == "cuda" else ""
+        with ThreadPoolExecutor(1) as pool:
+            while now < begin + seconds or not times:
+                if self.device == "cuda" and not reading and now >= begin + seconds / 2:
+                    reading = pool.submit(clock)
+                for i in range(len(times) * steps, (len(times) + 1) * steps):
+                    self.last = self.step(i)
+                self.wait(self.last)
+                before, now = now, time.perf_counter()
+                times.append(1e3 * (now - before) / steps)
+        return statistics.median(times[len(times) // 2 :]), reading.result() if reading else ""
 
     @property
     def ms(self) -> float:

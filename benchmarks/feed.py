@@ -2,12 +2,14 @@
 
     python benchmarks/feed.py --gb 20
 
-Makes a store of that size in a temporary folder (of random rows: only their number matters) and trains on it, SEGMENT
-steps in turns: on READY batches that are on the device from the start, and on the store, with its shards in the page
-cache or, in other rounds, dropped from it before every segment.  A step on the store takes longer by as much as
-training waits for rows: they are read, brought to unit norm and copied while earlier steps run.  Memory is what
-the process holds (resident) beyond what it did with the model and its first step; page cache is not counted, since it
-is given up when something else needs it.
+Makes a store of that size in a temporary folder (of random rows: only their number matters) and trains on it.  A
+round times WINDOWS windows of rows without a pause: once on READY batches that are on the device from the start, once
+on the store, with its shards in the page cache or, in other rounds, dropped from it.  A step on the store takes longer
+by as much as training waits for rows: they are read, brought to unit norm and copied while earlier steps run.  The
+first window of a round is not timed, and nothing of the store is open while ready batches are trained on: each window
+that is timed was read while steps on the store ran, as in a run.  Memory is what the process holds (resident) beyond
+what it did with the model and its first step; page cache is not counted, since it is given up when something else
+needs it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any, cast
 
 import click
 import numpy as np
+from setting import LR
 
 from refgba import gba, recipe
 from refgba.backends import load
@@ -36,7 +39,7 @@ from refgba.data.survey import survey
 from refgba.data.writer import Writer
 from refgba.types import Array
 
-SEGMENT = 20  # steps in a turn
+WINDOWS = 3  # that a round times
 ROWS = 65536  # different ones in the store
 READY = 4  # batches
 
@@ -46,7 +49,7 @@ READY = 4  # batches
 @click.option("--d", default=768, show_default=True)
 @click.option("--width", default=8192, show_default=True)
 @click.option("--batch", default=512, show_default=True)
-@click.option("--rounds", default=25, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
 @click.option("--backend", default="numba", show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--in-turn", is_flag=True, help="on a GPU: a batch is copied only when all earlier steps are done")
@@ -58,7 +61,9 @@ def main(
     place: Path, as_json: bool,
 ) -> None:  # fmt: skip
     engine = load(backend, dtype)
-    config = recipe.default(d, width=width, batch=batch, dtype=cast(Any, dtype), steps=10**6, form=0.0, seed=seed)
+    config = recipe.default(
+        d, width=width, batch=batch, dtype=cast(Any, dtype), steps=10**6, form=0.0, seed=seed, lr=LR
+    )
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((ROWS, d)).astype(np.float16)
     with tempfile.TemporaryDirectory(dir=place) as folder:
@@ -74,7 +79,8 @@ def main(
     click.echo(
         f"{gb:g} GB, {result['rows']} rows of d {d} in float16; M {width}, L {batch}, {backend}, {dtype}, "
         f"{'copied in turn, ' if in_turn else ''}"
-        f"windows of {len(data.counts) // data.windows} MiB\n"
+        f"{'untied' if config.untied else 'tied'}, windows of {len(data.counts) // data.windows} MiB, "
+        f"{result['window_steps']} steps\n"
         f"survey            {result['survey_gb_s']:8.2f} GB per second\n"
         f"feeding alone     {result['warm_rows_s']:8.0f} rows per second, warm; {result['cold_rows_s']:.0f} cold\n"
         f"step, warm store  {result['warm_ms']:8.2f} ms, {result['warm_ready_ms']:.2f} on ready batches: "
@@ -119,7 +125,7 @@ def _training(engine: Any, data: Any, X: Array, config: Any, rounds: int, in_tur
     """Steps on ready batches and on the store, in turns.  in_turn: copies to the device wait for all steps before."""
     result: dict[str, float] = {}
     params = gba.random_params(config, data.d)
-    # Gates as after adaptation, 2% of them open, and nothing learned: which rows come is all that differs.
+    # Gates as after adaptation, 2% of them open, and nothing is learned: which rows come is all that differs.
     params.b[:] = -2.05 / np.sqrt(data.d)
     state = engine.init(params, config)
 
@@ -131,27 +137,34 @@ def _training(engine: Any, data: Any, X: Array, config: Any, rounds: int, in_tur
     def steps(batches: Iterator[Any]) -> Iterator[gba.Metrics]:
         return gba.train(state, batches, engine.step, lambda *_: None)
 
+    def timed(run: Iterator[gba.Metrics], count: int) -> float:
+        nonlocal peak
+        begin = time.perf_counter()
+        for _ in range(count):
+            metrics = next(run)
+            peak = max(peak, _resident())
+        float(metrics.loss)  # all of them are done
+        return (time.perf_counter() - begin) / count * 1e3
+
+    window = -(-len(data) // data.windows // config.batch)  # steps
     ready = steps(cycle([engine.put(state, x) for x in islice(gba.minibatches(X, config), READY)]))
     float(next(ready).loss)
     result["model_gb"] = peak = _resident()
     for name in ("warm", "cold"):
-        store, times = steps(prefetched(map(put, feed.minibatches(data, config)))), ([], [])
-        float(next(store).loss)
+        times: tuple[list[float], list[float]] = ([], [])
         with click.progressbar(range(rounds), label=name, file=sys.stderr) as bar:
             for _ in bar:
-                for run, series in zip((ready, store), times, strict=True):
-                    if name == "cold":
-                        _drop(data)
-                    begin = time.perf_counter()
-                    for _ in range(SEGMENT):
-                        metrics = next(run)
-                        peak = max(peak, _resident())
-                    float(metrics.loss)
-                    series.append((time.perf_counter() - begin) / SEGMENT * 1e3)
+                times[0].append(timed(ready, WINDOWS * window))
+                if name == "cold":
+                    _drop(data)
+                batches = prefetched(map(put, feed.minibatches(data, config)))
+                store = steps(batches)
+                timed(store, window)
+                times[1].append(timed(store, WINDOWS * window))
+                batches.close()
         result[f"{name}_ready_ms"], result[f"{name}_ms"] = map(statistics.median, times)
         result[f"{name}_ratio"] = statistics.median(b / a for a, b in zip(*times, strict=True))
-        store.close()
-    return result | {"extra_gb": peak - result["model_gb"]}
+    return result | {"extra_gb": peak - result["model_gb"], "window_steps": window}
 
 
 if __name__ == "__main__":

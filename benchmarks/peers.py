@@ -51,7 +51,7 @@ def available(threads: int) -> tuple[dict[str, Peer], dict[str, str]]:
             peers[f"torch {device} compiled"] = Peer(device, dtypes, partial(GBA, device, True))
         for name in TRAINERS:
             try:
-                trainer_class(name)
+                trainer_class(TRAINERS[name])
                 peers[f"{LIBRARY} {device} {name}"] = Peer(device, dtypes[1:], partial(Trainer, device, name))
             except ImportError as error:
                 unavailable[LIBRARY] = "not installed" if error.name == LIBRARY else f"cannot be imported: {error}"
@@ -122,14 +122,18 @@ class GBA:
             return Metrics(loss.detach(), fired.sum() / len(x))
 
 
-def trainer_class(name: str) -> Any:
-    """A class of dictionary_learning.  The package's own __init__ is not run: it needs nnsight, trainers do not."""
+def trainer_class(path: str) -> Any:
+    """A class of dictionary_learning, as top_k.TopKTrainer.
+
+    The package's own __init__ is not run: it needs nnsight, trainers do not.  nnsight also replaces functions of
+    Python's math, after which numba compiles nothing that calls abs.
+    """
     if LIBRARY not in sys.modules:
         spec = find_spec(LIBRARY)
         if spec is None:
             raise ModuleNotFoundError(f"no {LIBRARY}", name=LIBRARY)
         sys.modules[LIBRARY] = module_from_spec(spec)
-    module, kind = TRAINERS[name].split(".")
+    module, kind = path.split(".")
     return getattr(import_module(f"{LIBRARY}.trainers.{module}"), kind)
 
 
@@ -141,7 +145,7 @@ class Trainer:
     ) -> None:
         M, d = params.W.shape
         k = {"k": max(1, round(density * M))} if name == "topk" else {}
-        self.trainer = trainer_class(name)(
+        self.trainer = trainer_class(TRAINERS[name])(
             steps=10**9, activation_dim=d, dict_size=M, layer=0, lm_name="", device=device, **k
         )
         half = dtype == "bfloat16"

@@ -21,12 +21,12 @@ Needs `pip install '.[cpu,interop]'` in a checkout.
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import click
 import torch
+from peers import trainer_class
 
 from refgba.config import Baseline, BaselineConfig
 from refgba.data import feed
@@ -79,8 +79,7 @@ def trainer_of(config: BaselineConfig, d: int, l0: float) -> Any:
         options["threshold_start_step"] = min(1000, config.steps // 2)
     if config.method == "jumprelu":
         options = {"target_l0": l0, "bandwidth": config.bandwidth, "sparsity_warmup_steps": None}
-    module, name = TRAINERS[config.method].split(".")
-    trainer = getattr(import_module(f"dictionary_learning.trainers.{module}"), name)(
+    trainer = trainer_class(TRAINERS[config.method])(
         steps=config.steps,
         activation_dim=d,
         dict_size=config.width,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from refgba.experiments import (
     frequencies,
     frontier,
     histograms,
+    load,
     nongaussian,
     resonance,
     sensitivity,
@@ -313,7 +314,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
 # ---- numbers of other origin -----------------------------------------------------------------------------------------
 
 CPU, FEED = "[cpu-2026-11-22.md](cpu-2026-11-22.md)", "[feed-2026-11-23.md](feed-2026-11-23.md)"
-GPU, ON_GPU = "[gpu-2026-11-26.md](gpu-2026-11-26.md)", "`make gpu`"
+GPU, ON_GPU = "[gpu-2026-11-26.md](gpu-2026-11-26.md)", "`make gpu-step`"
 RECIPE, THEORY = "[recipe.md](../recipe.md)", "[theory.py](../../refgba/theory.py)"
 STEP, STORE = "`python benchmarks/step.py --rounds 20`", "`python benchmarks/feed.py --gb 20`"
 RUN = "`python benchmarks/train.py D/X.npy --held-out D/Y.npy`"
@@ -386,6 +387,17 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"| {head} |\n|{rule}\n" + "".join(f"| {line} |\n" for line in body)
 
 
+def settings_of_an_earlier_version(name: str, data: dict[str, Any]) -> str:
+    """A sentence on how the settings of stored numbers differ from those of the experiment as it is, or nothing."""
+    today = json.loads(json.dumps(asdict(load(name).SIZES[data["scale"]])))
+    stored = data["settings"]
+    differing = [key for key in today if stored.get(key) != today[key]]
+    was = [f"{key} {stored[key]}" for key in differing if key in stored]
+    lacked = f" and no setting {' or '.join(key for key in differing if key not in stored)}"
+    had = ", ".join(was) + lacked * (len(was) < len(differing))
+    return f"The numbers here are of an earlier version of the experiment, which had {had}." if differing else ""
+
+
 def section(name: str, outcome: dict[str, Any]) -> str:
     """One experiment: what the paper claims, how the measurement compares, the command, and the rows."""
     data = outcome["data"]
@@ -394,11 +406,13 @@ def section(name: str, outcome: dict[str, Any]) -> str:
     took = f"which took {data['seconds']:.0f} s" if "seconds" in data else "which takes minutes"
     versions = ", ".join(f"{package} {version}" for package, version in data["versions"].items())
     claims = table(("claim", "holds"), [(claim, "yes" if held else "no") for claim, held in outcome["claims"].items()])
+    earlier = settings_of_an_earlier_version(name, data)
+    again = f"runs the experiment as it is now, which takes longer.  {earlier}\n\n" if earlier else ""
+    again = again or f"measures them again, {took} on two cores ({versions}).\n\n"
     return (
         f"## {name}\n\nThe claim: {outcome['question']}\n\n{outcome['verdict']}\n\n"
         f"{claims}\n"
-        f"[{name}.json]({name}.json) has every number.  `{command}` measures them again, {took} "
-        f"on two cores ({versions}).\n\n"
+        f"[{name}.json]({name}.json) has every number.  `{command}` {again}"
         f"{table(HEADS, [row.cells() for row in ROWS[name](data)])}"
     )
 
@@ -416,7 +430,7 @@ def page(folder: Path = RESULTS) -> str:
     )
     elsewhere = (
         "## Measured by other commands\n\n"
-        "The source named has the conditions.  Times are of one machine with two cores.\n\n"
+        "The source named has the conditions.  Times but those on an H100 are of one machine with two cores.\n\n"
         + table(("measurement", "network or setting", "value", "unit", "command", "source"), ELSEWHERE)
     )
     sections = (section(*item) for item in outcomes.items())

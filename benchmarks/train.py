@@ -35,11 +35,13 @@ REST = 0.2  # seconds before a segment: OpenBLAS's threads spin for 0.1 s when a
 @click.option("--backend", "names", multiple=True, default=["numpy", "numba"], show_default=True, help="NAME[:DTYPE]")
 @click.option("--dtype", default="float32", show_default=True, help="where a name has none")
 @click.option("--steps", type=click.IntRange(1), default=4000, show_default=True)
+@click.option("--seed", default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
-def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: int, as_json: bool) -> None:
+def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: int, seed: int, as_json: bool) -> None:
     real = training.opened((data, held_out))
     rows = real.train
-    configs = {name: recipe.default(rows.d, dtype=name.partition(":")[2] or dtype, steps=steps) for name in names}
+    settings: dict[str, Any] = {"steps": steps, "seed": seed}
+    configs = {name: recipe.default(rows.d, dtype=name.partition(":")[2] or dtype, **settings) for name in names}
     engines = {name: load(name.partition(":")[0], config.dtype) for name, config in configs.items()}
     states: dict[str, Any] = {n: e.init(gba.random_params(configs[n], rows.d), configs[n]) for n, e in engines.items()}
 
@@ -76,7 +78,9 @@ def main(data: Path, held_out: Path, names: tuple[str, ...], dtype: str, steps: 
             f"by quarter of the run {', '.join(f'{time:.1f}' for time in quarters[name])} s"
         )
     config = configs[names[0]]
-    click.echo(f"d {rows.d}, M {config.width}, L {config.batch}, {steps} steps, {dtype} where a name has no other")
+    click.echo(
+        f"d {rows.d}, M {config.width}, L {config.batch}, {steps} steps, seed {seed}, {dtype} where a name has no other"
+    )
     if as_json:
         click.echo(json.dumps(result))
 

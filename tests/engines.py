@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -82,4 +83,8 @@ def library(name):
     """The library, or a skipped test.  One that is there and cannot be imported is an error, not a skip."""
     if importlib.util.find_spec(name.split(".")[0]) is None:
         pytest.skip(f"{name} is not installed: pip install '.[interop]'")
-    return importlib.import_module(name)
+    functions = vars(math).copy()
+    try:
+        return importlib.import_module(name)
+    finally:  # nnsight, which dictionary_learning imports, replaces them, and numba could compile none from then on
+        vars(math).update(functions)

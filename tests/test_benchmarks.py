@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import emulated_cupy
@@ -17,7 +19,7 @@ from dictionaries import network, topk
 from engines import CUDA_KERNELS, engine
 from llm_stores import random_store, write_run
 
-from refgba import backends
+from refgba import backends, recipe
 from refgba.llm.dashboard import survey_features
 
 ROOT = Path(__file__).parent.parent
@@ -201,26 +203,66 @@ def test_step_runs_on_without_a_rest_beside_the_samples():
     assert {"sustained_encode_ms", "sustained_adam_ms"} <= set(result["floor"])
 
 
+def test_the_clock_of_a_gpu_is_read_while_steps_run(monkeypatch):
+    candidates, running, seen = program(monkeypatch, "candidates"), [], []
+    begun = threading.Event()
+
+    def clock():
+        seen.append(bool(running))
+        begun.set()
+        return "1800 MHz"
+
+    def step(i):
+        running.append(i)
+        if i > 100 * candidates.STEPS["cuda"]:
+            begun.wait(10)
+
+    monkeypatch.setattr(candidates, "clock", clock)
+    made = candidates.Candidate("floor", "none", "cuda", "float32", step, wait=lambda _: time.sleep(1e-3))
+    ms, reading = made.sustain(0.2)
+    assert (reading, seen) == ("1800 MHz", [True])
+    assert ms > 0
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_feed_times_windows_of_a_store_on_a_gpu(monkeypatch, tmp_path, in_turn):
+    feed, rng = program(monkeypatch, "feed"), np.random.default_rng(0)
+    X = rng.standard_normal((400, 8)).astype(np.float16)
+    np.save(tmp_path / "x.npy", X)
+    config = recipe.default(8, width=20, groups=2, batch=32, dtype="float32", steps=10**6, form=0.0, lr=feed.LR)
+    data, _ = feed.survey(feed.open_activations(tmp_path / "x.npy"), config.master)
+    with engine("cupy emulated") as backend:
+        monkeypatch.setattr(backend, "unusable", lambda: None)
+        emulated_cupy.emulation.log = log = []
+        result = feed._training(backend, data, X, config, 1, in_turn)
+    assert {"warm_ms", "cold_ms", "warm_ready_ms", "cold_ready_ms", "warm_ratio", "cold_ratio"} <= set(result)
+    assert min(result[name] for name in result if name.endswith("_ms")) > 0
+    assert [work.name for work in log].count("gate") == 1 + 2 * (3 + 1 + 3) * result["window_steps"]
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("failing", ["tests", "measurements", "nothing"])
 def test_make_gpu_ends_where_tests_fail_and_nowhere_else(tmp_path, failing):
     calls = tmp_path / "calls"
     for name in ("python", "compute-sanitizer"):
         fails = {"tests": '*"-m pytest"*', "measurements": "*benchmarks/*|*sanitizer*", "nothing": "none"}[failing]
-        script = f'#!/bin/sh\necho "{name} $*" >> "{calls}"\ncase "{name} $*" in {fails}) exit 1;; esac\n'
+        script = f'#!/bin/sh\necho "{name} $* $PYTHONPATH" >> "{calls}"\ncase "{name} $*" in {fails}) exit 1;; esac\n'
         (tmp_path / name).write_text(script)
         (tmp_path / name).chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    command = ["make", "-C", str(ROOT), "gpu", "PYTHON=python"]
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": "/site"}
+    command = ["make", "-j2", "-C", str(ROOT), "gpu", "PYTHON=python"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     lines = calls.read_text().splitlines()
     assert (done.returncode != 0) == (failing == "tests")
+    assert all(line.endswith(f"{ROOT}:/site") for line in lines if "benchmarks/" in line)  # peers can be elsewhere
     assert next(line for line in lines if "-m pytest" in line).startswith("python -m pytest -m gpu")
     if failing != "tests":
         for name in ("step", "kernels", "train", "feed"):
             assert any(f"benchmarks/{name}.py" in line for line in lines)
         timed = [line for line in lines if "torch cuda compiled" in line]
-        assert [line.partition("--dtype ")[2].split()[0] for line in timed] == ["bfloat16", "tf32", "float32"]
+        dtypes = [line.partition("--dtype ")[2].split()[0] for line in timed]
+        assert dtypes == ["bfloat16", "bfloat16", "tf32", "float32"]
+        assert ["--untied" in line for line in timed] == [False, True, False, False]
         assert all(f"--batch {L}" in timed[0] for L in (512, 2048, 4096, 8192))
         last = [line.partition("--tool ")[2] for line in lines[-2:]]
         assert [line.split()[0] for line in last] == ["memcheck", "racecheck"]

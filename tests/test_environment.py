@@ -48,6 +48,17 @@ def test_a_setting_that_numba_cannot_take_is_one_line_with_its_cure_and_leaves_n
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 
 
+def test_a_library_that_replaced_functions_of_math_is_told_of(monkeypatch):
+    def fabs(x):
+        return abs(x)
+
+    error = NotImplementedError(f"No definition for lowering {fabs}(float32,) -> float32")
+    assert "pip install" in environment.reason("numba", "its first use fails", error)
+    monkeypatch.setattr("math.fabs", fabs)
+    assert "replaced functions of Python's math" in environment.reason("numba", "its first use fails", error)
+    assert "pip install" in environment.reason("numba", "its first use fails", NotImplementedError("another"))
+
+
 BROKEN = [
     'raise ImportError("libLLVM-15.so: cannot open shared object file\\nsecond line")',
     'raise RuntimeError("built for another NumPy")',

@@ -260,12 +260,12 @@ def _choose(device: Device, z: Any, b: Any, k: int, whole: bool, s: Any, gates: 
     """
     (L, M), ld = z.shape, np.int32(_lengths(z)[1])
     segments, each, bits = 1 if whole else L, np.int32(not whole), 8 * np.dtype(device.real).itemsize
-    bins, edge = cp.empty((L, 256), np.int32), cp.zeros(segments, np.int64)
+    bins, edge = cp.empty((L, 256), np.int64), cp.zeros(segments, np.int64)
     left = cp.full(segments, min(k, M) * (L if whole else 1), np.int64)
     rows = L, (min(1024, -(-M // 32) * 32),), np.int32(M), ld
     for shift in range(bits - DIGIT, -1, -DIGIT):
         device.launch("count_digits", *rows, np.int32(shift), each, z, b, edge, bins)
-        device.launch("choose_digit", segments, (256,), np.int32(L // segments), bins, edge, left)
+        device.launch("choose_digit", segments, (256,), bins.sum(axis=0) if whole else bins, edge, left)
     passed = None
     if whole:
         equal = cp.empty(L, np.int64)

@@ -1,9 +1,9 @@
 """Devices and networks by the peak numbers that their makers state.
 
 What a step reaches of these peaks, `PRODUCTS` and `STREAMS`, was assumed before a GPU was at hand.  One has been
-measured since, an H100: it reached 72% (bfloat16), 66% (tf32) and 77% (float32) in products and 82% in passes
-(benchmarks/results/gpu-2026-11-26.md), and four steps took 8% less to 9% more than is told.  The other devices and the
-networks were not measured.
+measured since, an H100 (benchmarks/results/gpu-2026-11-26.md): when they went on, it reached 72% in bfloat16 products,
+80% in a burst, and in bursts 66% in tf32, 77% in float32 and 82% in AdamW's pass, the largest; four steps took 8% less
+to 8% more than is told.  The other devices and the networks were not measured.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from refgba.errors import InputError
 
 PRODUCTS = 0.7  # share of a device's peak that matrix products of the sizes of a step are taken to reach
 STREAMS = 0.8  # share of its memory's bandwidth that passes over arrays are taken to reach
-MEASURED = "four steps on one H100 took 8% less to 9% more; several GPUs, and other ones, were not measured"
+MEASURED = "four steps on one H100 took 8% less to 8% more; several GPUs, and other ones, were not measured"
 
 
 class Device(NamedTuple):
