@@ -5,12 +5,16 @@ how near to their bounds the backends came, and how many gates rounding flipped.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections import defaultdict
 from dataclasses import astuple, dataclass, field
 
 import pytest
 from hypothesis import settings
+
+# A shell lets what it starts in the background ignore this signal, and tests send it, to themselves and to programs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("refgba", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("refgba")
