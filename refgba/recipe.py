@@ -39,7 +39,7 @@ from scipy.special import betaincinv, ndtri
 
 from refgba.adam import AdamW
 from refgba.config import GBAConfig
-from refgba.measured import UNTOLD
+from refgba.measured import UNSEEN_PER_DIMENSION
 from refgba.sae import Params, unit_rows
 from refgba.types import Array, Mask
 
@@ -216,7 +216,8 @@ def measured(d: int, **given: Any) -> GBAConfig:
 
     There is no forming: neurons begin as BatchTopK's do, untied at a_init = 0.5, and all are trained to reconstruct
     from the first step.  M, `adapt_every` and γ are as by default.  b_init lets a random neuron fire on as large a
-    share of the rows as the mean target, l0 / M, if w . x is normal; without an l0, that begins at d UNTOLD.
+    share of the rows as the mean target, l0 / M, if w . x is normal.  An l0 that is not given begins at
+    d UNSEEN_PER_DIMENSION.
 
     The learning rate is FAST, and falls as 1 / T in runs of more than LONG steps T.  These have more steps between two
     adaptations, and at FAST weights and b_pre moved farther in between than biases could follow: some neurons became
@@ -235,7 +236,7 @@ def measured(d: int, **given: Any) -> GBAConfig:
     sized = {name: settings[name] for name in ("width", "steps", "adapt_every") if name in settings}
     names = ("width", "adapt_every", "gamma_minus", "gamma_plus")
     settings = {name: value for name, value in derive(d, **sized).items() if name in names} | settings
-    l0 = GBAConfig(**settings).l0 or d * UNTOLD
+    l0 = GBAConfig(**settings).l0 or d * UNSEEN_PER_DIMENSION
     b_init = float(ndtri(min(0.5, l0 / settings["width"]))) / math.sqrt(d)
     return GBAConfig(**{"b_init": b_init} | settings)
 
