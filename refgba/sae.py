@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refgba.errors import InputError
-from refgba.types import Activation, Array, Mask
+from refgba.types import Activation, Array, Int64, Mask
 
 
 @dataclass
@@ -62,8 +62,11 @@ class Forward:
     f: Array
 
 
-def unit_rows(A: Array) -> Array:
-    """Each row of A (any, d) divided by its norm.  A row of zeros has no direction and raises InputError.
+def unit_rows(A: Array, numbers: Int64 | None = None) -> Array:
+    """Each row of A (any, d) divided by its norm.
+
+    numbers: (any,) the rows' numbers for a message, where they are not their places in A.  Raises InputError for a row
+    of zeros, which has no direction.
 
     >>> import numpy as np
     >>> from refgba.sae import unit_rows
@@ -73,7 +76,8 @@ def unit_rows(A: Array) -> Array:
     norm = np.linalg.norm(A, axis=1, keepdims=True)  # (any, 1)
     zero = np.flatnonzero(norm == 0)
     if zero.size:
-        raise InputError(f"row {zero[0]} is all zeros and cannot be scaled to unit norm ({zero.size} such rows)")
+        first = zero[0] if numbers is None else numbers[zero[0]]
+        raise InputError(f"row {first} is all zeros and cannot be scaled to unit norm ({zero.size} such rows)")
     unit: Array = A / norm
     return unit
 

@@ -164,6 +164,18 @@ def test_minibatches_have_unit_rows_in_the_dtype_of_the_run():
     np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-6)
 
 
+def test_of_no_rows_no_minibatch_is_drawn():
+    with pytest.raises(InputError, match="no rows to draw minibatches from"):
+        next(gba.minibatches(np.ones((0, 3)), PAPER))
+
+
+def test_a_row_of_zeros_is_named_by_its_number_in_the_data():
+    X = np.ones((64, 5))
+    X[17] = 0
+    with pytest.raises(InputError, match="row 17 is all zeros"):
+        list(gba.minibatches(X, PAPER))
+
+
 # ---- the recipe ------------------------------------------------------------------------------------------------------
 
 
