@@ -56,7 +56,15 @@ class GBA(Autoencoder):
     where it hides features, "on" or "off".  verbose: whether `fit` shows a bar where someone watches.
 
     The others are the settings of `refgba train`, under the names of its flags.  Those that are None are chosen as it
-    chooses them, and the same numbers come out.
+    chooses them, but for these defaults:
+
+                       GBA                        refgba train
+        backend        numpy                      auto; numpy with the recipe paper
+        dtype          float64                    float32; float64 with the recipe paper
+        centre         auto                       auto; off with the recipe paper
+        rows held out  none, `fit` trains on all  10%, where rows are many
+
+    Where both are told the same, the same numbers come out.
     """
 
     _record: Record | None  # of a run in memory
