@@ -394,10 +394,18 @@ def test_importing_refgba_imports_little_and_lists_what_it_offers():
     code = "import sys, refgba; print({'numpy', 'click', 'scipy', 'matplotlib'} & set(sys.modules))"
     assert python("-c", code) == "set()\n"
     assert {"GBA", "load", "model", "metrics", "backends"} <= set(dir(refgba))
-    for name in (*refgba.OFFERED, *refgba.MODULES):
+    for name in refgba.OFFERED:
         assert getattr(refgba, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'GAB'"):
         refgba.GAB  # noqa: B018
+
+
+def test_every_module_is_reached_from_the_package_without_importing_it_first():
+    package = Path(refgba.__file__).parent
+    modules = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert set(refgba.MODULES) == modules - {"__init__", "__main__"}
+    code = "import refgba; print([name for name in refgba.MODULES if not getattr(refgba, name).__doc__])"
+    assert python("-c", code) == "[]\n"
 
 
 def test_training_and_drawing_need_no_scikit_learn():
