@@ -104,7 +104,10 @@ def init(params: Params, config: GBAConfig) -> State:
 
 
 def step(state: State, x: Array) -> Metrics:
-    """Lines 2 to 5 of Algorithm 1 on a minibatch x (L, d) of unit rows, in the dtype of the run."""
+    """Lines 2 to 5 of Algorithm 1 on a minibatch x (L, d) of unit rows, in the dtype of the run.
+
+    Raises InputError at line 4 for a w_m that became zero.  Values that are not finite pass, and stay.
+    """
     config = state.config
     state.t += 1
     ours.begin_phase(state)
@@ -125,7 +128,7 @@ def adapt(state: State, x: Array | None = None) -> None:
     """Line 6 of Algorithm 1: b <- A(b, B), then empty the buffers.
 
     Ours: `floor`, 0 in the paper; and x (L, d), the minibatch of lines 2 to 5, on which targets are measured where they
-    are not the groups'.
+    are not the groups'.  Raises InputError where they are to be measured and there is no x.
     """
     c = state.config
     own = measured.own_targets(state, x)

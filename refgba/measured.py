@@ -104,7 +104,8 @@ class Run(Protocol):
 def own_targets(run: Run, x: Array | None, gather: Callable[[Array], Array] | None = None) -> Float64 | None:
     """The targets after a step on the minibatch x (L, d) of unit norm, (M,); None where they are the groups'.
 
-    gather: makes of the highest values of some neurons those of all (`refgba.backends.shards`).
+    gather: makes of the highest values of some neurons those of all (`refgba.backends.shards`).  Raises InputError for
+    no x where targets are measured.
     """
     if run.shares is None:
         return None

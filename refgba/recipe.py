@@ -39,6 +39,7 @@ from scipy.special import betaincinv, ndtri
 
 from refgba.adam import AdamW
 from refgba.config import GBAConfig
+from refgba.errors import InputError
 from refgba.measured import UNSEEN_PER_DIMENSION
 from refgba.sae import Params, unit_rows
 from refgba.types import Array, Mask
@@ -161,7 +162,8 @@ def agreement_by_chance(M: int, d: int) -> float:
 def paper(d: int, **given: Any) -> GBAConfig:  # noqa: ARG001 - both recipes are called alike
     """Algorithms 1 and 2 with the paper's settings, as far as they are known, but for those that are `given`.
 
-    M, T, lr, AdamW's constants and a are not known; common choices stand for them.
+    M, T, lr, AdamW's constants and a are not known; common choices stand for them.  Raises InputError for settings that
+    cannot be, and TypeError for a name that is no setting.
     """
     return GBAConfig(**given)
 
@@ -178,7 +180,11 @@ def derive(d: int, **given: Any) -> dict[str, Any]:
       E[z^2; z > 1] is for a normal z, whatever M and d are.
     - ADAPTATIONS are spread over the run, and each moves a bias by TRAVEL / ADAPTATIONS of its neuron's peak.  So
       biases get equally far in any run: through the resonance while features form, to their targets afterwards.
+
+    Raises InputError for settings that cannot be, or d < 1.
     """
+    if d < 1:
+        raise InputError(f"data have at least 1 dimension, not d = {d}")
     width = given.get("width", max(1024, 8 * d))
     GBAConfig(**FIXED | given | {"width": width})  # refuses what cannot be, before anything is derived from it
     steps = given.get("steps", FIXED["steps"])
@@ -196,7 +202,10 @@ def derive(d: int, **given: Any) -> dict[str, Any]:
 
 
 def default(d: int, **given: Any) -> GBAConfig:
-    """Settings for data of d dimensions that need no tuning: FIXED, and `derive`.  What is `given` stays."""
+    """Settings for data of d dimensions that need no tuning: FIXED, and `derive`.  What is `given` stays.
+
+    Raises InputError for settings that cannot be, or d < 1, and TypeError for a name that is no setting.
+    """
     return GBAConfig(**FIXED | derive(d, **given) | given)
 
 
@@ -225,7 +234,9 @@ def measured(d: int, **given: Any) -> GBAConfig:
 
     With relative thresholds biases adapt OFTEN, with the same γ.  What many rows share is worth much to the
     reconstruction on all of them, but no row is near the peak of it; training would make some neurons dense faster than
-    150 adaptations can forbid it.
+    ADAPTATIONS can forbid it.
+
+    Raises InputError for settings that cannot be, or d < 1, and TypeError for a name that is no setting.
     """
     settings = MEASURED | given
     steps = GBAConfig(**settings).steps

@@ -293,3 +293,9 @@ def test_frequencies_far_from_the_features_recover_almost_nothing():
     truth = imbalanced(0)
     config = recipe.default(truth.d, width=1024, steps=3000, seed=0, dtype="float32", htf=0.9, ltf=0.5)
     assert frr(recovered(truth, config), truth.V, 0.9) < 0.2
+
+
+@pytest.mark.parametrize("recipe_of", [recipe.default, recipe.measured])
+def test_data_without_dimensions_have_no_recipe(recipe_of):
+    with pytest.raises(InputError, match="at least 1 dimension, not d = 0"):
+        recipe_of(0)
