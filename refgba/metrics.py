@@ -20,6 +20,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from refgba.errors import InputError
+from refgba.sae import unit_rows
 from refgba.types import Array, Float64, Int64
 
 TOP_SHARES = (0.0005, 0.005, 0.05, 1.0)  # the shares of neurons over which the paper reports MCS
@@ -114,8 +115,7 @@ def _unit(W: Array, other: Array) -> Array:
     if not np.isfinite(W).all():
         raise InputError(f"a dictionary of shape {W.shape} holds values that are not finite")
     W = W.astype(np.result_type(W, np.float32), copy=False)
-    norm = np.linalg.norm(W, axis=1, keepdims=True)
-    return W / np.where(norm > 0, norm, 1)
+    return unit_rows(W, otherwise=W)
 
 
 def _checked(tau: float) -> float:

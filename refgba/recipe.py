@@ -38,7 +38,7 @@ import numpy as np
 from scipy.special import betaincinv, ndtri
 
 from refgba.adam import AdamW
-from refgba.config import GBAConfig
+from refgba.config import ADAPTATIONS, GBAConfig
 from refgba.errors import InputError
 from refgba.measured import UNSEEN_PER_DIMENSION
 from refgba.sae import Params, unit_rows
@@ -53,7 +53,6 @@ FIXED: dict[str, Any] = {
     "lr_decay": 0.5,
     "untied": True,
 }
-ADAPTATIONS = 150  # about so many per run; a shorter run has one per step
 OFTEN = 400  # adaptations of a run whose thresholds are relative, each as far as one of ADAPTATIONS
 TRAVEL = 3.75  # how far a bias can move over a run, in peaks of its neuron: γ times the number of adaptations
 FAST, LONG = 7.5e-3, 2000  # learning rate of measured targets, in runs of no more steps; in longer ones less

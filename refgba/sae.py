@@ -62,18 +62,25 @@ class Forward:
     f: Array
 
 
-def unit_rows(A: Array, numbers: Int64 | None = None) -> Array:
+def unit_rows(A: Array, numbers: Int64 | None = None, *, otherwise: Array | None = None) -> Array:
     """Each row of A (any, d) divided by its norm.
 
-    numbers: (any,) the rows' numbers for a message, where they are not their places in A.  Raises InputError for a row
-    of zeros, which has no direction.
+    A row of zeros has no direction.  otherwise: (any, d) the rows that take their place; A itself keeps them.  Raises
+    InputError for a row of zeros without it.  numbers: (any,) the rows' numbers for that message, where they are not
+    their places in A.
 
     >>> import numpy as np
     >>> from refgba.sae import unit_rows
     >>> unit_rows(np.array([[3.0, 4.0]]))
     array([[0.6, 0.8]])
+    >>> zeros = np.zeros((1, 2))
+    >>> unit_rows(zeros, otherwise=zeros)
+    array([[0., 0.]])
     """
     norm = np.linalg.norm(A, axis=1, keepdims=True)  # (any, 1)
+    if otherwise is not None:
+        has_direction = norm > 0
+        return np.where(has_direction, A / np.where(has_direction, norm, 1), otherwise)
     zero = np.flatnonzero(norm == 0)
     if zero.size:
         first = zero[0] if numbers is None else numbers[zero[0]]
