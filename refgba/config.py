@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import Field, asdict, dataclass, field, fields
 from numbers import Integral, Real
@@ -33,7 +33,7 @@ def _setting(default: Any, help: str, *methods: str) -> Any:
     return field(default=default, metadata={"help": text, "methods": methods})
 
 
-class Settings:
+class Settings(ABC):
     """What the settings of every method have in common, and how they are checked, written and read.
 
     A subclass is a frozen dataclass with a `_setting` for each of these names, in the order in which people are to read

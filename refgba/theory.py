@@ -125,16 +125,6 @@ def simulate(
     return [frr(W, truth.V, 0.9) for W in modified_ba(X, W, p, steps, eta=eta, activation=activation)]
 
 
-def fixed_frequency_bias(X: Array, W: Array, p: float) -> Array:
-    """The (M,) biases at which each neuron fires on exactly a share p of the rows of X: w_m . x_l + b_m > 0.
-
-    X: (N, d).  W: (M, d).  "Exactly" is round(p N) rows; where rows tie at that place, fewer fire.  These
-    are the biases with which `modified_ba_step` opens its gates.  Raises InputError as that does.
-    """
-    _check(X, W, p)
-    return np.concatenate([_bias(W[m] @ X.T, p)[:, 0] for m in _blocks(X, W)])
-
-
 def _bias(z: Array, p: float) -> Array:
     """Minus the (1 - p)-quantile of each row of z (block, N), halfway between rows so that rounding flips none."""
     k = round(p * z.shape[1])
