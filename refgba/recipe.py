@@ -53,9 +53,10 @@ FIXED: dict[str, Any] = {
     "lr_decay": 0.5,
     "untied": True,
 }
-OFTEN = 400  # adaptations of a run whose thresholds are relative, each as far as one of ADAPTATIONS
+RELATIVE_ADAPTATIONS = 400  # A run with relative thresholds has so many, each as far as one of ADAPTATIONS.
 TRAVEL = 3.75  # how far a bias can move over a run, in peaks of its neuron: γ times the number of adaptations
-FAST, LONG = 7.5e-3, 2000  # learning rate of measured targets, in runs of no more steps; in longer ones less
+MEASURED_LR = 7.5e-3  # learning rate of measured targets, in runs of at most MEASURED_LR_STEPS
+MEASURED_LR_STEPS = 2000  # Longer runs have a lower learning rate.
 BLOCK = 2**24  # cosines in memory at a time: 128 MB in float64
 
 
@@ -227,11 +228,11 @@ def measured(d: int, **given: Any) -> GBAConfig:
     share of the rows as the mean target, l0 / M, if w . x is normal.  An l0 that is not given begins at
     d UNSEEN_PER_DIMENSION.
 
-    The learning rate is FAST, and falls as 1 / T in runs of more than LONG steps T.  These have more steps between two
-    adaptations, and at FAST weights and b_pre moved farther in between than biases could follow: some neurons became
-    dense, and L0 ended at 84 where 5 was asked for (benchmarks/recipe.md).
+    The learning rate is MEASURED_LR, and falls as 1 / T in runs whose T is above MEASURED_LR_STEPS.  These have more
+    steps between two adaptations, and at MEASURED_LR weights and b_pre moved farther in between than biases could
+    follow: some neurons became dense, and L0 ended at 84 where 5 was asked for (benchmarks/recipe.md).
 
-    With relative thresholds biases adapt OFTEN, with the same γ.  What many rows share is worth much to the
+    With relative thresholds there are RELATIVE_ADAPTATIONS, with the same γ.  What many rows share is worth much to the
     reconstruction on all of them, but no row is near the peak of it; training would make some neurons dense faster than
     ADAPTATIONS can forbid it.
 
@@ -239,10 +240,10 @@ def measured(d: int, **given: Any) -> GBAConfig:
     """
     settings = MEASURED | given
     steps = GBAConfig(**settings).steps
-    settings.setdefault("lr", FAST * min(1.0, LONG / steps))
+    settings.setdefault("lr", MEASURED_LR * min(1.0, MEASURED_LR_STEPS / steps))
     if settings.get("relative") and "adapt_every" not in given:
-        gamma = TRAVEL / ADAPTATIONS
-        settings = {"gamma_minus": gamma, "gamma_plus": gamma, "adapt_every": max(1, round(steps / OFTEN))} | settings
+        gamma, every = TRAVEL / ADAPTATIONS, max(1, round(steps / RELATIVE_ADAPTATIONS))
+        settings = {"gamma_minus": gamma, "gamma_plus": gamma, "adapt_every": every} | settings
     sized = {name: settings[name] for name in ("width", "steps", "adapt_every") if name in settings}
     names = ("width", "adapt_every", "gamma_minus", "gamma_plus")
     settings = {name: value for name, value in derive(d, **sized).items() if name in names} | settings

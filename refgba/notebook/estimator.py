@@ -32,7 +32,7 @@ from refgba.runs.settings import Request, flags
 from refgba.types import Activation, Array, Dtype, Float64
 
 WRITTEN = ("config", "sha256", "refgba", "centred")  # fields of state.json that `folder.write_network` fills in
-OF_TRAINING = ("method", "recipe", "backend", "drop_zero_rows", "centre", "verbose")  # no settings of a network
+OF_TRAINING = ("method", "recipe", "backend", "drop_zero_rows", "centre", "verbose")  # A network has no such settings.
 
 
 class NotFitted(InputError, AttributeError):

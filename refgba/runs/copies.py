@@ -22,7 +22,7 @@ from refgba.sae import unit_rows
 from refgba.types import Array, Float64, Int64
 
 TAU = 0.9  # neurons that agree to this cosine share a feature
-MAX_PRODUCTS = 2**41  # of two numbers: what needs more takes minutes, and is not searched
+MAX_PRODUCTS = 2**41  # What takes more products of two numbers takes minutes, and is not searched.
 ROWS = 4096  # rows that the cost is measured on, at most
 BLOCK = 1024  # neurons that may begin sets, looked at together
 CELLS = 2**24  # cosines in memory at a time

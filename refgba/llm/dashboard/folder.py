@@ -22,7 +22,7 @@ from refgba.errors import InputError
 from refgba.llm.dashboard.examples import Examples
 from refgba.llm.dashboard.features import Features, fingerprint, open_dictionary
 from refgba.llm.dashboard.logits import Effects
-from refgba.llm.dashboard.survey import LOWEST, PER_OCTAVE
+from refgba.llm.dashboard.survey import LOWEST_OCTAVE, PER_OCTAVE
 from refgba.llm.matching import origin_of, refuse_other_site
 from refgba.llm.records import Harvest, open_harvest
 from refgba.report.likeness import nearest
@@ -33,9 +33,9 @@ from refgba.runs.judging import Counting, silent
 from refgba.sae import unit_rows
 from refgba.types import Array, Float64, Int64
 
-PER_FILE = 64  # neurons in a file
-NEAR = 6  # neighbours shown
-SHOWN = 6  # tokens of a neuron in the table
+PER_FILE = 64  # A file holds so many neurons.
+NEAR = 6  # So many neighbours are shown.
+SHOWN = 6  # The table shows so many tokens of a neuron.
 ABSENT = 2**32 - 1
 
 WHICH = {
@@ -204,7 +204,7 @@ def _page(
     data.append(tokens.ravel())
     about = {
         "neurons": features.M, "rows": features.rows, "columns": columns, "shown": tokens.shape[1],
-        "perFile": PER_FILE, "lowest": LOWEST, "perOctave": PER_OCTAVE, "quantiles": survey.choice.quantiles,
+        "perFile": PER_FILE, "lowest": LOWEST_OCTAVE, "perOctave": PER_OCTAVE, "quantiles": survey.choice.quantiles,
         "other": None if other is None else other.name or str(other), "effects": effects, "absent": ABSENT,
         "fingerprint": fingerprint(features.dictionary, features.harvest),
     }  # fmt: skip
