@@ -7,6 +7,7 @@
     groups           section 3   neurons in groups, each with a target frequency
     bias             section 3   Algorithm 2: adapting the biases
     gba              section 3   Algorithm 1: the whole method, with adam, config and, for what is ours, recipe
+    measured         ours        targets of Algorithm 2 that the data give, in place of the groups'
     identifiability  section 5   is the data such that its features can be found?
     theory           section 6   Modified BA, the resonance band
     metrics          section 6   what was recovered, how well it reconstructs
@@ -25,9 +26,9 @@ it at work: 256 neurons find 32 features in 24 dimensions, of which each row hol
     1.0
 
 Around the paper's part are rooms: `baselines` to compare with, `backends` that compute fast, `data` (rows in), `runs`
-(training on files), `formats` of other libraries, `report`, the `oracle` for ports, `experiments`, and two ways in: the
-command line `cli`, and `notebook`.  Training in three lines, on any backend, is its `refgba.GBA`; `refgba.load` opens
-what was trained.
+(training on files), `formats` of other libraries, `planning` (what a run would take), `report`, the `oracle` for ports,
+`experiments`, `llm` (language models), and two ways in: the command line `cli`, and `notebook`.  Training in three
+lines, on any backend, is its `refgba.GBA`; `refgba.load` opens what was trained.
 """
 
 from importlib import import_module
@@ -36,9 +37,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 OFFERED = ("GBA", "load")  # what `refgba.notebook` offers under shorter names, imported when it is first asked for
+# Every module and room, imported when it is first asked for.
 MODULES = (
-    "model", "sae", "groups", "bias", "gba", "identifiability", "theory", "metrics", "recipe", "config", "baselines",
-    "oracle", "backends",
+    "paper", "model", "sae", "groups", "bias", "adam", "gba", "measured", "identifiability", "theory", "metrics",
+    "recipe", "config", "streams", "types", "errors", "baselines", "backends", "data", "formats", "runs", "planning",
+    "report", "oracle", "experiments", "llm", "notebook", "cli",
 )  # fmt: skip
 
 

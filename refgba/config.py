@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import Field, asdict, dataclass, field, fields
 from numbers import Integral, Real
@@ -22,7 +22,9 @@ Baseline: TypeAlias = Literal["l1", "topk", "batchtopk", "jumprelu", "matryoshka
 
 Source: TypeAlias = Literal["groups", "data"]  # where the frequencies come from that Algorithm 2 aims at
 LARGEST = 2**31 - 1  # no count may exceed it: a larger one is mistyped, and asks for memory that no machine has
-ROLLED = 150  # a baseline's counters are emptied about so often in a run, as the default recipe adapts biases
+# The default recipe adapts biases about so often per run, and a baseline empties its counters.  A run with fewer steps
+# does so at every step.
+ADAPTATIONS = 150
 
 
 def _setting(default: Any, help: str, *methods: str) -> Any:
@@ -31,7 +33,7 @@ def _setting(default: Any, help: str, *methods: str) -> Any:
     return field(default=default, metadata={"help": text, "methods": methods})
 
 
-class Settings:
+class Settings(ABC):
     """What the settings of every method have in common, and how they are checked, written and read.
 
     A subclass is a frozen dataclass with a `_setting` for each of these names, in the order in which people are to read
@@ -238,8 +240,8 @@ class BaselineConfig(Settings):
 
     @property
     def adapt_every(self) -> int:
-        """Steps between two calls of `baselines.adapt`, which only empties the counters: about ROLLED times per run."""
-        return max(1, round(self.steps / ROLLED))
+        """Steps between two calls of `baselines.adapt`, which only empties the counters: ADAPTATIONS or so per run."""
+        return max(1, round(self.steps / ADAPTATIONS))
 
     def ends(self) -> tuple[int, ...]:
         """How many neurons each prefix of the dictionary has that is to reconstruct alone, the last all of them, (P,).

@@ -26,6 +26,7 @@ from refgba.adam import AdamW
 from refgba.bias import Buffer
 from refgba.bias import adapt as algorithm_2
 from refgba.config import GBAConfig, Settings
+from refgba.errors import InputError
 from refgba.measured import Shares
 from refgba.sae import Params, unit_rows
 from refgba.streams import stream
@@ -74,17 +75,20 @@ def random_params(config: GBAConfig, d: int) -> Params:
 def minibatches(X: Array, config: Settings) -> Iterator[Array]:
     """Line 1 of Algorithm 1: the minibatches of steps 1..T, each L rows of X (N, d) at unit norm.
 
-    Unit norm is our reading of the paper's "normalize".
+    Unit norm is our reading of the paper's "normalize".  Raises InputError where X has no rows, and at a minibatch with
+    a row of zeros, named by its number in X.
     """
     for rows in row_numbers(len(X), config):  # (L,)
-        yield unit_rows(X[rows].astype(config.master))
+        yield unit_rows(X[rows].astype(config.master), rows)
 
 
 def row_numbers(N: int, config: Settings) -> Iterator[Int64]:
     """Which of N rows the minibatches of steps 1..T hold, (L,) each.
 
-    They are sampled without replacement within an epoch; a batch may straddle two.
+    They are sampled without replacement within an epoch; a batch may straddle two.  Raises InputError for N = 0.
     """
+    if N == 0:
+        raise InputError("there are no rows to draw minibatches from: give at least one")
     orders = (stream(config.seed, "order", epoch).permutation(N) for epoch in count())
     rows = chain.from_iterable(orders)  # the endless sequence of shuffled epochs
     for _ in range(config.steps):
@@ -100,7 +104,10 @@ def init(params: Params, config: GBAConfig) -> State:
 
 
 def step(state: State, x: Array) -> Metrics:
-    """Lines 2 to 5 of Algorithm 1 on a minibatch x (L, d) of unit rows, in the dtype of the run."""
+    """Lines 2 to 5 of Algorithm 1 on a minibatch x (L, d) of unit rows, in the dtype of the run.
+
+    Raises InputError at line 4 for a w_m that became zero.  Values that are not finite pass, and stay.
+    """
     config = state.config
     state.t += 1
     ours.begin_phase(state)
@@ -121,7 +128,7 @@ def adapt(state: State, x: Array | None = None) -> None:
     """Line 6 of Algorithm 1: b <- A(b, B), then empty the buffers.
 
     Ours: `floor`, 0 in the paper; and x (L, d), the minibatch of lines 2 to 5, on which targets are measured where they
-    are not the groups'.
+    are not the groups'.  Raises InputError where they are to be measured and there is no x.
     """
     c = state.config
     own = measured.own_targets(state, x)

@@ -20,6 +20,7 @@ import numpy as np
 
 from refgba import metrics
 from refgba.errors import InputError
+from refgba.sae import unit_rows
 from refgba.types import Array, Int64
 
 MARGIN = 0.5  # "much below n^-1/2" is read as: at most half of it (ours)
@@ -140,15 +141,15 @@ def partners(W: Array, V: Array) -> Partners:
     return Partners(neuron, np.minimum(matched, 1.0))  # a rounded cosine can exceed 1
 
 
-def _unit_rows(A: Array, name: str) -> Array:
+def _directions(A: Array, name: str) -> Array:
     if A.ndim != 2 or 0 in A.shape:
         raise InputError(f"{name} has shape {A.shape}: give a matrix of features as rows")
-    norm = np.linalg.norm(A.astype(np.float64), axis=1)
+    A = A.astype(np.float64)
+    norm = np.linalg.norm(A, axis=1)
     bad = np.flatnonzero(~((norm > 0) & (norm < np.inf)))
     if len(bad):
         raise InputError(f"row {bad[0]} of {name} is zero or not finite: every feature needs a direction")
-    unit: Array = A / norm[:, None]
-    return unit
+    return unit_rows(A)
 
 
 # ---- the report ----------------------------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ def identifiability(H: Array | Iterable[Array], V: Array, W: Array | None = None
     0.0
     """
     counts = count(H)
-    v1 = _v1(_unit_rows(V, "V"))
+    v1 = _v1(_directions(V, "V"))
     if len(V) != len(counts.D):
         raise InputError(f"H has {len(counts.D)} columns and V {len(V)} rows: both must be n")
     found = None if W is None else partners(W, V)

@@ -6,7 +6,8 @@ is measured again and again:
 
     rank       of the L M products a_m z_m that L rows have with M neurons, z_m = w_m · (x - b_pre), the L l0 largest
     share      are those that are worth a neuron's while; p_m is the share of the L rows on which neuron m is in them
-    rarest     no p_m is below RAREST l0 / M, so that a neuron that is never among them stays alive, and can turn
+    rarest     no p_m is below MIN_TARGET_SHARE l0 / M, so that a neuron that is never among them stays alive, and can
+               turn
     active     l0 is `GBAConfig.l0`, or with 0 what nonnegative matching pursuit counts: how many features a row shows,
                and some more for what pursuit leaves and cannot tell from noise
     relative   before they are ranked, products may be divided by a power of their neuron's peak, `GBAConfig.relative`
@@ -45,13 +46,13 @@ Count: TypeAlias = Callable[[], float]  # what `counted` finds
 ROWS = 512  # rows of a minibatch that are looked at: a rate of 1% is then known to 11% over MEMORY looks
 PURSUED = 64  # rows of these that pursuit counts features in; it takes one product with all neurons per feature
 MEMORY = 16  # looks that a running mean goes back
-RAREST = 1 / 16  # lowest target, as a share of the mean one, l0 / M
-UNTOLD = 1 / 12  # share of d: l0 where pursuit leaves all of the rows, as in random directions, so that it begins there
-MOST = 0.5  # share of the d dimensions: pursuit takes no more often from a row
-BY_CHANCE = 0.01  # how often pursuit would take a feature from noise
-FADING = 0.95  # what a look leaves of a peak: those of rare neurons last for some tens of looks
-LOWEST = 1e-3  # no product is divided by a lower peak
-LEAST = 1e-3  # nor does it take less than this of a row of unit norm: the rest of an exact sum is rounding
+MIN_TARGET_SHARE = 1 / 16  # the lowest target, as a share of the mean one, l0 / M
+UNSEEN_PER_DIMENSION = 1 / 12  # features that a row counts, per dimension, of which pursuit finds none; l0 begins there
+MAX_PURSUIT_SHARE = 0.5  # from one row pursuit takes at most this share of d features
+NOISE_RATE = 0.01  # the share of rows of mere noise from which pursuit would take a feature
+PEAK_DECAY = 0.95  # factor on a peak per look: the peaks of rare neurons last for some tens of looks
+MIN_PEAK = 1e-3  # products are divided by no lower peak
+MIN_TAKEN = 1e-3  # pursuit takes no smaller part of a unit row: the rest of an exact sum is rounding
 
 
 @dataclass
@@ -89,7 +90,7 @@ def targets(shares: Shares, config: GBAConfig, rank: Rank, count: Count) -> Floa
         shares.active += rate * (count() - shares.active)
     l0 = config.l0 or min(config.width, max(shares.active, 1e-3))
     shares.p += rate * (rank(l0) - shares.p)
-    return np.maximum(shares.p, RAREST * l0 / config.width) * 2 / (1 + config.floor)
+    return np.maximum(shares.p, MIN_TARGET_SHARE * l0 / config.width) * 2 / (1 + config.floor)
 
 
 class Run(Protocol):
@@ -103,7 +104,8 @@ class Run(Protocol):
 def own_targets(run: Run, x: Array | None, gather: Callable[[Array], Array] | None = None) -> Float64 | None:
     """The targets after a step on the minibatch x (L, d) of unit norm, (M,); None where they are the groups'.
 
-    gather: makes of the highest values of some neurons those of all (`refgba.backends.shards`).
+    gather: makes of the highest values of some neurons those of all (`refgba.backends.shards`).  Raises InputError for
+    no x where targets are measured.
     """
     if run.shares is None:
         return None
@@ -124,8 +126,8 @@ def no_rows() -> InputError:
 
 def divisors(shares: Shares, config: GBAConfig, highest: Array) -> Float64:
     """What products are divided by where thresholds are relative, (M,), after a look whose highest are highest (M,)."""
-    shares.peaks = np.maximum(FADING * shares.peaks, highest)
-    divided: Float64 = np.maximum(shares.peaks, LOWEST) ** config.relative
+    shares.peaks = np.maximum(PEAK_DECAY * shares.peaks, highest)
+    divided: Float64 = np.maximum(shares.peaks, MIN_PEAK) ** config.relative
     return divided
 
 
@@ -163,8 +165,8 @@ def counted(x: Array, V: Array, d: int = 0) -> float:
     since the first time it was not taken whole, counts once.
 
     What is left of the rows, a share u of their squares, is noise, or features that the v_m do not show yet, or more of
-    them than pursuit can tell.  It counts as u² d UNTOLD features: u d UNTOLD if all of it were features, and the less
-    is left, the less of it will be.
+    them than pursuit can tell.  It counts as u² d UNSEEN_PER_DIMENSION features.  If all of the rest were features, it
+    would be u d UNSEEN_PER_DIMENSION; the second factor u is there because a small rest is mostly noise.
 
     Rows are taken as they are, b_pre not subtracted: while features are missing it stands for them, and what it leaves
     in a row would be counted as features.
@@ -177,19 +179,28 @@ def counted(x: Array, V: Array, d: int = 0) -> float:
     1.0
     >>> counted(np.eye(48)[2:3], np.eye(48)[:2])
     4.0
+
+    Two features at the cosine -0.6, and their sum.  Each is taken many times, since what is left of one after the
+    other was taken is a part of it again:
+
+    >>> V = np.eye(48)[:2]
+    >>> V[1, :2] = -0.6, 0.8
+    >>> x = V.sum(axis=0, keepdims=True)
+    >>> round(counted(x / np.linalg.norm(x), V), 6)
+    2.0
     """
     L, M, d = len(x), len(V), d or x.shape[1]
-    level = float(ndtri(1 - BY_CHANCE / M)) / math.sqrt(d)
+    level = float(ndtri(1 - NOISE_RATE / M)) / math.sqrt(d)
     r, taken = x, []  # taken: which feature each row gave up, -1 for none
-    for _ in range(max(1, int(MOST * d))):
+    for _ in range(max(1, int(MAX_PURSUIT_SHARE * d))):
         cosine = r @ V.T  # (L, M)
         best, size = cosine.argmax(axis=1), cosine.max(axis=1)  # (L,)
-        on = (size > level * np.sqrt((r * r).sum(axis=1))) & (size > LEAST)
+        on = (size > level * np.sqrt((r * r).sum(axis=1))) & (size > MIN_TAKEN)
         if not on.any():
             break
         r = r - (size * on)[:, None] * V[best]
-        taken.append(best * on - ~on)
-    left = (float((r * r).sum()) / L) ** 2 * d * UNTOLD
+        taken.append(np.where(on, best, -1))
+    left = (float((r * r).sum()) / L) ** 2 * d * UNSEEN_PER_DIMENSION
     if not taken:
         return left
     order = np.sort(np.stack(taken), axis=0)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from refgba.errors import InputError
+from refgba.sae import unit_rows
 from refgba.types import Array, Float64, Int64
 
 TOP_SHARES = (0.0005, 0.005, 0.05, 1.0)  # the shares of neurons over which the paper reports MCS
@@ -114,8 +115,7 @@ def _unit(W: Array, other: Array) -> Array:
     if not np.isfinite(W).all():
         raise InputError(f"a dictionary of shape {W.shape} holds values that are not finite")
     W = W.astype(np.result_type(W, np.float32), copy=False)
-    norm = np.linalg.norm(W, axis=1, keepdims=True)
-    return W / np.where(norm > 0, norm, 1)
+    return unit_rows(W, otherwise=W)
 
 
 def _checked(tau: float) -> float:
@@ -130,13 +130,18 @@ def _checked(tau: float) -> float:
 def fvu(x: Array, f: Array) -> float:
     """Fraction of variance unexplained  Σ_l ||x_l - f_l||² / Σ_l ||x_l - mean(x)||²  of reconstructions f of x (N, d).
 
-    Raises InputError where all rows of x are equal, which have no variance to explain.
+    Raises InputError unless both are (N, d), have rows and finite values, and where all rows of x are equal, which have
+    no variance to explain.
 
     >>> import numpy as np
     >>> from refgba.metrics import fvu
     >>> fvu(x=np.array([[1.0, 0.0], [0.0, 1.0]]), f=np.array([[1.0, 0.0], [0.0, 0.5]]))  # 0.5² / (1/2 + 1/2)
     0.25
     """
+    if x.ndim != 2 or not x.size or x.shape != f.shape:
+        raise InputError(f"x and f must both be (N, d) and not empty, got shapes {x.shape} and {f.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(f).all()):
+        raise InputError("FVU is undefined: the rows or their reconstructions hold values that are not finite")
     spread = float(np.sum((x - x.mean(axis=0)) ** 2))
     if spread == 0:
         raise InputError("FVU is undefined: all rows of the data are equal; give rows that differ")
@@ -144,31 +149,48 @@ def fvu(x: Array, f: Array) -> float:
 
 
 def explained_variance(x: Array, f: Array) -> float:
-    """1 - `fvu`: 1 is perfect, 0 no better than the mean of the rows, negative worse."""
+    """1 - `fvu`: 1 is perfect, 0 no better than the mean of the rows, negative worse.  Raises InputError as `fvu`."""
     return 1 - fvu(x, f)
 
 
 def frequency(y: Array) -> Float64:
-    """Activation frequencies  p_m = mean_l 1{y_m > 0}  from pre-activations y (N, M): (M,)."""
-    p: Float64 = np.count_nonzero(y > 0, axis=0) / len(y)
+    """Activation frequencies  p_m = mean_l 1{y_m > 0}  from pre-activations y (N, M): (M,).
+
+    Raises InputError unless y is a matrix with entries, all of them finite.
+    """
+    p: Float64 = np.count_nonzero(_pre_activations(y) > 0, axis=0) / len(y)
     return p
 
 
 def l0(y: Array) -> float:
-    """The mean number of active neurons per row,  L0 = Σ_m p_m,  from pre-activations y (N, M)."""
-    return float(np.count_nonzero(y > 0) / len(y))
+    """The mean number of active neurons per row,  L0 = Σ_m p_m,  from pre-activations y (N, M).
+
+    Raises InputError as `frequency`.
+    """
+    return float(np.count_nonzero(_pre_activations(y) > 0) / len(y))
 
 
 def dead(y: Array) -> float:
-    """The share of neurons that fire on no row of the pre-activations y (N, M)."""
-    return float(np.mean(~(y > 0).any(axis=0)))
+    """The share of neurons that fire on no row of the pre-activations y (N, M).  Raises InputError as `frequency`."""
+    return float(np.mean(~(_pre_activations(y) > 0).any(axis=0)))
 
 
 def z_score(y: Array) -> Float64:
-    """(peak_m - mean_m) / std_m  of the pre-activations y (N, M), (M,) (ours); 0 where std_m is 0."""
-    std = y.std(axis=0)
+    """(peak_m - mean_m) / std_m  of the pre-activations y (N, M), (M,) (ours); 0 where std_m is 0.
+
+    Raises InputError as `frequency`.
+    """
+    std = _pre_activations(y).std(axis=0)
     z: Float64 = np.where(std > 0, (y.max(axis=0) - y.mean(axis=0)) / np.where(std > 0, std, 1), 0.0)
     return z
+
+
+def _pre_activations(y: Array) -> Array:
+    if y.ndim != 2 or not y.size:
+        raise InputError(f"pre-activations must be (N, M) and not empty, got shape {y.shape}")
+    if not np.isfinite(y).all():
+        raise InputError(f"pre-activations of shape {y.shape} hold values that are not finite")
+    return y
 
 
 # --- against the targets ----------------------------------------------------------------------------------------------

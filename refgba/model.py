@@ -45,7 +45,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Uniform:
-    """Exactly s features a row, each set of s equally likely, with s picked at random from a tuple for every row.
+    """Exactly s features per row, each set of s equally likely, with s picked at random from a tuple for every row.
 
     One entry gives the uniform s-sparse rows of the theory, f = s/n; (3, 20) the imbalanced set, where a
     feature comes with 2 others or with 19.  Raises InputError unless every 1 <= s <= n.

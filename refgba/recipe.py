@@ -38,8 +38,9 @@ import numpy as np
 from scipy.special import betaincinv, ndtri
 
 from refgba.adam import AdamW
-from refgba.config import GBAConfig
-from refgba.measured import UNTOLD
+from refgba.config import ADAPTATIONS, GBAConfig
+from refgba.errors import InputError
+from refgba.measured import UNSEEN_PER_DIMENSION
 from refgba.sae import Params, unit_rows
 from refgba.types import Array, Mask
 
@@ -52,10 +53,10 @@ FIXED: dict[str, Any] = {
     "lr_decay": 0.5,
     "untied": True,
 }
-ADAPTATIONS = 150  # about so many per run; a shorter run has one per step
-OFTEN = 400  # adaptations of a run whose thresholds are relative, each as far as one of ADAPTATIONS
+RELATIVE_ADAPTATIONS = 400  # A run with relative thresholds has so many, each as far as one of ADAPTATIONS.
 TRAVEL = 3.75  # how far a bias can move over a run, in peaks of its neuron: γ times the number of adaptations
-FAST, LONG = 7.5e-3, 2000  # learning rate of measured targets, in runs of no more steps; in longer ones less
+MEASURED_LR = 7.5e-3  # learning rate of measured targets, in runs of at most MEASURED_LR_STEPS
+MEASURED_LR_STEPS = 2000  # Longer runs have a lower learning rate.
 BLOCK = 2**24  # cosines in memory at a time: 128 MB in float64
 
 
@@ -161,7 +162,8 @@ def agreement_by_chance(M: int, d: int) -> float:
 def paper(d: int, **given: Any) -> GBAConfig:  # noqa: ARG001 - both recipes are called alike
     """Algorithms 1 and 2 with the paper's settings, as far as they are known, but for those that are `given`.
 
-    M, T, lr, AdamW's constants and a are not known; common choices stand for them.
+    M, T, lr, AdamW's constants and a are not known; common choices stand for them.  Raises InputError for settings that
+    cannot be, and TypeError for a name that is no setting.
     """
     return GBAConfig(**given)
 
@@ -178,7 +180,11 @@ def derive(d: int, **given: Any) -> dict[str, Any]:
       E[z^2; z > 1] is for a normal z, whatever M and d are.
     - ADAPTATIONS are spread over the run, and each moves a bias by TRAVEL / ADAPTATIONS of its neuron's peak.  So
       biases get equally far in any run: through the resonance while features form, to their targets afterwards.
+
+    Raises InputError for settings that cannot be, or d < 1.
     """
+    if d < 1:
+        raise InputError(f"data have at least 1 dimension, not d = {d}")
     width = given.get("width", max(1024, 8 * d))
     GBAConfig(**FIXED | given | {"width": width})  # refuses what cannot be, before anything is derived from it
     steps = given.get("steps", FIXED["steps"])
@@ -196,7 +202,10 @@ def derive(d: int, **given: Any) -> dict[str, Any]:
 
 
 def default(d: int, **given: Any) -> GBAConfig:
-    """Settings for data of d dimensions that need no tuning: FIXED, and `derive`.  What is `given` stays."""
+    """Settings for data of d dimensions that need no tuning: FIXED, and `derive`.  What is `given` stays.
+
+    Raises InputError for settings that cannot be, or d < 1, and TypeError for a name that is no setting.
+    """
     return GBAConfig(**FIXED | derive(d, **given) | given)
 
 
@@ -216,26 +225,29 @@ def measured(d: int, **given: Any) -> GBAConfig:
 
     There is no forming: neurons begin as BatchTopK's do, untied at a_init = 0.5, and all are trained to reconstruct
     from the first step.  M, `adapt_every` and γ are as by default.  b_init lets a random neuron fire on as large a
-    share of the rows as the mean target, l0 / M, if w . x is normal; without an l0, that begins at d UNTOLD.
+    share of the rows as the mean target, l0 / M, if w . x is normal.  An l0 that is not given begins at
+    d UNSEEN_PER_DIMENSION.
 
-    The learning rate is FAST, and falls as 1 / T in runs of more than LONG steps T.  These have more steps between two
-    adaptations, and at FAST weights and b_pre moved farther in between than biases could follow: some neurons became
-    dense, and L0 ended at 84 where 5 was asked for (benchmarks/recipe.md).
+    The learning rate is MEASURED_LR, and falls as 1 / T in runs whose T is above MEASURED_LR_STEPS.  These have more
+    steps between two adaptations, and at MEASURED_LR weights and b_pre moved farther in between than biases could
+    follow: some neurons became dense, and L0 ended at 84 where 5 was asked for (benchmarks/recipe.md).
 
-    With relative thresholds biases adapt OFTEN, with the same γ.  What many rows share is worth much to the
+    With relative thresholds there are RELATIVE_ADAPTATIONS, with the same γ.  What many rows share is worth much to the
     reconstruction on all of them, but no row is near the peak of it; training would make some neurons dense faster than
-    150 adaptations can forbid it.
+    ADAPTATIONS can forbid it.
+
+    Raises InputError for settings that cannot be, or d < 1, and TypeError for a name that is no setting.
     """
     settings = MEASURED | given
     steps = GBAConfig(**settings).steps
-    settings.setdefault("lr", FAST * min(1.0, LONG / steps))
+    settings.setdefault("lr", MEASURED_LR * min(1.0, MEASURED_LR_STEPS / steps))
     if settings.get("relative") and "adapt_every" not in given:
-        gamma = TRAVEL / ADAPTATIONS
-        settings = {"gamma_minus": gamma, "gamma_plus": gamma, "adapt_every": max(1, round(steps / OFTEN))} | settings
+        gamma, every = TRAVEL / ADAPTATIONS, max(1, round(steps / RELATIVE_ADAPTATIONS))
+        settings = {"gamma_minus": gamma, "gamma_plus": gamma, "adapt_every": every} | settings
     sized = {name: settings[name] for name in ("width", "steps", "adapt_every") if name in settings}
     names = ("width", "adapt_every", "gamma_minus", "gamma_plus")
     settings = {name: value for name, value in derive(d, **sized).items() if name in names} | settings
-    l0 = GBAConfig(**settings).l0 or d * UNTOLD
+    l0 = GBAConfig(**settings).l0 or d * UNSEEN_PER_DIMENSION
     b_init = float(ndtri(min(0.5, l0 / settings["width"]))) / math.sqrt(d)
     return GBAConfig(**{"b_init": b_init} | settings)
 

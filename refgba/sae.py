@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refgba.errors import InputError
-from refgba.types import Activation, Array, Mask
+from refgba.types import Activation, Array, Int64, Mask
 
 
 @dataclass
@@ -62,18 +62,29 @@ class Forward:
     f: Array
 
 
-def unit_rows(A: Array) -> Array:
-    """Each row of A (any, d) divided by its norm.  A row of zeros has no direction and raises InputError.
+def unit_rows(A: Array, numbers: Int64 | None = None, *, otherwise: Array | None = None) -> Array:
+    """Each row of A (any, d) divided by its norm.
+
+    A row of zeros has no direction.  otherwise: (any, d) the rows that take their place; A itself keeps them.  Raises
+    InputError for a row of zeros without it.  numbers: (any,) the rows' numbers for that message, where they are not
+    their places in A.
 
     >>> import numpy as np
     >>> from refgba.sae import unit_rows
     >>> unit_rows(np.array([[3.0, 4.0]]))
     array([[0.6, 0.8]])
+    >>> zeros = np.zeros((1, 2))
+    >>> unit_rows(zeros, otherwise=zeros)
+    array([[0., 0.]])
     """
     norm = np.linalg.norm(A, axis=1, keepdims=True)  # (any, 1)
+    if otherwise is not None:
+        has_direction = norm > 0
+        return np.where(has_direction, A / np.where(has_direction, norm, 1), otherwise)
     zero = np.flatnonzero(norm == 0)
     if zero.size:
-        raise InputError(f"row {zero[0]} is all zeros and cannot be scaled to unit norm ({zero.size} such rows)")
+        first = zero[0] if numbers is None else numbers[zero[0]]
+        raise InputError(f"row {first} is all zeros and cannot be scaled to unit norm ({zero.size} such rows)")
     unit: Array = A / norm
     return unit
 

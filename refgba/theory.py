@@ -53,7 +53,7 @@ def modified_ba(
     """
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
-    W = _unit(W)
+    W = _directions(W)
     for _ in range(steps):
         W = modified_ba_step(X, W, p, eta=eta, activation=activation)
         yield W
@@ -97,7 +97,7 @@ def modified_ba_step(
         on = z > -b
         s = z * on if activation == "jumprelu" else (z + b) * on  # phi(y)
         g = s @ X / len(X)  # (block, d)
-        stepped[m] = _normalise(g if np.isinf(eta) else w + eta * g, otherwise=w)
+        stepped[m] = unit_rows(g if np.isinf(eta) else w + eta * g, otherwise=w)
     return stepped
 
 
@@ -125,16 +125,6 @@ def simulate(
     return [frr(W, truth.V, 0.9) for W in modified_ba(X, W, p, steps, eta=eta, activation=activation)]
 
 
-def fixed_frequency_bias(X: Array, W: Array, p: float) -> Array:
-    """The (M,) biases at which each neuron fires on exactly a share p of the rows of X: w_m . x_l + b_m > 0.
-
-    X: (N, d).  W: (M, d).  "Exactly" is round(p N) rows; where rows tie at that place, fewer fire.  These
-    are the biases with which `modified_ba_step` opens its gates.  Raises InputError as that does.
-    """
-    _check(X, W, p)
-    return np.concatenate([_bias(W[m] @ X.T, p)[:, 0] for m in _blocks(X, W)])
-
-
 def _bias(z: Array, p: float) -> Array:
     """Minus the (1 - p)-quantile of each row of z (block, N), halfway between rows so that rounding flips none."""
     k = round(p * z.shape[1])
@@ -149,16 +139,11 @@ def _blocks(X: Array, W: Array) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _normalise(v: Array, otherwise: Array) -> Array:
-    norm = np.linalg.norm(v, axis=1, keepdims=True)
-    return np.where(norm > 0, v / np.where(norm > 0, norm, 1), otherwise)
-
-
-def _unit(W: Array) -> Array:
-    norm = np.linalg.norm(W, axis=1, keepdims=True) if W.ndim == 2 else np.zeros(1)
+def _directions(W: Array) -> Array:
+    norm = np.linalg.norm(W, axis=1) if W.ndim == 2 else np.zeros(1)
     if not np.all((norm > 0) & np.isfinite(norm)):
         raise InputError(f"W must be (M, d) with nonzero, finite rows, got shape {W.shape}")
-    return W / norm
+    return unit_rows(W)
 
 
 def _check(X: Array, W: Array, p: float) -> None:

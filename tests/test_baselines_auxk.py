@@ -21,7 +21,7 @@ def test_dead_neurons_of_auxk_are_the_largest_of_the_dead_and_no_others():
     fwd = forward(params, x, config)
     aux = auxiliary(x, fwd, config, dead)
     assert aux.dead.tolist() == [3, 4, 5, 6, 7]
-    for row, codes in zip(fwd.z[:, 3:], aux.s, strict=True):
+    for row, codes in zip(fwd.y[:, 3:], aux.s, strict=True):
         assert sorted(codes[codes != 0]) == sorted(row[row > 0])[-2:]
     half = auxiliary(x, fwd, replace(config, aux_k=0, width=8), dead)  # d/2 = 2
     assert (half.s == aux.s).all()
@@ -29,7 +29,7 @@ def test_dead_neurons_of_auxk_are_the_largest_of_the_dead_and_no_others():
 
 @pytest.mark.parametrize("method", CHOOSING)
 def test_auxk_revives_the_dead(method):
-    # Eight neurons for 40 features; 40 more whose z is positive, but never among the largest.
+    # Eight neurons for 40 features; 40 more whose y is positive, but never among the largest.
     revived, left = {}, {}
     for aux in (0.0, 1 / 32):
         config = config_of(method, **QUICK | {"width": 48, "k": 2}, aux=aux, aux_k=0, dead_after=1000)

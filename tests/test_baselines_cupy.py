@@ -55,8 +55,8 @@ def test_gradients_and_a_step_are_those_of_the_reference(place, method, dtype, L
         a, b = ours.init(params, config), theirs.init(params, config)
         rows, wide = ours.put(a, x), params.astype("float64")
         rows64 = x.astype("float64")
-        z = baselines.forward(wide, rows64, config).z
-        size = gradient_sizes(wide, rows64, config, z, np.ones_like(z))
+        y64 = baselines.forward(wide, rows64, config).y
+        size = gradient_sizes(wide, rows64, config, y64, np.ones_like(y64))
         for name, g in theirs.gradients(b, x).arrays().items():
             got = ours.gradients(a, rows).arrays()[name]
             assert got.dtype == g.dtype

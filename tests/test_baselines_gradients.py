@@ -95,7 +95,7 @@ def test_only_jumprelu_has_a_gradient_in_the_thresholds(method):
 def test_l1_worked_by_hand():
     config, params, x = config_of("l1", sparsity=0.5), axes(b=(-1.0, 0.0)), np.array([[3.0, -1.0]])
     fwd = forward(params, x, config)
-    assert fwd.z.tolist() == [[2.0, -1.0]]
+    assert fwd.y.tolist() == [[2.0, -1.0]]
     assert fwd.s.tolist() == [[2.0, 0.0]]
     assert fwd.f.tolist() == [[2.0, 0.0]]  # r = (-1, 1)
     assert loss(params, x, fwd, config) == (2.0, 1.0, 1.0)  # 1/2 (1 + 1), and 0.5 * 2
@@ -131,7 +131,7 @@ def test_in_training_rows_compete_for_batchtopk_and_in_inference_a_threshold_dec
     on = encode(axes(), x, config, training=True)[1]
     assert on.tolist() == [[True, True], [False, False]]  # k L = 2 places, both to the first row
     on = encode(axes(theta=(1.0, 1.0)), x, config, training=False)[1]
-    assert on.tolist() == [[True, True], [False, False]]  # z > θ, not >=
+    assert on.tolist() == [[True, True], [False, False]]  # y > θ, not >=
     alone = encode(axes(theta=(1.0, 1.0)), x[:1], config, training=False)[1]
     assert alone.tolist() == [[True, True]]  # whatever the other rows are
 
@@ -169,19 +169,19 @@ def test_gated_worked_by_hand():
     params = METHODS["gated"].Params(**axes(b=(-1.0, -2.0)).arrays(), **own)
     fwd = forward(params, x, config)
     assert fwd.gate.tolist() == [[2.0, 0.0]]  # 3 - 1, and 1 - 2
-    assert fwd.z.tolist() == [[5.0, 6.0]]  # 2 * 3 - 1, and 1 + 5
+    assert fwd.y.tolist() == [[5.0, 6.0]]  # 2 * 3 - 1, and 1 + 5
     assert fwd.s.tolist() == [[5.0, 0.0]]
     assert fwd.f.tolist() == [[5.0, 0.0]]  # r = (2, -1), of the gates alone (-1, -1)
     assert fwd.left.tolist() == [[-1.0, -1.0]]
     assert loss(params, x, fwd, config) == (4.5, 2.5, 2.0)  # and 0.5 * 2 + 1/2 (1 + 1)
     g = gradients(params, x, fwd, config)
     assert g.b_mag.tolist() == [2.0, 0.0]  # v . r
-    assert g.r_mag.tolist() == [12.0, 0.0]  # times z - c
+    assert g.r_mag.tolist() == [12.0, 0.0]  # times y - c
     assert g.b.tolist() == [-0.5, 0.0]  # v . r_g + λ
     assert g.W.tolist() == [[10.5, 3.5], [0.0, 0.0]]  # (2 * 2 - 0.5) x
     assert g.W_dec.tolist() == [[10.0, -5.0], [0.0, 0.0]]
     assert g.b_pre.tolist() == [-1.5, -1.0]  # r - 3.5 w_1
-    arrays = METHODS["gated"].exported(params, config)  # z > θ, with θ = c - e^ρ b
+    arrays = METHODS["gated"].exported(params, config)  # y > θ, with θ = c - e^ρ b
     assert arrays.threshold.tolist() == [1.0, 7.0]
     assert arrays.W_enc.tolist() == [[2.0, 0.0], [0.0, 1.0]]
 
@@ -199,7 +199,7 @@ def test_jumprelu_worked_by_hand():
     config = config_of("jumprelu", sparsity=0.2, bandwidth=0.5)
     params, x = axes(theta=(1.0, 1.0)), np.array([[1.1, 0.8]])
     fwd = forward(params, x, config)
-    assert fwd.s.tolist() == [[1.1, 0.0]]  # the magnitude that passes is z, the threshold is not taken off
+    assert fwd.s.tolist() == [[1.1, 0.0]]  # the magnitude that passes is y, the threshold is not taken off
     assert loss(params, x, fwd, config) == pytest.approx((0.52, 0.32, 0.2))  # r = (0, -0.8), one active
     g = gradients(params, x, fwd, config)
     np.testing.assert_allclose(g.theta, [-(0 + 0.2) / 0.5, -(-0.8 + 0.2) / 0.5])  # both within 0.25 of θ

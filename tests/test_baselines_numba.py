@@ -21,7 +21,7 @@ from refgba.errors import InputError
 pytest.importorskip("numba")
 BASELINES = list(pytest.importorskip("refgba.backends.baselines.numba").TRAITS)
 BOUND = {"float64": 1e-10, "float32": 1e-5}
-ROUNDING = 1e-6  # two ways to sum a z in float32 come apart by less than this share of the largest |z|
+ROUNDING = 1e-6  # two ways to sum a y in float32 come apart by less than this share of the largest |y|
 
 
 def close(ours, theirs, dtype, size=0.0):
@@ -44,9 +44,9 @@ def test_gradients_and_a_step_are_those_of_the_reference(method, dtype, L, d, M,
     ours, theirs = (backends.load(name, dtype, method) for name in ("numba", "numpy"))
     a, b = ours.init(params, config), theirs.init(params, config)
     fwd = baselines.forward(params, x, config)
-    s, on = fwd.s, fwd.z > params.theta - config.bandwidth
+    s, on = fwd.s, fwd.y > params.theta - config.bandwidth
     if method == "gated":
-        s, on = np.maximum(np.abs(fwd.z), fwd.gate), fwd.gate > 0
+        s, on = np.maximum(np.abs(fwd.y), fwd.gate), fwd.gate > 0
     size = gradient_sizes(params, x, config, s, on)
     for name, g in theirs.gradients(b, x).arrays().items():
         close(ours.gradients(a, x).arrays()[name], g, dtype, size[name])
@@ -75,13 +75,13 @@ def test_a_run_with_dead_neurons_is_that_of_the_reference(method):
     assert (ends[0].last.counts == ends[1].last.counts).all()
 
 
-def at_edge(z, k):
-    """How far the nearest of a row's k largest positive z is from not being one, or another from being one: (L,)."""
-    positive = -np.sort(-z.clip(0), axis=1)  # (L, M)   largest first
-    if k >= z.shape[1]:
-        return np.abs(z).min(axis=1)
+def at_edge(y, k):
+    """How far the nearest of a row's k largest positive y is from not being one, or another from being one: (L,)."""
+    positive = -np.sort(-y.clip(0), axis=1)  # (L, M)   largest first
+    if k >= y.shape[1]:
+        return np.abs(y).min(axis=1)
     full = positive[:, k - 1] > 0
-    return np.where(full, positive[:, k - 1] - positive[:, k], np.abs(z).min(axis=1))
+    return np.where(full, positive[:, k - 1] - positive[:, k], np.abs(y).min(axis=1))
 
 
 def test_the_edge_of_a_selection_is_where_one_more_or_one_less_would_be_chosen():
@@ -91,23 +91,23 @@ def test_the_edge_of_a_selection_is_where_one_more_or_one_less_would_be_chosen()
 
 
 def narrowest(before, x):
-    """The margin by which the closest selection of a step on rows x is decided, as a share of the largest |z|."""
+    """The margin by which the closest selection of a step on rows x is decided, as a share of the largest |y|."""
     config, params = before.config, before.params.astype("float64")
-    z, on, _ = baselines.METHODS[config.method].encode(params, x.astype("float64"), config)
+    y, on, _ = baselines.METHODS[config.method].encode(params, x.astype("float64"), config)
     dead = np.where(on.any(axis=0), 0, before.idle + len(x)) >= config.dead_after
     if config.method == "l1":
-        margins = [np.abs(z)]
+        margins = [np.abs(y)]
     elif config.method == "gated":
-        margins = [np.abs(z), np.abs(gates(params, x))]
+        margins = [np.abs(y), np.abs(gates(params, x))]
     elif config.method == "jumprelu":
-        margins = [np.abs(z - params.theta), np.abs(np.abs(z - params.theta) - config.bandwidth / 2)]
+        margins = [np.abs(y - params.theta), np.abs(np.abs(y - params.theta) - config.bandwidth / 2)]
     elif config.method == "topk":
-        margins = [at_edge(z, config.k)]
+        margins = [at_edge(y, config.k)]
     else:  # BatchTopK's selection
-        margins = [at_edge(z.reshape(1, -1), config.k * len(x))]
+        margins = [at_edge(y.reshape(1, -1), config.k * len(x))]
     if config.uses("aux") and dead.any():
-        margins.append(at_edge(z[:, dead], config.aux_k))
-    return min(margin.min() for margin in margins) / np.abs(z).max()
+        margins.append(at_edge(y[:, dead], config.aux_k))
+    return min(margin.min() for margin in margins) / np.abs(y).max()
 
 
 @pytest.mark.parametrize("method", BASELINES)

@@ -15,20 +15,20 @@ from refgba.baselines import evaluation_codes
 @CASES
 def test_topk_has_exactly_k_active_or_all_positives_and_they_are_the_largest(L, d, M, seed):
     config, params, x, _ = random_case("topk", L, d, M, seed)
-    z, on, s = encode(params, x, config, training=True)
-    assert on.sum(axis=1).tolist() == np.minimum(config.k, (z > 0).sum(axis=1)).tolist()
-    for row, active in zip(z, on, strict=True):
+    y, on, s = encode(params, x, config, training=True)
+    assert on.sum(axis=1).tolist() == np.minimum(config.k, (y > 0).sum(axis=1)).tolist()
+    for row, active in zip(y, on, strict=True):
         assert sorted(row[active]) == sorted(sorted(row[row > 0])[-config.k :])
-    assert (s == np.where(on, z, 0)).all()
+    assert (s == np.where(on, y, 0)).all()
 
 
 @settings(max_examples=60)
 @CASES
 def test_batchtopk_has_at_most_k_a_row_in_the_mean_of_a_batch(L, d, M, seed):
     config, params, x, _ = random_case("batchtopk", L, d, M, seed)
-    z, on, _ = encode(params, x, config, training=True)
-    assert on.sum() == min(config.k * L, (z > 0).sum())
-    assert sorted(z[on]) == sorted(z[z > 0])[-config.k * L :]
+    y, on, _ = encode(params, x, config, training=True)
+    assert on.sum() == min(config.k * L, (y > 0).sum())
+    assert sorted(y[on]) == sorted(y[y > 0])[-config.k * L :]
 
 
 def test_among_equals_exactly_k_are_taken():

@@ -212,3 +212,8 @@ def test_settings_of_one_are_refused_by_the_other():
         InputError, match="method must be one of l1, topk, batchtopk, jumprelu, matryoshka, gated, not 'gba'"
     ):
         config_from_json('{"method": "gba"}')
+
+
+def test_settings_of_no_method_cannot_be_made():
+    with pytest.raises(TypeError, match="abstract"):
+        Settings()

@@ -100,7 +100,7 @@ def test_a_network_without_copies_has_nothing_to_merge():
 
 
 def test_networks_beyond_the_limit_are_not_searched(monkeypatch):
-    monkeypatch.setattr(module, "MOST", 4 * 4 * 4 - 1)
+    monkeypatch.setattr(module, "MAX_PRODUCTS", 4 * 4 * 4 - 1)
     assert copies(np.eye(4), np.eye(4), np.ones(4), None, []) is None
     run = full()
     run.summary["copies"] = None

@@ -85,6 +85,25 @@ def test_an_array_trains_to_the_same_bits_as_the_command_on_a_file(method, backe
     }
 
 
+@pytest.mark.parametrize(
+    ("recipe", "backend", "dtype"), [("default", "numba", "float32"), ("paper", "numpy", "float64")]
+)
+def test_defaults_differ_from_the_commands_as_the_docstring_says(recipe, backend, dtype, cli, tmp_path):
+    np.save("x.npy", X := raw(1200))
+    estimator = refgba.GBA(recipe=recipe, adapt_every=10, **SMALL).fit(X)
+    flags = ["--recipe", recipe, "--adapt-every", 10, *(f"--{name}={value}" for name, value in SMALL.items())]
+    assert cli("train", "x.npy", "-o", "its-own", *flags).exit_code == 0
+    told = ["--backend", "numpy", "--dtype", "float64", "--held-out-share", 0, "--centre", "auto"]
+    assert cli("train", "x.npy", "-o", "told", *flags, *told).exit_code == 0
+    own, same = folder.open_network(tmp_path / "its-own"), folder.open_network(tmp_path / "told")
+    np.testing.assert_array_equal(same.params.V, estimator.components_)
+    about = json.loads((tmp_path / "its-own/about.json").read_text())
+    assert (about["backend"], own.config.dtype) == (backend, dtype)
+    assert about["held_out"]["rows"] == 120
+    for line in ("backend        numpy", "dtype          float64", "centre         auto", "rows held out  none"):
+        assert line in refgba.GBA.__doc__
+
+
 def test_an_array_a_path_and_a_store_are_one(tmp_path):
     X = raw()
     np.save(tmp_path / "x.npy", X)
@@ -375,10 +394,18 @@ def test_importing_refgba_imports_little_and_lists_what_it_offers():
     code = "import sys, refgba; print({'numpy', 'click', 'scipy', 'matplotlib'} & set(sys.modules))"
     assert python("-c", code) == "set()\n"
     assert {"GBA", "load", "model", "metrics", "backends"} <= set(dir(refgba))
-    for name in (*refgba.OFFERED, *refgba.MODULES):
+    for name in refgba.OFFERED:
         assert getattr(refgba, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'GAB'"):
         refgba.GAB  # noqa: B018
+
+
+def test_every_module_is_reached_from_the_package_without_importing_it_first():
+    package = Path(refgba.__file__).parent
+    modules = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert set(refgba.MODULES) == modules - {"__init__", "__main__"}
+    code = "import refgba; print([name for name in refgba.MODULES if not getattr(refgba, name).__doc__])"
+    assert python("-c", code) == "[]\n"
 
 
 def test_training_and_drawing_need_no_scikit_learn():

@@ -20,7 +20,7 @@ from refgba.config import BaselineConfig, GBAConfig
 from refgba.errors import InputError
 from refgba.metrics import per_group
 from refgba.runs import folder, judging
-from refgba.runs.accumulate import Evaluation
+from refgba.runs.accumulate import Evaluation, quantiles
 from refgba.runs.judging import evaluate, evaluate_dictionary, load, result, save
 
 CONFIG = GBAConfig(width=12, groups=3, steps=1, batch=16, dtype="float32")
@@ -110,7 +110,7 @@ def test_a_dictionary_worked_by_hand():
 def test_the_result_is_json_with_groups_where_they_are_known(params):
     evaluation = evaluate(params, CONFIG, NUMPY, [rows()])
     plain = result(evaluation, None)
-    assert plain == evaluation.summary() | {"l0_distribution": evaluation.l0_quantiles}
+    assert plain == evaluation.summary() | {"l0_distribution": quantiles(evaluation.l0_histogram)}
     grouped = result(evaluation, CONFIG)
     groups = per_group(evaluation.frequency, CONFIG.group(), CONFIG.target())
     assert grouped == plain | {"groups": [asdict(group) for group in groups]}

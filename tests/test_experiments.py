@@ -48,6 +48,12 @@ def test_every_experiment_keeps_to_the_protocol(name):
         assert list(inspect.signature(member).parameters) == ["data"]
 
 
+@pytest.mark.parametrize("name", experiments.NAMES)
+def test_results_that_are_kept_answer_the_question_that_is_asked_now(name):
+    kept = Path(__file__).parents[1] / f"benchmarks/results/{name}.json"
+    assert json.loads(kept.read_text(encoding="utf-8"))["question"] == experiments.load(name).QUESTION
+
+
 def test_every_module_of_an_experiment_is_registered_and_tried_small():
     folder = Path(experiments.__file__).parent
     modules = {path.stem for path in folder.glob("*.py") if "\nQUESTION = " in path.read_text(encoding="utf-8")}

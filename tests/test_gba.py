@@ -164,6 +164,18 @@ def test_minibatches_have_unit_rows_in_the_dtype_of_the_run():
     np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-6)
 
 
+def test_of_no_rows_no_minibatch_is_drawn():
+    with pytest.raises(InputError, match="no rows to draw minibatches from"):
+        next(gba.minibatches(np.ones((0, 3)), PAPER))
+
+
+def test_a_row_of_zeros_is_named_by_its_number_in_the_data():
+    X = np.ones((64, 5))
+    X[17] = 0
+    with pytest.raises(InputError, match="row 17 is all zeros"):
+        list(gba.minibatches(X, PAPER))
+
+
 # ---- the recipe ------------------------------------------------------------------------------------------------------
 
 
@@ -281,3 +293,9 @@ def test_frequencies_far_from_the_features_recover_almost_nothing():
     truth = imbalanced(0)
     config = recipe.default(truth.d, width=1024, steps=3000, seed=0, dtype="float32", htf=0.9, ltf=0.5)
     assert frr(recovered(truth, config), truth.V, 0.9) < 0.2
+
+
+@pytest.mark.parametrize("recipe_of", [recipe.default, recipe.measured])
+def test_data_without_dimensions_have_no_recipe(recipe_of):
+    with pytest.raises(InputError, match="at least 1 dimension, not d = 0"):
+        recipe_of(0)

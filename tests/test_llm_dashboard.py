@@ -18,7 +18,6 @@ from refgba.errors import InputError
 from refgba.formats.trained import from_params
 from refgba.llm.dashboard import survey, survey_features
 from refgba.llm.dashboard.best import Best
-from refgba.llm.dashboard.neighbours import nearest
 from refgba.llm.records import open_harvest
 from refgba.runs import judging
 from refgba.sae import Params
@@ -223,23 +222,6 @@ def test_rows_of_zeros_are_left_out_where_rows_are_scaled(tmp_path, networks):
     features = survey_features(networks["gba"], store)
     assert (features.rows, features.survey.zeros) == (2, 1)
     assert len(features.examples(list(range(M)))) > 0
-
-
-@pytest.mark.parametrize("count", [1, 3, 9])
-def test_neighbours_are_those_of_all_cosines(count, monkeypatch):
-    rng = np.random.default_rng(0)
-    V, others = rng.standard_normal((7, 4)), rng.standard_normal((9, 4))
-    V[2] = 0
-    monkeypatch.setattr("refgba.llm.dashboard.neighbours.ENTRIES", 20)
-    monkeypatch.setattr("refgba.llm.dashboard.neighbours.GROUPS", 2)
-    unit = [A / np.where((n := np.linalg.norm(A, axis=1, keepdims=True)) == 0, 1, n) for A in (V, others)]
-    for to, cosines in ((None, unit[0] @ unit[0].T - 9 * np.eye(7)), (others, unit[0] @ unit[1].T)):
-        number, cosine = nearest(V, to, count)
-        there = min(count, cosines.shape[1] - (to is None))
-        assert (number[:, there:] == -1).all()
-        best = -np.sort(-cosines, axis=1)[:, :there]
-        np.testing.assert_allclose(cosine[:, :there], best, atol=1e-6)
-        np.testing.assert_allclose(np.take_along_axis(cosines, number[:, :there], 1), best, atol=1e-6)
 
 
 def test_what_does_not_fit_is_refused(tmp_path, networks, store):

@@ -192,7 +192,7 @@ def test_documents_of_one_token_are_said_to_give_no_rows(command, corpus, tmp_pa
 def test_a_run_of_an_earlier_recipe_goes_on_with_what_it_was_begun_with(command, monkeypatch):
     assert command("--l0", 3).exit_code == 0
     before = folder.read_config(Path("out/run"))
-    monkeypatch.setattr(recipe, "FAST", 2 * recipe.FAST)
+    monkeypatch.setattr(recipe, "MEASURED_LR", 2 * recipe.MEASURED_LR)
     assert command("--l0", 3).exit_code == 0
     assert folder.read_config(Path("out/run")) == before
     assert_one_line(command("--l0", 4), "was begun with l0 = 3.0, not 4.0; give --l0 3")

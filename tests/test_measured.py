@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -59,15 +60,15 @@ def test_pursuit_counts_what_rows_are_made_of():
     made = np.array([V[:k].sum(axis=0) for k in (1, 2, 3, 6)])
     assert measured.counted(sae.unit_rows(made), V) == pytest.approx(3)
     noise = sae.unit_rows(rng.standard_normal((4000, 40)))
-    all_of_it = 40 * measured.UNTOLD
+    all_of_it = 40 * measured.UNSEEN_PER_DIMENSION
     assert measured.counted(noise, sae.unit_rows(rng.standard_normal((200, 40)))) == pytest.approx(all_of_it, abs=0.02)
 
 
-def test_pursuit_counts_a_feature_once_that_it_takes_twice():
-    """v_1 · v_2 = 0.8: of v_1 + v_2 / 2 pursuit takes 1.4 v_1, then v_2, which is too much of v_1 already."""
-    V = np.array([[1, 0, 0], [0.8, 0.6, 0]])
-    taken = measured.counted(sae.unit_rows(np.array([V[0] + V[1] / 2])), V)
-    assert taken - 2 < 0.01
+def test_pursuit_counts_a_feature_once_that_it_takes_again():
+    """v_1 · v_2 = -0.5: of v_1 + 0.9 v_2 pursuit takes both in turn, eleven times, and each time less of them."""
+    V = np.zeros((2, 64))
+    V[0, 0], V[1, :2] = 1, (-0.5, math.sqrt(0.75))
+    assert measured.counted(sae.unit_rows(V[:1] + 0.9 * V[1:]), V) == pytest.approx(2, abs=1e-3)
 
 
 def test_zeros_beyond_d_change_nothing():
@@ -91,7 +92,7 @@ def test_no_target_is_zero():
     shares = Shares(4)
     rank = lambda l0: np.array([l0, 0, 0, 0])  # noqa: E731
     target = measured.targets(shares, replace(CONFIG, width=4, l0=2.0), rank, lambda: 0.0)
-    np.testing.assert_allclose(target[1:] * 0.9, measured.RAREST * 2 / 4)
+    np.testing.assert_allclose(target[1:] * 0.9, measured.MIN_TARGET_SHARE * 2 / 4)
 
 
 def test_what_pursuit_leaves_counts_by_its_size():
@@ -125,7 +126,7 @@ def test_a_neuron_moves_towards_its_own_target():
 
 def test_peaks_are_the_highest_products_and_fade():
     shares, config = Shares(2), replace(CONFIG, width=2, l0=1.0, relative=0.5)
-    np.testing.assert_allclose(measured.divisors(shares, config, np.array([0.25, 0])), [0.5, measured.LOWEST**0.5])
+    np.testing.assert_allclose(measured.divisors(shares, config, np.array([0.25, 0])), [0.5, measured.MIN_PEAK**0.5])
     np.testing.assert_allclose(measured.divisors(shares, config, np.array([0.01, 0.36])) ** 2, [0.25 * 0.95, 0.36])
 
 

@@ -179,6 +179,37 @@ def test_rows_that_are_all_equal_have_no_fvu():
         refgba.metrics.fvu(np.ones((3, 2)), np.zeros((3, 2)))
 
 
+@pytest.mark.parametrize(
+    ("x", "f", "message"),
+    [
+        (np.eye(2), np.ones((1, 2)), r"must both be \(N, d\) and not empty, got shapes \(2, 2\) and \(1, 2\)"),
+        (np.ones(2), np.ones(2), "must both be"),
+        (np.empty((0, 2)), np.empty((0, 2)), "not empty"),
+        (np.array([[1.0], [np.nan]]), np.ones((2, 1)), "not finite"),
+        (np.array([[1.0], [2.0]]), np.array([[1.0], [np.inf]]), "not finite"),
+    ],
+)
+def test_fvu_compares_finite_rows_of_the_same_shape(x, f, message):
+    for measure in (refgba.metrics.fvu, refgba.metrics.explained_variance):
+        with pytest.raises(InputError, match=message):
+            measure(x, f)
+
+
+@pytest.mark.parametrize("name", ["frequency", "l0", "dead", "z_score"])
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.empty((0, 3)), r"not empty, got shape \(0, 3\)"),
+        (np.empty((3, 0)), "not empty"),
+        (np.ones(3), r"must be \(N, M\)"),
+        (np.array([[1.0, np.nan]]), "not finite"),
+    ],
+)
+def test_what_is_counted_on_pre_activations_needs_some(name, y, message):
+    with pytest.raises(InputError, match=message):
+        getattr(refgba.metrics, name)(y)
+
+
 # --- against the targets ----------------------------------------------------------------------------------------------
 
 

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from reports import Page, full
 
 from refgba.report import RunData, report
-from refgba.report.likeness import MOST, likeness, nearest
+from refgba.report import likeness as module
+from refgba.report.likeness import likeness, nearest
 from refgba.report.plot import Axis, Plot
 from refgba.report.run import Seen
 from refgba.report.words import percent
+from refgba.runs.copies import MAX_PRODUCTS
 from refgba.runs.histograms import Histograms
+from refgba.sae import unit_rows
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 7))
@@ -36,16 +39,28 @@ def test_histograms_of_a_stream_are_those_of_all_rows(seed, chunks):
         assert np.abs(np.cumsum(found.counts[m]) - np.cumsum(expected)).max() <= 1  # a value on an edge
 
 
-def test_the_nearest_neurons_are_those_of_highest_cosine():
+@pytest.mark.parametrize("count", [1, 3, 9])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_nearest_neurons_are_those_of_highest_cosine(count, dtype, monkeypatch):
     rng = np.random.default_rng(0)
-    A, B = rng.standard_normal((30, 6)), 3 * rng.standard_normal((50, 6))
-    number, cosine = nearest(A, B, 3)
-    unit = [X / np.linalg.norm(X, axis=1, keepdims=True) for X in (A, B)]
-    every = unit[0] @ unit[1].T
-    np.testing.assert_array_equal(number, np.argsort(-every, axis=1)[:, :3])
-    np.testing.assert_allclose(cosine, -np.sort(-every, axis=1)[:, :3])
-    own, _ = nearest(A, A, 5, others=True)
-    assert not (own == np.arange(30)[:, None]).any()
+    V, others = rng.standard_normal((7, 4)), 3 * rng.standard_normal((9, 4))
+    V[2] = 0
+    monkeypatch.setattr(module, "CELLS", 20)
+    monkeypatch.setattr(module, "GROUPS", 2)
+    U, to = (unit_rows(A, otherwise=A).astype(dtype) for A in (V, others))
+    for there, cosines in ((None, U @ U.T - 9 * np.eye(7, dtype=dtype)), (to, U @ to.T)):
+        number, cosine = nearest(U, there, count)
+        found = min(count, cosines.shape[1] - (there is None))
+        assert (number[:, found:] == -1).all()
+        best = -np.sort(-cosines, axis=1)[:, :found]
+        np.testing.assert_allclose(cosine[:, :found], best, atol=1e-6)
+        np.testing.assert_allclose(np.take_along_axis(cosines, number[:, :found], 1), best, atol=1e-6)
+
+
+def test_of_equal_cosines_the_lower_number_is_nearer():
+    number, cosine = nearest(np.eye(3)[[0, 0, 0, 1]], None, 3)
+    assert number.tolist() == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
+    assert cosine.tolist() == [[1, 1, 0]] * 3 + [[0, 0, 0]]
 
 
 def test_runs_are_compared_where_they_can_be(monkeypatch):
@@ -54,9 +69,9 @@ def test_runs_are_compared_where_they_can_be(monkeypatch):
     assert (own.run, own.nearest.shape, other.run) == ("", (4, 3), "b")
     np.testing.assert_array_equal(other.nearest[:, 0], [3, 2, 1, 0])
     assert likeness(np.eye(1), []) == ()
-    monkeypatch.setattr("refgba.report.likeness.MOST", 15)
+    monkeypatch.setattr(module, "MAX_PRODUCTS", 15)
     assert likeness(A, [("b", B)]) == ()
-    assert MOST > 4096 * 4096 * 768
+    assert MAX_PRODUCTS > 4096 * 4096 * 768
 
 
 @given(st.floats(1e-9, 1e9), st.floats(1.001, 1e6), st.booleans())

@@ -115,5 +115,10 @@ def test_float32_stays_float32(untied):
 
 
 def test_a_row_of_zeros_has_no_direction():
+    A = np.array([[3.0, 4.0], [0.0, 0.0]])
     with pytest.raises(InputError, match="row 1 is all zeros"):
-        unit_rows(np.array([[1.0, 0.0], [0.0, 0.0]]))
+        unit_rows(A)
+    with pytest.raises(InputError, match="row 17 is all zeros"):
+        unit_rows(A, np.array([4, 17]))
+    assert unit_rows(A, otherwise=A).tolist() == [[0.6, 0.8], [0, 0]]
+    assert unit_rows(A, otherwise=np.ones((2, 2))).tolist() == [[0.6, 0.8], [1, 1]]

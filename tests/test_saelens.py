@@ -113,8 +113,9 @@ def test_a_log_threshold_is_a_threshold(tmp_path):
 
 
 def test_a_scaling_factor_that_does_nothing_is_passed_over(tmp_path):
-    theirs(tmp_path, scaling_factor=np.ones(5, np.float32))
-    read(tmp_path)
+    theirs(tmp_path / "without")
+    theirs(tmp_path / "with", scaling_factor=np.ones(5, np.float32))
+    same(read(tmp_path / "with"), read(tmp_path / "without"))
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("float64", "float64"), ("torch.bfloat16", "float32")])

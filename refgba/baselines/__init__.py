@@ -1,14 +1,17 @@
 """What GBA is compared with: L1, TopK, BatchTopK, JumpReLU, Matryoshka and Gated, one file each.
 
-    f(x) = Σ_m s_m v_m + b_pre ,      z_m = w_m · (x - b_pre) + b_m ,      r = f(x) - x
+    f(x) = Σ_m s_m v_m + b_pre ,      y_m = w_m · (x - b_pre) + b_m ,      r = f(x) - x
 
     method      codes s                                   loss besides 1/2 ||r||², mean over the batch
-    l1          max(z, 0)                                 λ Σ_m s_m
-    topk        z, the k largest positive of a row        AuxK
-    batchtopk   z, the k L largest positive of L rows     AuxK
-    jumprelu    z 1{z > θ}                                λ Σ_m 1{z_m > θ_m}
+    l1          max(y, 0)                                 λ Σ_m s_m
+    topk        y, the k largest positive of a row        AuxK
+    batchtopk   y, the k L largest positive of L rows     AuxK
+    jumprelu    y 1{y > θ}                                λ Σ_m 1{y_m > θ_m}
     matryoshka  as batchtopk                              1/2 ||r_p||² of nested prefixes, and AuxK
-    gated       e^ρ (z - b) + c, where it and z are > 0   λ Σ_m max(z_m, 0) + 1/2 ||r||² of max(z, 0) as codes
+    gated       e^ρ (π - b) + c, where it and π are > 0   λ Σ_m max(π_m, 0) + 1/2 ||r||² of max(π, 0) as codes
+
+y is a pre-activation with its bias, as in the paper; Gated's gate has that formula and is called π, and its y is what
+passes an open gate.
 
 Each file holds what is the method's own, with its source.  What they share is in `network`, `training`, `auxk` and
 `facts`.  A neuron here is a "latent" or "feature" in their papers.
@@ -101,7 +104,10 @@ def random_params(config: BaselineConfig, d: int) -> Params:
 
 
 def evaluation_codes(params: Params, x: Array, config: BaselineConfig) -> tuple[Array, Array]:
-    """y and the codes s of inference on the rows x (L, d), each (L, M): y > 0 exactly where a neuron is active."""
+    """By how much pre-activations exceed what they have to, and the codes s of inference on rows x (L, d), each (L, M).
+
+    The first is positive exactly where a neuron is active.
+    """
     return METHODS[config.method].evaluation_codes(params, x, config)
 
 

@@ -22,7 +22,7 @@ from refgba.types import Array, Int64, Mask
 class Aux:
     """What AuxK needs of a batch of L rows, with D dead neurons.
 
-    dead: (D,) which neurons are dead.  s: (L, D) their codes, of each row the `aux_k` largest positive z.  e: (L, d)
+    dead: (D,) which neurons are dead.  s: (L, D) their codes, of each row the `aux_k` largest positive y.  e: (L, d)
     the residual x - f, a constant to the gradient.  weight: `aux` over the residual's variance, mean_l ||e_l - ē||²,
     a constant too.
     """
@@ -36,18 +36,18 @@ class Aux:
 def auxiliary(x: Array, fwd: Forward, config: BaselineConfig, dead: Mask) -> Aux | None:
     """What AuxK needs on the rows x (L, d), with the neurons that are `dead` (M,); None where it has no part.
 
-    The codes are the z of this forward pass, where they are positive; b_pre is no part of what they reconstruct.
+    The codes are the y of this forward pass, where they are positive; b_pre is no part of what they reconstruct.
     One row alone has no variance to divide by, and no AuxK.
     """
     if config.aux == 0 or not dead.any():
         return None
     which = np.flatnonzero(dead)  # (D,)
-    z = fwd.z[:, which]  # (L, D)
+    y = fwd.y[:, which]  # (L, D)
     e = x - fwd.f  # (L, d)
     variance = float(np.mean(np.sum((e - e.mean(axis=0)) ** 2, axis=1)))
     if variance == 0:
         return None
-    return Aux(which, largest(z, config.aux_k or max(1, x.shape[1] // 2)) * z, e, config.aux / variance)
+    return Aux(which, largest(y, config.aux_k or max(1, x.shape[1] // 2)) * y, e, config.aux / variance)
 
 
 def aux_loss(params: Params, aux: Aux) -> float:
@@ -56,12 +56,12 @@ def aux_loss(params: Params, aux: Aux) -> float:
     return aux.weight * float(0.5 * np.mean(np.sum(left**2, axis=1)))
 
 
-def add_gradients(params: Params, aux: Aux, dz: Array, dV: Array) -> None:
-    """Add AuxK's part to dz (L, M), the gradients dL/dz_m of each row, and to dV (M, d), dL/dv_m over the batch.
+def add_gradients(params: Params, aux: Aux, dy: Array, dV: Array) -> None:
+    """Add AuxK's part to dy (L, M), the gradients dL/dy_m of each row, and to dV (M, d), dL/dv_m over the batch.
 
     With u = weight (ê - e): v_m · u for a dead neuron that has a code, and s_m u.
     """
     V = params.W_dec[aux.dead]  # (D, d)
     u = aux.weight * (aux.s @ V - aux.e)  # (L, d)
-    dz[:, aux.dead] += (u @ V.T) * (aux.s > 0)
+    dy[:, aux.dead] += (u @ V.T) * (aux.s > 0)
     dV[aux.dead] += aux.s.T @ u

@@ -1,6 +1,6 @@
 """BatchTopK: TopK whose rows compete, so that a row may have more codes than another.
 
-    s = z of the k L largest positive of L rows ,        loss = 1/2 ||r||² + AuxK
+    s = y of the k L largest positive of L rows ,        loss = 1/2 ||r||² + AuxK
 
 Bussmann et al. 2024, arXiv 2412.06410, with AuxK as TopK has it.  Inference cannot let the codes of a row depend on
 others, and takes one threshold instead: the mean of the smallest code that got a place.
@@ -30,28 +30,28 @@ AVERAGED = 1000  # steps over which the threshold is averaged, or a twentieth of
 
 
 def encode(params: Params, x: Array, config: Config, training: bool = True) -> tuple[Array, Mask, Array]:
-    """Pre-activations z, who is active, and codes s of rows x (L, d), each (L, M).
+    """Pre-activations y, who is active, and codes s of rows x (L, d), each (L, M).
 
     In training the rows compete for the k L places of their batch; in inference the threshold decides.
     """
-    z = pre_activations(params, x)
+    y = pre_activations(params, x)
     if training:
-        on = largest(z.reshape(1, -1), config.k * len(x)).reshape(z.shape)
+        on = largest(y.reshape(1, -1), config.k * len(x)).reshape(y.shape)
     else:
-        on = z > params.theta
-    return z, on, on * z
+        on = y > params.theta
+    return y, on, on * y
 
 
 def evaluation_codes(params: Params, x: Array, config: Config) -> tuple[Array, Array]:
-    """By how much z exceeds its threshold, and the codes s of inference on rows x (L, d), each (L, M)."""
-    z, _, s = encode(params, x, config, training=False)
-    return z - params.theta, s
+    """By how much y exceeds its threshold, and the codes s of inference on rows x (L, d), each (L, M)."""
+    y, _, s = encode(params, x, config, training=False)
+    return y - params.theta, s
 
 
 def forward(params: Params, x: Array, config: Config, training: bool = True) -> Forward:
     """The network on rows x (L, d)."""
-    z, on, s = encode(params, x, config, training)
-    return Forward(z, on, s, decode(params, s))
+    y, on, s = encode(params, x, config, training)
+    return Forward(y, on, s, decode(params, s))
 
 
 def step(state: State, x: Array) -> Metrics:

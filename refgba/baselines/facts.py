@@ -50,5 +50,5 @@ def groups(config: Config) -> Groups | None:
 
 
 def exported(params: Params, config: Config) -> Exported:
-    """The network in the terms of other libraries: its thresholds are what z has to exceed in inference."""
+    """The network in the terms of other libraries: its thresholds are what y has to exceed in inference."""
     return Exported(params.W, params.b, params.theta, params.W_dec, params.b_pre)

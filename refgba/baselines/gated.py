@@ -1,15 +1,15 @@
 """Gated: one path decides which neurons are active and another how strongly, along the same direction.
 
     π_m = w_m · (x - b_pre) + b_m                  the gate
-    z_m = e^{ρ_m} w_m · (x - b_pre) + c_m          the magnitude
-    s = z 1{π > 0, z > 0}
+    y_m = e^{ρ_m} w_m · (x - b_pre) + c_m          the magnitude
+    s = y 1{π > 0, y > 0}
     loss = 1/2 ||r||² + λ Σ_m max(π_m, 0) + 1/2 ||r_g||² ,      r_g = Σ_m max(π_m, 0) v_m + b_pre - x
 
 Rajamanoharan et al. 2024, arXiv 2404.16014.  λ is `sparsity`, ρ is `r_mag` and c is `b_mag`.  λ shrinks the gates and
 leaves the codes alone.  No gradient goes through 1{π > 0}; the last term, in which v_m and b_pre of the decoder are
 constants, teaches the gates which features are there.
 
-With tied directions the gate is a threshold, as they say: π_m > 0 is z_m > θ_m with θ_m = c_m - e^{ρ_m} b_m.  So a
+With tied directions the gate is a threshold, as they say: π_m > 0 is y_m > θ_m with θ_m = c_m - e^{ρ_m} b_m.  So a
 trained network is a JumpReLU, which is how inference and other libraries take it (`exported`).
 """
 
@@ -48,7 +48,7 @@ class Params(network.Params):
 
 @dataclass
 class Gated(Forward):
-    """A forward pass, whose z are the magnitudes, with what the gates alone reconstruct.
+    """A forward pass, whose y are the magnitudes, with what the gates alone reconstruct.
 
     gate: (L, M) max(π, 0).  left: (L, d) r_g.
     """
@@ -64,32 +64,32 @@ def random_params(config: Config, d: int) -> Params:
 
 
 def encode(params: Params, x: Array, config: Config, training: bool = True) -> tuple[Array, Mask, Array]:
-    """Magnitudes z, who is active, and codes s of rows x (L, d), each (L, M).
+    """Magnitudes y, who is active, and codes s of rows x (L, d), each (L, M).
 
     In training by both paths, in inference by the thresholds that the gates are; the two differ by rounding.
     """
     if training:
         gate = pre_activations(params, x)  # (L, M)   π
-        z = np.exp(params.r_mag) * (gate - params.b) + params.b_mag
-        on = (gate > 0) & (z > 0)
+        y = np.exp(params.r_mag) * (gate - params.b) + params.b_mag
+        on = (gate > 0) & (y > 0)
     else:
         as_jumprelu = exported(params, config)
-        z = (x - as_jumprelu.b_dec) @ as_jumprelu.W_enc.T + as_jumprelu.b_enc
-        on = z > as_jumprelu.threshold
-    return z, on, on * z
+        y = (x - as_jumprelu.b_dec) @ as_jumprelu.W_enc.T + as_jumprelu.b_enc
+        on = y > as_jumprelu.threshold
+    return y, on, on * y
 
 
 def evaluation_codes(params: Params, x: Array, config: Config) -> tuple[Array, Array]:
-    """By how much z exceeds its threshold, and the codes s of inference on rows x (L, d), each (L, M)."""
-    z, _, s = encode(params, x, config, training=False)
-    return z - exported(params, config).threshold, s
+    """By how much y exceeds its threshold, and the codes s of inference on rows x (L, d), each (L, M)."""
+    y, _, s = encode(params, x, config, training=False)
+    return y - exported(params, config).threshold, s
 
 
 def forward(params: Params, x: Array, config: Config, training: bool = True) -> Gated:
     """The network on rows x (L, d), and what its gates alone reconstruct."""
-    z, on, s = encode(params, x, config, training)
+    y, on, s = encode(params, x, config, training)
     gate = np.maximum(pre_activations(params, x), 0)
-    return Gated(z, on, s, decode(params, s), gate, decode(params, gate) - x)
+    return Gated(y, on, s, decode(params, s), gate, decode(params, gate) - x)
 
 
 def penalty(params: Params, fwd: Gated, config: Config) -> float:
@@ -101,20 +101,20 @@ def penalty(params: Params, fwd: Gated, config: Config) -> float:
 def gradients(params: Params, x: Array, fwd: Gated, config: Config) -> Params:
     """The gradients of the loss at rows x (L, d), as a `Params`.
 
-        dL/dz_m = (v_m · r) on_m                        dL/dπ_m = (v_m · r_g + λ) 1{π_m > 0}
-        dL/dw_m = (e^{ρ_m} dL/dz_m + dL/dπ_m) (x - b_pre)
-        dL/db_m = dL/dπ_m ,      dL/dc_m = dL/dz_m ,      dL/dρ_m = dL/dz_m (z_m - c_m) ,      dL/dv_m = s_m r
+        dL/dy_m = (v_m · r) on_m                        dL/dπ_m = (v_m · r_g + λ) 1{π_m > 0}
+        dL/dw_m = (e^{ρ_m} dL/dy_m + dL/dπ_m) (x - b_pre)
+        dL/db_m = dL/dπ_m ,      dL/dc_m = dL/dy_m ,      dL/dρ_m = dL/dy_m (y_m - c_m) ,      dL/dv_m = s_m r
 
     averaged over the batch; `network.backward` has that of b_pre.
     """
     r = fwd.f - x  # (L, d)
-    dz = (r @ params.W_dec.T) * fwd.on  # (L, M)
+    dy = (r @ params.W_dec.T) * fwd.on  # (L, M)
     dgate = (fwd.left @ params.W_dec.T + config.sparsity) * (fwd.gate > 0)  # (L, M)
-    grads = backward(params, x, r, np.exp(params.r_mag) * dz + dgate, dV=fwd.s.T @ r)
+    grads = backward(params, x, r, np.exp(params.r_mag) * dy + dgate, dV=fwd.s.T @ r)
     own = {
         "b": dgate.mean(axis=0),
-        "r_mag": np.mean(dz * (fwd.z - params.b_mag), axis=0),
-        "b_mag": dz.mean(axis=0),
+        "r_mag": np.mean(dy * (fwd.y - params.b_mag), axis=0),
+        "b_mag": dy.mean(axis=0),
     }
     return Params(**grads.arrays() | own)
 

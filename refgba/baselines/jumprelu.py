@@ -1,6 +1,6 @@
-"""JumpReLU: each neuron has a trained threshold that z has to exceed, and each active neuron costs λ = `sparsity`.
+"""JumpReLU: each neuron has a trained threshold that y has to exceed, and each active neuron costs λ = `sparsity`.
 
-    s = z 1{z > θ} ,        loss = 1/2 ||r||² + λ Σ_m 1{z_m > θ_m}
+    s = y 1{y > θ} ,        loss = 1/2 ||r||² + λ Σ_m 1{y_m > θ_m}
 
 Rajamanoharan et al. 2024, arXiv 2407.14435.
 """
@@ -31,49 +31,49 @@ def random_params(config: Config, d: int) -> Params:
 
 
 def encode(params: Params, x: Array, config: Config, training: bool = True) -> tuple[Array, Mask, Array]:
-    """Pre-activations z, who is active, and codes s of rows x (L, d), each (L, M).
+    """Pre-activations y, who is active, and codes s of rows x (L, d), each (L, M).
 
-    The magnitude that passes is z: the threshold is not taken off.
+    The magnitude that passes is y: the threshold is not taken off.
     """
-    z = pre_activations(params, x)
-    on = z > params.theta
-    return z, on, on * z
+    y = pre_activations(params, x)
+    on = y > params.theta
+    return y, on, on * y
 
 
 def evaluation_codes(params: Params, x: Array, config: Config) -> tuple[Array, Array]:
-    """By how much z exceeds its threshold, and codes s of rows x (L, d), each (L, M)."""
-    z, _, s = encode(params, x, config)
-    return z - params.theta, s
+    """By how much y exceeds its threshold, and codes s of rows x (L, d), each (L, M)."""
+    y, _, s = encode(params, x, config)
+    return y - params.theta, s
 
 
 def forward(params: Params, x: Array, config: Config, training: bool = True) -> Forward:
     """The network on rows x (L, d)."""
-    z, on, s = encode(params, x, config, training)
-    return Forward(z, on, s, decode(params, s))
+    y, on, s = encode(params, x, config, training)
+    return Forward(y, on, s, decode(params, s))
 
 
 def penalty(params: Params, fwd: Forward, config: Config) -> float:
-    """λ Σ_m 1{z_m > θ_m}, mean over the batch."""
+    """λ Σ_m 1{y_m > θ_m}, mean over the batch."""
     return config.sparsity * np.count_nonzero(fwd.on) / len(fwd.on)
 
 
 def gradients(params: Params, x: Array, fwd: Forward, config: Config) -> Params:
-    """The gradients of the loss at rows x (L, d), as a `Params`; z gets none through the jump.
+    """The gradients of the loss at rows x (L, d), as a `Params`; y gets none through the jump.
 
-        dL/dz_m = (v_m · r) on_m
+        dL/dy_m = (v_m · r) on_m
         dL/dv_m = s_m r
-        dL/dθ_m = -(θ_m v_m · r + λ) K((z_m - θ_m) / ε) / ε          K(u) = 1{|u| < 1/2}
+        dL/dθ_m = -(θ_m v_m · r + λ) K((y_m - θ_m) / ε) / ε          K(u) = 1{|u| < 1/2}
 
     averaged over the batch; `network.backward` has the others.
 
     The last line is no derivative: the loss is a staircase in θ.  It estimates that of the *expected* loss, to which
-    only rows with z_m at θ_m contribute, by those within half a bandwidth ε of it (their section 4).  K sees z, on both
+    only rows with y_m at θ_m contribute, by those within half a bandwidth ε of it (their section 4).  K sees y, on both
     sides of θ_m, as in their equations; dictionary_learning's L0 term looks at the codes, which are 0 below it.
     """
     r = fwd.f - x  # (L, d)
     vr = r @ params.W_dec.T  # (L, M)   v_m · r
     grads = backward(params, x, r, vr * fwd.on, dV=fwd.s.T @ r)
-    near = np.abs(fwd.z - params.theta) < config.bandwidth / 2  # (L, M)   K
+    near = np.abs(fwd.y - params.theta) < config.bandwidth / 2  # (L, M)   K
     share = np.count_nonzero(near, axis=0) / len(x)  # (M,)   mean of K
     grads.theta -= params.theta * np.mean(near * vr, axis=0) / config.bandwidth
     grads.theta -= config.sparsity * (share / config.bandwidth).astype(grads.theta.dtype)

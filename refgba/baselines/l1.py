@@ -1,6 +1,6 @@
-"""L1: every positive z is a code, and each code costs λ = `sparsity`.
+"""L1: every positive y is a code, and each code costs λ = `sparsity`.
 
-    s = max(z, 0) ,        loss = 1/2 ||r||² + λ Σ_m s_m
+    s = max(y, 0) ,        loss = 1/2 ||r||² + λ Σ_m s_m
 
 Bricken et al. 2023, "Towards Monosemanticity".  Their penalty is λ Σ_m s_m ||v_m||.  Here ||v_m|| = 1, and the part of
 its gradient in v_m would be along v_m, which a step removes (`training.across`).
@@ -27,22 +27,22 @@ __all__ = [
 
 
 def encode(params: Params, x: Array, config: Config, training: bool = True) -> tuple[Array, Mask, Array]:
-    """Pre-activations z, who is active, and codes s of rows x (L, d), each (L, M)."""
-    z = pre_activations(params, x)
-    on = z > 0
-    return z, on, on * z
+    """Pre-activations y, who is active, and codes s of rows x (L, d), each (L, M)."""
+    y = pre_activations(params, x)
+    on = y > 0
+    return y, on, on * y
 
 
 def evaluation_codes(params: Params, x: Array, config: Config) -> tuple[Array, Array]:
-    """z, which is positive exactly where a neuron is active, and codes s of rows x (L, d), each (L, M)."""
-    z, _, s = encode(params, x, config)
-    return z, s
+    """y, which is positive exactly where a neuron is active, and codes s of rows x (L, d), each (L, M)."""
+    y, _, s = encode(params, x, config)
+    return y, s
 
 
 def forward(params: Params, x: Array, config: Config, training: bool = True) -> Forward:
     """The network on rows x (L, d)."""
-    z, on, s = encode(params, x, config, training)
-    return Forward(z, on, s, decode(params, s))
+    y, on, s = encode(params, x, config, training)
+    return Forward(y, on, s, decode(params, s))
 
 
 def penalty(params: Params, fwd: Forward, config: Config) -> float:
@@ -53,14 +53,14 @@ def penalty(params: Params, fwd: Forward, config: Config) -> float:
 def gradients(params: Params, x: Array, fwd: Forward, config: Config) -> Params:
     """The gradients of the loss at rows x (L, d), as a `Params`.
 
-        dL/dz_m = (v_m · r + λ) on_m
+        dL/dy_m = (v_m · r + λ) on_m
         dL/dv_m = s_m r
 
     averaged over the batch; `network.backward` has the others.
     """
     r = fwd.f - x  # (L, d)
-    dz = (r @ params.W_dec.T + config.sparsity) * fwd.on  # (L, M)
-    return backward(params, x, r, dz, dV=fwd.s.T @ r)
+    dy = (r @ params.W_dec.T + config.sparsity) * fwd.on  # (L, M)
+    return backward(params, x, r, dy, dV=fwd.s.T @ r)
 
 
 def step(state: State, x: Array) -> Metrics:

@@ -42,13 +42,13 @@ class Nested(Forward):
 
 
 def encode(params: Params, x: Array, config: Config, training: bool = True) -> tuple[Array, Mask, Array]:
-    """Pre-activations z, who is active, and codes s of rows x (L, d), each (L, M): BatchTopK's."""
+    """Pre-activations y, who is active, and codes s of rows x (L, d), each (L, M): BatchTopK's."""
     return batchtopk.encode(params, x, config, training)
 
 
 def forward(params: Params, x: Array, config: Config, training: bool = True) -> Nested:
     """The network on rows x (L, d), prefix by prefix: f_p = f_{p-1} + Σ_{M_{p-1} <= m < M_p} s_m v_m."""
-    z, on, s = encode(params, x, config, training)
+    y, on, s = encode(params, x, config, training)
     r: list[Array] = []
     left, start = params.b_pre - x, 0
     for end in config.ends()[:-1]:
@@ -56,7 +56,7 @@ def forward(params: Params, x: Array, config: Config, training: bool = True) -> 
         r.append(left)
         start = end
     f = decode(params, s)
-    return Nested(z, on, s, f, np.stack([*r, f - x]))
+    return Nested(y, on, s, f, np.stack([*r, f - x]))
 
 
 def penalty(params: Params, fwd: Nested, config: Config, aux: Aux | None = None) -> float:
@@ -71,22 +71,22 @@ def gradients(params: Params, x: Array, fwd: Nested, config: Config, aux: Aux | 
     A neuron is in every prefix from the first that reaches it, p(m), so it sees the sum of what those leave over:
 
         R_p = Σ_{q >= p} r_q
-        dL/dz_m = (v_m · R_p(m)) on_m
+        dL/dy_m = (v_m · R_p(m)) on_m
         dL/dv_m = s_m R_p(m)
 
     averaged over the batch, and b_pre, which is in all of them, sees R_1.  `add_gradients` has AuxK's part,
     `network.backward` the other gradients.
     """
     R = np.cumsum(fwd.r[::-1], axis=0)[::-1]  # (P, L, d)
-    dz, dV, start = np.empty_like(fwd.z), np.empty_like(params.W_dec), 0
+    dy, dV, start = np.empty_like(fwd.y), np.empty_like(params.W_dec), 0
     for end, left in zip(config.ends(), R, strict=True):
         own = slice(start, end)
-        dz[:, own] = (left @ params.W_dec[own].T) * fwd.on[:, own]
+        dy[:, own] = (left @ params.W_dec[own].T) * fwd.on[:, own]
         dV[own] = fwd.s[:, own].T @ left
         start = end
     if aux is not None:
-        add_gradients(params, aux, dz, dV)
-    return backward(params, x, R[0], dz, dV)
+        add_gradients(params, aux, dy, dV)
+    return backward(params, x, R[0], dy, dV)
 
 
 def step(state: State, x: Array) -> Metrics:

@@ -44,9 +44,10 @@ class Description(NamedTuple):
 class Exported(NamedTuple):
     """A network in the terms of other libraries, for rows of unit norm.
 
-        z = (x - b_dec) · W_enc^T + b_enc ,    s = z 1{z > threshold} ,    f = s · W_dec + b_dec
+        pre = (x - b_dec) · W_enc^T + b_enc ,    s = pre 1{pre > threshold} ,    f = s · W_dec + b_dec
 
-    W_enc, W_dec: (M, d).  b_enc, threshold: (M,).  b_dec: (d,).  With k only the k largest positive z of each row pass.
+    W_enc, W_dec: (M, d).  b_enc, threshold: (M,).  b_dec: (d,).  With k only the k largest positive entries of each row
+    of pre pass.
     """
 
     W_enc: Array
@@ -98,7 +99,10 @@ class Method(Protocol):
         """
 
     def evaluation_codes(self, params: Any, x: Array, config: Any) -> tuple[Array, Array]:
-        """y and the codes s of inference on rows x (L, d), each (L, M): y > 0 exactly where a neuron is active."""
+        """By how much pre-activations exceed what they have to, and the codes s of inference, each (L, M).
+
+        x: (L, d) rows.  The first is positive exactly where a neuron is active.
+        """
 
     def decode(self, params: Any, s: Array) -> Array:
         """Reconstructions f (L, d) of codes s (L, M)."""

@@ -1,9 +1,9 @@
 """The network that all baselines share, and the gradients that follow from those of its pre-activations.
 
-    f(x) = Σ_m s_m v_m + b_pre ,      z_m = w_m · (x - b_pre) + b_m ,      r = f(x) - x
+    f(x) = Σ_m s_m v_m + b_pre ,      y_m = w_m · (x - b_pre) + b_m ,      r = f(x) - x
 
-The network is untied and v_m has unit norm: only so do penalties on s and thresholds on z mean the same for every
-neuron.  w_m is free, every bias gets its gradient, and there are no output scales.  How z becomes the codes s is the
+The network is untied and v_m has unit norm: only so do penalties on s and thresholds on y mean the same for every
+neuron.  w_m is free, every bias gets its gradient, and there are no output scales.  How y becomes the codes s is the
 method's own, one file each.
 
 Shapes: L rows in a batch, d input dimensions, M neurons.  Every function computes in the dtype of its parameters.
@@ -55,10 +55,10 @@ class Params:
 class Forward:
     """What one forward pass leaves behind for the gradients, the counters and the metrics.
 
-    z: (L, M) pre-activations.  on: (L, M) which neurons are active.  s: (L, M) codes.  f: (L, d) reconstructions.
+    y: (L, M) pre-activations.  on: (L, M) which neurons are active.  s: (L, M) codes.  f: (L, d) reconstructions.
     """
 
-    z: Array
+    y: Array
     on: Mask
     s: Array
     f: Array
@@ -77,9 +77,9 @@ def starting_params(config: BaselineConfig, d: int, theta: float) -> Params:
 
 
 def pre_activations(params: Params, x: Array) -> Array:
-    """z_m = w_m · (x - b_pre) + b_m for rows x (L, d): (L, M)."""
-    z: Array = (x - params.b_pre) @ params.W.T + params.b
-    return z
+    """y_m = w_m · (x - b_pre) + b_m for rows x (L, d): (L, M)."""
+    y: Array = (x - params.b_pre) @ params.W.T + params.b
+    return y
 
 
 def decode(params: Params, s: Array) -> Array:
@@ -88,29 +88,29 @@ def decode(params: Params, s: Array) -> Array:
     return f
 
 
-def backward(params: Params, x: Array, r: Array, dz: Array, dV: Array) -> Params:
+def backward(params: Params, x: Array, r: Array, dy: Array, dV: Array) -> Params:
     """All gradients but those of the thresholds, which are 0 here, as a `Params`.
 
-    x, r: (L, d) rows and residuals f - x.  dz: (L, M) the gradients dL/dz_m of each row.  dV: (M, d) the gradients
+    x, r: (L, d) rows and residuals f - x.  dy: (L, M) the gradients dL/dy_m of each row.  dV: (M, d) the gradients
     dL/dv_m, summed over the batch.  Then
 
-        dL/dw_m   = dL/dz_m (x - b_pre)
-        dL/db_m   = dL/dz_m
-        dL/db_pre = r - Σ_m dL/dz_m w_m
+        dL/dw_m   = dL/dy_m (x - b_pre)
+        dL/db_m   = dL/dy_m
+        dL/db_pre = r - Σ_m dL/dy_m w_m
 
     each averaged over the batch.
     """
     L = len(x)
-    dW = dz.T @ (x - params.b_pre) / L  # (M, d)
-    db = dz.mean(axis=0)  # (M,)
+    dW = dy.T @ (x - params.b_pre) / L  # (M, d)
+    db = dy.mean(axis=0)  # (M,)
     b_pre = r.mean(axis=0) - db @ params.W  # (d,)
     return Params(W=dW, b=db, b_pre=b_pre, W_dec=dV / L, theta=np.zeros_like(params.theta))
 
 
-def largest(z: Array, k: int) -> Mask:
-    """Which are the k largest of each row of z (L, M), as far as they are positive: (L, M) bool.
+def largest(y: Array, k: int) -> Mask:
+    """Which are the k largest of each row of y (L, M), as far as they are positive: (L, M) bool.
 
-    Where several equal the k-th largest, some of them are taken, always the same in the same z.
+    Where several equal the k-th largest, some of them are taken, always the same in the same y.
 
     >>> import numpy as np
     >>> from refgba.baselines import largest
@@ -118,14 +118,14 @@ def largest(z: Array, k: int) -> Mask:
     array([[ True, False,  True, False],
            [False, False, False,  True]])
     """
-    M = z.shape[1]
+    M = y.shape[1]
     if k >= M:
-        return z > 0
-    on = np.zeros(z.shape, bool)
-    np.put_along_axis(on, np.argpartition(z, M - k, axis=1)[:, M - k :], True, axis=1)
-    return on & (z > 0)
+        return y > 0
+    on = np.zeros(y.shape, bool)
+    np.put_along_axis(on, np.argpartition(y, M - k, axis=1)[:, M - k :], True, axis=1)
+    return on & (y > 0)
 
 
-def signed(z: Array, on: Mask) -> Array:
-    """z (L, M) where active, and elsewhere at most 0: positive exactly where active, since codes are positive."""
-    return np.where(on, z, np.minimum(z, 0))
+def signed(y: Array, on: Mask) -> Array:
+    """y (L, M) where active, and elsewhere at most 0: positive exactly where active, since codes are positive."""
+    return np.where(on, y, np.minimum(y, 0))

@@ -1,6 +1,6 @@
-"""TopK: of each row the k largest z are codes, as far as they are positive; nothing is penalised.
+"""TopK: of each row the k largest y are codes, as far as they are positive; nothing is penalised.
 
-    s = z of the k largest positive ,        loss = 1/2 ||r||² + AuxK
+    s = y of the k largest positive ,        loss = 1/2 ||r||² + AuxK
 
 Gao et al. 2024, arXiv 2406.04093, with AuxK against dead neurons, which is in `auxk`.
 """
@@ -25,26 +25,25 @@ __all__ = [
 
 
 def encode(params: Params, x: Array, config: Config, training: bool = True) -> tuple[Array, Mask, Array]:
-    """Pre-activations z, who is active, and codes s of rows x (L, d), each (L, M)."""
-    z = pre_activations(params, x)
-    on = largest(z, config.k)
-    return z, on, on * z
+    """Pre-activations y, who is active, and codes s of rows x (L, d), each (L, M)."""
+    y = pre_activations(params, x)
+    on = largest(y, config.k)
+    return y, on, on * y
 
 
 def evaluation_codes(params: Params, x: Array, config: Config) -> tuple[Array, Array]:
-    """y and the codes s of rows x (L, d), each (L, M): y > 0 exactly where a neuron is active.
+    """y where a neuron is active, elsewhere at most 0, and the codes s of rows x (L, d), each (L, M).
 
-    By how much a z exceeds what it has to would depend on the row's other neurons.  So y is z where active, and
-    elsewhere at most 0.
+    By how much a y exceeds what it has to would depend on the row's other neurons.
     """
-    z, on, s = encode(params, x, config)
-    return signed(z, on), s
+    y, on, s = encode(params, x, config)
+    return signed(y, on), s
 
 
 def forward(params: Params, x: Array, config: Config, training: bool = True) -> Forward:
     """The network on rows x (L, d)."""
-    z, on, s = encode(params, x, config, training)
-    return Forward(z, on, s, decode(params, s))
+    y, on, s = encode(params, x, config, training)
+    return Forward(y, on, s, decode(params, s))
 
 
 def penalty(params: Params, fwd: Forward, config: Config, aux: Aux | None = None) -> float:
@@ -55,17 +54,17 @@ def penalty(params: Params, fwd: Forward, config: Config, aux: Aux | None = None
 def gradients(params: Params, x: Array, fwd: Forward, config: Config, aux: Aux | None = None) -> Params:
     """The gradients of the loss at rows x (L, d), as a `Params`; none goes through the selection.
 
-        dL/dz_m = (v_m · r) on_m
+        dL/dy_m = (v_m · r) on_m
         dL/dv_m = s_m r
 
     averaged over the batch.  `add_gradients` has AuxK's part, `network.backward` the other gradients.
     """
     r = fwd.f - x  # (L, d)
-    dz = (r @ params.W_dec.T) * fwd.on  # (L, M)
+    dy = (r @ params.W_dec.T) * fwd.on  # (L, M)
     dV = fwd.s.T @ r  # (M, d)
     if aux is not None:
-        add_gradients(params, aux, dz, dV)
-    return backward(params, x, r, dz, dV)
+        add_gradients(params, aux, dy, dV)
+    return backward(params, x, r, dy, dV)
 
 
 def step(state: State, x: Array) -> Metrics:

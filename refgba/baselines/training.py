@@ -84,7 +84,7 @@ def record(state: State, x: Array, fwd: Forward) -> Metrics:
 
     The loss reported is the reconstruction's, without the penalty: comparable between methods, and with GBA's.
     """
-    state.buffer.add(signed(fwd.z, fwd.on))
+    state.buffer.add(signed(fwd.y, fwd.on))
     return Metrics(sae.loss(x, fwd.f), np.count_nonzero(fwd.on) / len(x))
 
 

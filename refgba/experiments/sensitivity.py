@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUESTION = (
-    "GBA is to need no tuning: then it matters little where its biases begin, which the paper does not say, and its "
+    "GBA is to need no tuning: then it matters little where its biases begin, which is at 0 in the paper, and its "
     "learning rate matters no more than TopK's."
 )
 TAKES_DATA = True

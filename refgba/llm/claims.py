@@ -27,8 +27,8 @@ Part = Literal["stream", "attention", "mlp"]
 INDEXES = ("dictionary.json", "cfg.json", "config.json")  # where dictionaries of libraries say what they are
 NAMES = ("hook_name", "hook_point", "module_path", "submodule_name")  # what libraries call a site
 LAYERS = ("hook_layer", "hook_point_layer", "layer")
-SIDES: dict[str, Of] = {"in": "input", "out": "output"}  # of dictionary_learning's buffer
-HOOKS: dict[str, tuple[Part, Of]] = {  # of TransformerLens, or words in a free name
+SIDES: dict[str, Of] = {"in": "input", "out": "output"}  # dictionary_learning's buffer calls them so.
+HOOKS: dict[str, tuple[Part, Of]] = {  # TransformerLens calls them so, and free names hold these words.
     "resid_pre": ("stream", "input"),
     "resid_post": ("stream", "output"),
     "attn_out": ("attention", "output"),

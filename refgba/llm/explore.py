@@ -44,10 +44,10 @@ from refgba.runs.launch import Launch, Say, Waiting
 from refgba.runs.settings import Request
 from refgba.runs.trainer import TrainingError
 
-PARTS = ("store", "run", "dashboard")  # of the folder
-TIMED = 2  # batches that are timed for the forecast, after one that is not
-BLOCK = 512  # rows whose codes are timed
-PASSES = 2  # of the dashboard over the store
+PARTS = ("store", "run", "dashboard")  # The folder has these parts.
+TIMED = 2  # The forecast times so many batches, after one that it does not.
+BLOCK = 512  # It times the codes of so many rows.
+PASSES = 2  # The dashboard reads the store so often.
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 NEEDED = ("torch", "transformers", "gguf", "accelerate")
 LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 CACHES = ("cache", "past_key_values")  # what transformers calls it, the newer name first
-POOLER = "pooler."  # of an encoder: comes after all sites that see tokens
+POOLER = "pooler."  # An encoder's pooler comes after all sites that see tokens.
 
 
 def require() -> None:

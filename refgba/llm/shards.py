@@ -29,8 +29,8 @@ from refgba.runs.schema import Table, optional, require, text, whole
 from refgba.types import Int64
 
 Format = Literal["npy", "safetensors"]
-FILES, LINES = "files_left_out", "lines_left_out"  # of a shard, where there are any
-SHARD: Table = {  # of a shard in meta.json, what a harvest that goes on adds up
+FILES, LINES = "files_left_out", "lines_left_out"  # A shard counts these where there are any.
+SHARD: Table = {  # What meta.json says of a shard, which a harvest that goes on adds up.
     "rows": whole(0),
     "contexts": whole(1),
     "read": whole(1),
@@ -39,7 +39,7 @@ SHARD: Table = {  # of a shard in meta.json, what a harvest that goes on adds up
     FILES: optional(whole(0)),
     LINES: optional(whole(0)),
 }
-OWN = ("format", "d", "dtype", "complete", "shards")  # of meta.json, beside what is said about the store
+OWN = ("format", "d", "dtype", "complete", "shards")  # Other fields of meta.json say what the store is.
 
 
 @dataclass(frozen=True)

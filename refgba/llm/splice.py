@@ -22,7 +22,7 @@ from refgba.llm.quantities import whole
 from refgba.llm.sites import Of
 
 Rows = Callable[[Any], Any]  # from rows (R, d) to rows (R, d), on the model's device
-EVERYWHERE = Keeping()  # but at padding
+EVERYWHERE = Keeping()  # Padding is left out even so.
 CONTEXT = 128
 
 

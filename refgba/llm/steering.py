@@ -22,8 +22,8 @@ from refgba.llm.splice import Place, splicing
 from refgba.llm.text import TextOptions
 from refgba.types import Array
 
-SAMPLE = 16_384  # rows of a store on which peaks are measured
-ROWS = 1024  # of them at a time
+SAMPLE = 16_384  # Peaks are measured on so many rows of a store.
+ROWS = 1024  # So many rows are read at a time.
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from refgba.data.files import read_json, regular_size
 from refgba.errors import InputError, brief
 
-PIECE = 2**19  # characters
+PIECE = 2**19  # So many characters are read at a time.
 TABLES = (".parquet", ".arrow")
 HIDDEN = (".", "__pycache__")  # what names of files and folders that are skipped begin with
 

@@ -32,7 +32,7 @@ from refgba.runs.settings import Request, flags
 from refgba.types import Activation, Array, Dtype, Float64
 
 WRITTEN = ("config", "sha256", "refgba", "centred")  # fields of state.json that `folder.write_network` fills in
-OF_TRAINING = ("method", "recipe", "backend", "drop_zero_rows", "centre", "verbose")  # no settings of a network
+OF_TRAINING = ("method", "recipe", "backend", "drop_zero_rows", "centre", "verbose")  # A network has no such settings.
 
 
 class NotFitted(InputError, AttributeError):
@@ -56,7 +56,15 @@ class GBA(Autoencoder):
     where it hides features, "on" or "off".  verbose: whether `fit` shows a bar where someone watches.
 
     The others are the settings of `refgba train`, under the names of its flags.  Those that are None are chosen as it
-    chooses them, and the same numbers come out.
+    chooses them, but for these defaults:
+
+                       GBA                        refgba train
+        backend        numpy                      auto; numpy with the recipe paper
+        dtype          float64                    float32; float64 with the recipe paper
+        centre         auto                       auto; off with the recipe paper
+        rows held out  none, `fit` trains on all  10%, where rows are many
+
+    Where both are told the same, the same numbers come out.
     """
 
     _record: Record | None  # of a run in memory

@@ -132,12 +132,6 @@ def read_trace(path: Path) -> Trace:
         raise _named(path / ARRAYS, error) from None
 
 
-def read_candidate(path: Path) -> tuple[dict[str, Value], Starts]:
-    """Arrays to compare with a trace, and how their steps start; InputError, naming the file, if it cannot be read."""
-    starts = _index(path)["starts"]
-    return _arrays(path / ARRAYS)[0], starts
-
-
 def check(trace: Path, candidate: Path, tolerance: float | None = None) -> Report:
     """`oracle.compare` on files; InputError, naming the file, where they cannot be compared.
 

@@ -9,7 +9,7 @@ import numpy as np
 from refgba.report.page import Html, Section, element, grid, join, table
 from refgba.report.run import RunData
 from refgba.report.words import dash, percent, rounded, shown
-from refgba.runs.copies import MOST, TAU, Copies
+from refgba.runs.copies import MAX_PRODUCTS, TAU, Copies
 
 LISTED = 10  # the largest sets, one by one
 LEAD = (
@@ -31,7 +31,7 @@ def copies(runs: Sequence[RunData]) -> Section | None:
         parts.append(join(_head(run, len(searched)), grid(*_groups(run, found), *_largest(run, found))))
     for run in searched:
         if run.copies is None:
-            why = f"Not searched: that takes more than {MOST:.1e} products of two numbers, which is minutes."
+            why = f"Not searched: that takes more than {MAX_PRODUCTS:.1e} products of two numbers, which is minutes."
             parts.append(join(_head(run, len(searched)), element("p", why)))
     return Section("Copies", join(*parts), LEAD)
 

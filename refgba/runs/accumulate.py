@@ -240,11 +240,6 @@ class Evaluation:
         return self._l0.copy()
 
     @property
-    def l0_quantiles(self) -> dict[str, int]:
-        """The `quantiles` of the number of active neurons per row."""
-        return quantiles(self.l0_histogram)
-
-    @property
     def activation_fraction(self) -> float:
         """L0 / M."""
         return self.l0 / len(self._active)

@@ -18,10 +18,11 @@ import numpy as np
 
 from refgba.baselines.method import Groups
 from refgba.runs.passes import Pass
+from refgba.sae import unit_rows
 from refgba.types import Array, Float64, Int64
 
 TAU = 0.9  # neurons that agree to this cosine share a feature
-MOST = 2**41  # products of two numbers: networks that need more, and minutes, are not searched
+MAX_PRODUCTS = 2**41  # What takes more products of two numbers takes minutes, and is not searched.
 ROWS = 4096  # rows that the cost is measured on, at most
 BLOCK = 1024  # neurons that may begin sets, looked at together
 CELLS = 2**24  # cosines in memory at a time
@@ -48,12 +49,13 @@ def copies(
 ) -> Copies | None:  # fmt: skip
     """The copies in a network, and their cost on the rows of some passes.
 
-    V: (M, d) directions.  D: (M, d) what each neuron adds per unit of its code.  None for networks beyond MOST.
+    V: (M, d) directions.  D: (M, d) what each neuron adds per unit of its code.  None where that takes more
+    than MAX_PRODUCTS.
     """
-    if V.size * len(V) > MOST:
+    if V.size * len(V) > MAX_PRODUCTS:
         return None
     first = copy_sets(V, frequency)
-    unit = _unit(V)
+    unit = unit_rows(V, otherwise=V)
     cosine = np.einsum("md,md->m", unit, unit[first]).astype(np.float64)
     is_copy = first != np.arange(len(V))
     sizes = np.bincount(first, minlength=len(V))
@@ -74,7 +76,7 @@ def copy_sets(V: Array, frequency: Float64, tau: float = TAU) -> Int64:
     V: (M, d) directions, of any length; one of zeros is like no other.  frequency: (M,), ties go to the lower number.
     Blockwise: O(M² d) products, and no M x M numbers in memory.
     """
-    unit = _unit(V)
+    unit = unit_rows(V, otherwise=V)
     first = np.arange(len(V))
     left = np.argsort(-frequency, kind="stable")  # neurons without a set, most frequent first
     while len(left):
@@ -130,9 +132,3 @@ def _cost(first: Int64, unit: Array, D: Array, passes: Iterable[Pass]) -> dict[s
 
 def _square(x: Array) -> float:
     return float(np.sum(x * x, dtype=np.float64))
-
-
-def _unit(V: Array) -> Array:
-    norm = np.linalg.norm(V, axis=1, keepdims=True)
-    unit: Array = V / np.where(norm > 0, norm, 1)
-    return unit

@@ -3,7 +3,6 @@
 best        of each neuron the best of a stream, bounded
 survey      one pass over a store: counts, histograms, and which contexts to show
 examples    these contexts, with the activation at every token
-neighbours  nearest neurons, and those of another seed's run
 features    all of it together: `survey_features`, what a notebook holds
 folder      the offline page
 commands    the command line

@@ -18,8 +18,8 @@ from refgba.llm.dashboard.survey import Survey, Tick, active
 from refgba.llm.records import Harvest, Tokens
 from refgba.types import Array, Float64, Int64, Mask
 
-CELLS = 2**23  # tokens of windows held at a time
-BEFORE = 0.75  # of a window's tokens come before the one that it is shown for
+CELLS = 2**23  # At most so many tokens of windows are held at a time.
+BEFORE = 0.75  # This share of a window's tokens comes before the one that it is shown for.
 
 Int32 = npt.NDArray[np.int32]
 

@@ -22,19 +22,20 @@ from refgba.errors import InputError
 from refgba.llm.dashboard.examples import Examples
 from refgba.llm.dashboard.features import Features, fingerprint, open_dictionary
 from refgba.llm.dashboard.logits import Effects
-from refgba.llm.dashboard.neighbours import nearest
-from refgba.llm.dashboard.survey import LOWEST, PER_OCTAVE
+from refgba.llm.dashboard.survey import LOWEST_OCTAVE, PER_OCTAVE
 from refgba.llm.matching import origin_of, refuse_other_site
 from refgba.llm.records import Harvest, open_harvest
+from refgba.report.likeness import nearest
 from refgba.report.neurons import deflated, float_words, packed
 from refgba.report.page import Html, Section, data_script, element, join, json_text, page, pager
 from refgba.report.words import percent, rounded
 from refgba.runs.judging import Counting, silent
+from refgba.sae import unit_rows
 from refgba.types import Array, Float64, Int64
 
-PER_FILE = 64  # neurons in a file
-NEAR = 6  # neighbours shown
-SHOWN = 6  # tokens of a neuron in the table
+PER_FILE = 64  # A file holds so many neurons.
+NEAR = 6  # So many neighbours are shown.
+SHOWN = 6  # The table shows so many tokens of a neuron.
 ABSENT = 2**32 - 1
 
 WHICH = {
@@ -60,8 +61,8 @@ def write_dashboard(
     """
     out, other = Path(out), None if other is None else Path(other)
     refuse_full_folder(out)
-    V = features.dictionary.W_dec
-    agreeing = None if other is None else Near(*nearest(V, directions(other, features.harvest), 1))
+    V = _float32_rows(features.dictionary.W_dec)
+    agreeing = None if other is None else Near(*nearest(V, _float32_rows(directions(other, features.harvest)), 1))
     near = Near(*nearest(V, None, NEAR))
     with output_folder(out) as folder:
         words: dict[str, int] = {}
@@ -99,6 +100,11 @@ def directions(other: Path, harvest: Harvest) -> Array:
         raise InputError(f"{other}: is for rows of d = {V.shape[1]}, not {d}")
     refuse_other_site(origin_of(other), harvest, other)
     return V
+
+
+def _float32_rows(V: Array) -> Array:
+    """Rows of unit norm in float32, which is exact enough to rank cosines; rows of zeros stay."""
+    return unit_rows(V, otherwise=V).astype(np.float32)
 
 
 def _files(neurons: Int64) -> Iterator[tuple[int, Int64]]:
@@ -198,7 +204,7 @@ def _page(
     data.append(tokens.ravel())
     about = {
         "neurons": features.M, "rows": features.rows, "columns": columns, "shown": tokens.shape[1],
-        "perFile": PER_FILE, "lowest": LOWEST, "perOctave": PER_OCTAVE, "quantiles": survey.choice.quantiles,
+        "perFile": PER_FILE, "lowest": LOWEST_OCTAVE, "perOctave": PER_OCTAVE, "quantiles": survey.choice.quantiles,
         "other": None if other is None else other.name or str(other), "effects": effects, "absent": ABSENT,
         "fingerprint": fingerprint(features.dictionary, features.harvest),
     }  # fmt: skip

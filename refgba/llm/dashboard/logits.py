@@ -17,9 +17,9 @@ from refgba.llm.unembedding import Unembedding
 from refgba.runs.judging import Counting, silent
 from refgba.types import Float64, Int64
 
-COUNT = 10  # tokens at either end
-BINS = 40  # of the histogram of a neuron's effects on all tokens
-ENTRIES = 2**23  # effects worked on at once
+COUNT = 10  # So many tokens are shown at either end.
+BINS = 40  # The histogram of a neuron's effects on all tokens has so many bins.
+ENTRIES = 2**23  # So many effects are worked on at once.
 
 
 @dataclass(frozen=True, eq=False)

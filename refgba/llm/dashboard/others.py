@@ -32,12 +32,12 @@ from refgba.llm.records import Harvest
 from refgba.runs.judging import Counting, silent
 from refgba.types import Array, Float64
 
-PER_BATCH = 128  # neurons in a batch of SAEDashboard
-ALIGNED = 3  # of the model's neurons that a decoder row is nearest to
-BARS = 50  # of circuit-tracer's histogram, which are of equal width
+PER_BATCH = 128  # A batch of SAEDashboard has so many neurons.
+ALIGNED = 3  # So many of the model's neurons are named, those that a decoder row is nearest to.
+BARS = 50  # circuit-tracer's histogram has so many bars of equal width.
 PERCENTILES = 99
-SPLITS = 5  # files of delphi
-PIECE = 2**20  # tokens written at a time
+SPLITS = 5  # delphi reads so many files.
+PIECE = 2**20  # So many tokens are written at a time.
 
 Writer = Callable[[Features, Examples, int, Effects | None, Path], object]  # it writes one neuron to a folder
 

@@ -23,9 +23,9 @@ from refgba.llm.dashboard.best import Best, UInt64, changes
 from refgba.llm.records import Harvest, Tokens
 from refgba.types import Array, Float64, Int64, Mask
 
-ENTRIES = 2**22  # activity of so many neurons times rows is worked on at once
-KEYED = 8  # tokens up to a row by which contexts are told apart
-BINS, LOWEST, PER_OCTAVE = 128, -16, 4  # of histograms: from 2^-16 on, four in each doubling
+ENTRIES = 2**22  # So many entries, neurons times rows, are worked on at once.
+KEYED = 8  # Contexts are told apart by so many tokens up to a row.
+BINS, LOWEST_OCTAVE, PER_OCTAVE = 128, -16, 4  # Bins of histograms begin at 2^-16, four in each doubling.
 
 Tick = Callable[[int], object]
 
@@ -220,12 +220,12 @@ def mixed(x: UInt64) -> UInt64:
 
 def bins(value: Float64) -> Int64:
     """The histogram's bin of each activation above 0; what is beyond its ends counts in the last there."""
-    place = np.floor((np.log2(value) - LOWEST) * PER_OCTAVE)
+    place = np.floor((np.log2(value) - LOWEST_OCTAVE) * PER_OCTAVE)
     whole: Int64 = np.clip(place, 0, BINS - 1).astype(np.int64)
     return whole
 
 
 def edges() -> Float64:
     """(BINS + 1,) the limits of the histogram's bins."""
-    limits: Float64 = 2.0 ** (LOWEST + np.arange(BINS + 1) / PER_OCTAVE)
+    limits: Float64 = 2.0 ** (LOWEST_OCTAVE + np.arange(BINS + 1) / PER_OCTAVE)
     return limits
