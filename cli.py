@@ -32,6 +32,7 @@ from refgba.oracle.commands import oracle_group
 from refgba.planning.commands import plan_command
 from refgba.report.demo import demo_page
 from refgba.report.gather import gather
+from refgba.report.pages import RUNS_PAGE
 from refgba.runs import console, demo, folder, judging, launch, plane
 from refgba.runs.held_out import Choice
 from refgba.runs.options import drop_options, held_out_options, json_option, output_option, request_options
@@ -138,7 +139,7 @@ def train(
 @drop_options
 @click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]")
 @click.option("--dtype", type=click.Choice(get_args(Dtype)), help="arithmetic  [default: that of the run]")
-@output_option(files.refuse_new_file, help="write what each neuron does to this new .safetensors file")
+@output_option(judging.refuse_output, help="write what each neuron does to this new .safetensors file")
 @click.option("--top", type=click.IntRange(0, 1000), default=10, help="rows on which each neuron is highest, for -o")
 @json_option
 def evaluate(
@@ -171,7 +172,7 @@ def evaluate(
 
 @main.command("report")
 @click.argument("runs", type=Path, nargs=-1, required=True)
-@output_option(files.refuse_output, default="report.html", help="the page, replaced if it exists")
+@output_option(RUNS_PAGE.refuse, default="report.html", help="the page; an earlier one is replaced")
 @click.option("--data", type=Path, help="what the runs are judged on  [default: what each was trained on]")
 @click.option("--rows", type=click.IntRange(1), default=judging.SAMPLE, help="of the data, from its first on")
 @click.option("--truth", type=Path, help="V.npy, the true features (n, d), to show recovery")
@@ -185,7 +186,7 @@ def report_command(
     """One HTML page about RUNS: how well they did, what to look at, curves, frequencies, and a table of all neurons."""
     console.remark_unfinished(*([] if data is None else [data]))
     gathered = gather(runs, data, rows, truth, labels, drop_zero_rows, backend, console.counting, drop_below)
-    files.write_output(out, report.report(gathered).encode(errors="backslashreplace"))
+    RUNS_PAGE.write(out, report.report(gathered).encode(errors="backslashreplace"))
     console.line(f"Wrote {out}")
 
 

@@ -89,15 +89,10 @@ def refuse_folder(path: Path) -> None:
 
 def refuse_new_file(path: Path) -> None:
     """InputError, naming the path, unless a file could be made there, where nothing is yet."""
-    refuse_existing(path, "file")
-    refuse_place(path)
-
-
-def refuse_existing(path: Path, kind: str = "folder") -> None:
-    """InputError, naming the path, if anything is there.  kind: what to choose another of."""
     refuse_dash(path)
     if _mode_or_refusal(path) is not None:
-        raise InputError(f"{path}: exists; choose another {kind} or remove it")
+        raise InputError(f"{path}: exists; choose another file or remove it")
+    refuse_place(path)
 
 
 def refuse_dash(path: Path) -> None:

@@ -21,9 +21,10 @@ from refgba.data import files
 from refgba.errors import InputError, brief
 from refgba.experiments.drawing import Picture, require_matplotlib, sketch
 from refgba.experiments.experiment import Experiment, Scale, Tick, conduct, judged
-from refgba.experiments.outcome import Outcome, Verdict, make_folder, write
+from refgba.experiments.outcome import Outcome, Verdict, make_folder, write, written
 from refgba.report.page import Html, Section, element, figure, join, table
 from refgba.report.page import page as html
+from refgba.report.pages import CLAIMS, CLAIMS_PAGE
 
 __all__ = [
     "NAMES",
@@ -99,6 +100,9 @@ def reproduce(
     chosen = list(NAMES) if "all" in names else list(dict.fromkeys(names))
     for name in chosen:
         load(name)
+    for name in chosen:
+        written(name).refuse(out / f"{name}.json")
+    CLAIMS_PAGE.refuse(out / PAGE)
     earlier = stored(out, but=chosen)
     if not (chosen or earlier):
         raise InputError(f"{out} holds no results: name an experiment ({', '.join(NAMES)}), or `all`")
@@ -111,7 +115,7 @@ def reproduce(
         tick(f"{name} took {outcomes[name].data['seconds']:.0f} s")
     shown = outcomes | earlier
     html_text = page([shown[name] for name in NAMES if name in shown])
-    files.write_output(out / PAGE, html_text.encode(errors="backslashreplace"))
+    CLAIMS_PAGE.write(out / PAGE, html_text.encode(errors="backslashreplace"))
     return list((outcomes or earlier).values())
 
 
@@ -148,7 +152,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
         drawn = [figure(sketch(picture), picture.alt, picture.title) for picture in outcome.figures]
         body = join(element("p", _graded(outcome.verdict)), _claims(outcome.verdict), _how(outcome), *drawn)
         sections.append(Section(outcome.name, body, outcome.question))
-    return html("The paper's claims, measured again", f"{len(outcomes)} experiments", sections)
+    return html(CLAIMS, f"{len(outcomes)} experiments", sections)
 
 
 def _graded(verdict: Verdict) -> Html:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refgba.data import files
+from refgba.data.outputs import Output, result
 from refgba.errors import InputError
 from refgba.experiments.drawing import Picture, png
 
@@ -61,6 +62,11 @@ class Outcome:
     verdict: Verdict
     data: dict[str, Any]
     figures: tuple[Picture, ...]
+
+
+def written(name: str) -> Output:
+    """What `write` writes to NAME.json."""
+    return result(f"what `refgba reproduce {name}` writes", "name", "question", "verdict", "figures", "data")
 
 
 def write(outcome: Outcome, out: Path) -> list[Path]:

@@ -14,6 +14,7 @@ import click
 from refgba.data import files
 from refgba.data.centre import Centring
 from refgba.errors import InputError
+from refgba.llm import results
 from refgba.llm.console import Meter
 from refgba.llm.dashboard.commands import dashboard_command, features_command
 from refgba.recipe import RECIPES
@@ -209,7 +210,7 @@ def tell(omissions: Any) -> None:
 @click.option("--batch", type=click.IntRange(1), default=8, help="contexts at a time")
 @click.option("--pack", is_flag=True, help="several documents per context")
 @click.option("--seed", type=click.IntRange(0), default=0, help="of the intervals, and of what a masked model guesses")
-@output_option(files.refuse_output, help="write the result to this JSON file")
+@output_option(results.EVALUATION.refuse, help="write the result to this JSON file")
 @model_options
 @json_option
 def evaluate_command(
@@ -235,7 +236,7 @@ def evaluate_command(
     tell(omissions)
     record = result.record()
     if out is not None:
-        files.write_output(out, json.dumps(record, indent=1).encode() + b"\n")
+        results.EVALUATION.write_json(out, record)
     if as_json:
         return click.echo(json.dumps(record))
     return console.lines(result.table())
@@ -255,7 +256,7 @@ def evaluate_command(
 @click.option("--sample", type=click.IntRange(1), default=8, help="contexts to measure effects on")
 @click.option("--random", type=click.IntRange(0), default=3, help="random directions beside each strength")
 @click.option("--seed", type=click.IntRange(0), default=0, help="of the random directions")
-@output_option(files.refuse_output, help="write the result to this JSON file")
+@output_option(results.EFFECTS.refuse, help="write the result to this JSON file")
 @model_options
 @json_option
 def effects_command(
@@ -299,7 +300,7 @@ def effects_command(
     whole = record | {"ranking": ranking, "direct": measured.unembedding.why_not or "through the unembedding"}
     whole = for_json(whole | {"effects": [effect.record() for effect in found]})
     if out is not None:
-        files.write_output(out, json.dumps(whole, indent=1).encode() + b"\n")
+        results.EFFECTS.write_json(out, whole)
     if as_json:
         return click.echo(json.dumps(whole))
     for entry in ranking:
@@ -324,7 +325,7 @@ def effects_command(
 @click.option("--random", type=click.IntRange(0), default=1, help="random directions of the same norm beside")
 @click.option("--seed", type=click.IntRange(0), default=0, help="of drawn tokens and random directions")
 @place_options
-@output_option(files.refuse_output, help="write the texts to this JSON file")
+@output_option(results.TEXTS.refuse, help="write the texts to this JSON file")
 @model_options
 @json_option
 def steer_command(
@@ -359,7 +360,7 @@ def steer_command(
     whole = record | {"peaks": peaks, "activation": "edited, with the error kept"}
     whole |= {"texts": [part.record() for part in written]}
     if out is not None:
-        files.write_output(out, json.dumps(whole, indent=1).encode() + b"\n")
+        results.TEXTS.write_json(out, whole)
     if as_json:
         return click.echo(json.dumps(whole))
     for part in written:

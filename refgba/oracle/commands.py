@@ -45,7 +45,7 @@ class Steps(click.ParamType[tuple[int, int]]):
 
 
 @oracle_group.command("record")
-@output_option(files.refuse_existing, files.refuse_place, required=True, help="new folder")
+@output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest")
 @click.option("--config", "config_file", type=Path, help="JSON file of settings; flags win over it")
 @click.option("--d", type=click.IntRange(1), default=5, help="dimensions of the rows")
@@ -154,7 +154,7 @@ def oracle_check(ctx: click.Context, trace: Path, candidate: Path, tolerance: fl
 
 @oracle_group.command("dump")
 @click.argument("trace", type=Path)
-@output_option(files.refuse_existing, files.refuse_place, required=True, help="new folder")
+@output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--backend", required=True, help="what computes; see `refgba backends`")
 @click.option("--dtype", type=click.Choice(get_args(Dtype)), default="float32", help="arithmetic")
 @click.option("--starts", type=click.Choice(traces.STARTS), default="trace", help="from which state each step starts")

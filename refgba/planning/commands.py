@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import click
 
-from refgba.data import files
 from refgba.planning import calibration, plans
 from refgba.planning.calibration import Calibration
 from refgba.planning.devices import DEVICES, MEASURED, NETWORKS, PRODUCTS, STREAMS
@@ -36,7 +35,7 @@ COUNT = click.IntRange(1, 10**15)
 @click.option("--model", type=COUNT, default=8 * 10**9, help="parameters of the language model that is harvested")
 @click.option("--measure", is_flag=True, help="calibrate the numba backend here first, in a minute")
 @click.option("--calibration", "source", type=Path, help="of --measure -o  [default: the one that comes along]")
-@output_option(files.refuse_output, help="with --measure: write the calibration to this .json file")
+@output_option(calibration.OUTPUT.refuse, help="with --measure: write the calibration to this .json file")
 @json_option
 def plan_command(
     d: int, width: int, tokens: int, batch: int, dtype: str | None, untied: bool, device: str, ranks: int, network: str,

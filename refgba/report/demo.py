@@ -15,6 +15,7 @@ import numpy as np
 import refgba.report.charts as charts
 from refgba.config import Settings
 from refgba.report.page import Html, Section, element, grid, join, legend, page, resource
+from refgba.report.pages import DEMO
 from refgba.report.plot import WIDTH, Axis, Plot
 from refgba.report.run import RunData, Truth
 from refgba.report.words import percent
@@ -89,7 +90,7 @@ def demo_page(demo: Demo, evaluation: Evaluation, result: dict[str, Any], plane:
     commands = [f"refgba report {demo.launch.path}", "refgba train activations.npy -o runs/mine"]
     after = element("ul", *(element("li", element("code", line)) for line in commands))
     sections.append(Section("Go on", after, "All neurons of this run one by one; and a run on activations of yours."))
-    return page("Features being found", lead, sections)
+    return page(DEMO, lead, sections)
 
 
 def picture(looks: Sequence[Look], config: Settings, frequency: Array, plane: Plane) -> str:

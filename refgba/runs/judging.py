@@ -19,7 +19,7 @@ from refgba.backends.base import AnyConfig, AnyParams, Backend
 from refgba.backends.comm import ALONE, Ranks
 from refgba.baselines import METHODS
 from refgba.config import Settings
-from refgba.data import files
+from refgba.data import files, outputs
 from refgba.data.activations import Activations, open_activations
 from refgba.data.remarks import remarks
 from refgba.data.store import load_matrix
@@ -174,6 +174,12 @@ def arrays(evaluation: Evaluation, row: Callable[[Int64], Int64] | None = None) 
         top = measured["top_rows"]
         measured["top_rows"] = np.where(top < 0, top, row(top))
     return measured
+
+
+def refuse_output(path: Path) -> None:
+    """InputError, naming the path, unless `save` could make a new file of that name."""
+    files.refuse_new_file(path)
+    outputs.refuse_suffix(path, ".safetensors")
 
 
 def save(
