@@ -26,6 +26,7 @@ from refgba.experiments import (
     NAMES,
     ablation,
     balance,
+    command,
     consistency,
     cooccurrence,
     frequencies,
@@ -389,15 +390,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def section(name: str, outcome: dict[str, Any]) -> str:
     """One experiment: what the paper claims, how the measurement compares, the command, and the rows."""
     data = outcome["data"]
-    real = " --data D/X.npy --held-out D/Y.npy" if "data" in data else ""
-    command = f"refgba reproduce {name} --{data['scale']} --backend {data['backend']}{real}"
     took = f"which took {data['seconds']:.0f} s" if "seconds" in data else "which takes minutes"
     versions = ", ".join(f"{package} {version}" for package, version in data["versions"].items())
     claims = table(("claim", "holds"), [(claim, "yes" if held else "no") for claim, held in outcome["claims"].items()])
     return (
         f"## {name}\n\nThe claim: {outcome['question']}\n\n{outcome['verdict']}\n\n"
         f"{claims}\n"
-        f"[{name}.json]({name}.json) has every number.  `{command}` measures them again, {took} "
+        f"[{name}.json]({name}.json) has every number.  `{command(name, data)}` measures them again, {took} "
         f"on two cores ({versions}).\n\n"
         f"{table(HEADS, [row.cells() for row in ROWS[name](data)])}"
     )
