@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from commands import QUICK, assert_one_line, last_json
@@ -107,8 +109,19 @@ def test_a_run_that_did_not_finish_is_told_from_one_that_did(cli, data, tmp_path
     assert result.exit_code == 1
     assert "training diverged, the run has no result: try a lower lr" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "run" / "final").exists()
-    assert_one_line(cli("train", data, "-o", "run", *QUICK), "run: holds config.json of a run that did not finish")
-    assert_one_line(cli("evaluate", "run", data), "run: the run has not finished")
+    anew = "training diverged by step 14; begin anew with a lower lr"
+    assert_one_line(
+        cli("train", data, "-o", "run", *QUICK), f"run: holds config.json of a run that did not finish: {anew}"
+    )
+    for command in (["evaluate", "run", data], ["export", "run", "-o", "out"]):
+        assert_one_line(cli(*command), f"run: the run has not finished, it has no final/; {anew}, and a checkpoint")
+    about = tmp_path / "run" / "about.json"
+    record = json.loads(about.read_text())
+    assert record.pop("diverged") == 14
+    about.write_text(json.dumps(record))  # as earlier versions left it, and as a kill does
+    for command in (["train", data, "-o", "run", *QUICK], ["evaluate", "run", data]):
+        refused = cli(*command)
+        assert_one_line(refused, "`refgba train --resume run` goes on with it")
     (tmp_path / "run" / "config.json").unlink()  # what comes last when a run is made: killed before it, there is no run
     assert_one_line(cli("train", data, "-o", "run", *QUICK), "no config.json, so there is no run to go on with; choose")
 

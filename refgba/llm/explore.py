@@ -42,7 +42,7 @@ from refgba.runs.held_out import FEWEST, SHARE, Choice
 from refgba.runs.judging import Counting, silent
 from refgba.runs.launch import Launch, Say, Waiting
 from refgba.runs.settings import Request
-from refgba.runs.trainer import TrainingError
+from refgba.runs.trainer import Diverged, TrainingError
 
 PARTS = ("store", "run", "dashboard")  # of the folder
 TIMED = 2  # batches that are timed for the forecast, after one that is not
@@ -156,6 +156,8 @@ class Exploration:
     def launch(self, counting: Counting = silent, say: Say = id, waiting: Waiting = nullcontext) -> Launch:
         """The run, made ready to train or to go on; InputError as `begin` and `go_on` of `refgba.runs.launch`."""
         run, store = self.out / "run", self.out / "store"
+        if self.begun and folder.diverged(run):
+            raise InputError(str(self.failed(Diverged(f"{run}: has no result"))))
         if self.begun:
             return launch.go_on(run, store, Request(), say, waiting)
         self._sweep(run)

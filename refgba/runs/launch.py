@@ -268,6 +268,8 @@ def go_on(
     if data is None and not about["data"]["path"]:
         raise InputError(f"{path}: was trained on an array in memory; save those rows to a file and give it as DATA")
     capacity.refuse_too_large(name, config, about["data"]["d"], ranks.size, ranks.here)
+    if about.get(folder.DIVERGED) is not None and (config, name) == (record.config, about["backend"]):
+        raise InputError(f"{path}: {folder.diverged(path)}: as it is, it would only diverge again")
     activations = reopen(about["data"], record.dropped, record.crc, data, record.held_out, record.centre)
     kept = _held_out_of(record, config, activations, other, ranks)
     on_others = kept.record if kept else None
