@@ -196,8 +196,11 @@ def begin(
     centring = centring or ("off" if request.recipe == "paper" else "auto")
     refuse_share(drop_below)
     activations = _opened(data, choice, say)
+    trained, _ = held_out.keep_back(activations, choice)  # as far as the header tells: all that is wrong so is told now
     request, defaults = customary(request)
     planned = plan(path, request, activations.d, say, waiting, ranks, **defaults)
+    all_count = not drop_zero_rows and drop_below == 0
+    planned.refuse_batch(len(trained if all_count else activations), len(trained.held_out) if all_count else 0)
     with counting("checking", len(activations)) as tick:
         launch = planned.launch(activations, drop_zero_rows, tick, drop_below, centring, choice)
     for remark in launch.remarks:
