@@ -34,6 +34,7 @@ from refgba.report.demo import demo_page
 from refgba.report.gather import gather
 from refgba.report.pages import RUNS_PAGE
 from refgba.runs import console, demo, folder, judging, launch, plane
+from refgba.runs.given import refuse_unused
 from refgba.runs.held_out import Choice
 from refgba.runs.options import drop_options, held_out_options, json_option, output_option, request_options
 from refgba.runs.parallel import Ranked, RankedSections
@@ -152,6 +153,8 @@ def evaluate(
     `train`.  With -o: frequency, peak, mean, standard deviation, Z-score and top rows of every neuron.  `mpiexec -n P`
     in front spreads the neurons of a run over P processes.
     """
+    if out is None:
+        refuse_unused(["top"], "without -o")
     top = top if out is not None else 0
     judged = judging.judge(
         network, data, backend, dtype, drop_zero_rows, top, truth, counting=console.counting, drop_below=drop_below,
@@ -355,6 +358,7 @@ def data_pack(sources: tuple[Path, ...], out: Path, tensor: str | None, as_json:
 @json_option
 def synth(out: Path, as_json: bool, keep_h: bool, rows: int, **described: Any) -> None:
     """Write synthetic activations with known features, and say whether section 5 calls them identifiable."""
+    refuse_unused(synthetic.unused(described["kind"]), f"on --kind {described['kind']}")
     truth = synthetic.described(described)
     with console.counting("drawing", rows) as tick:
         synthetic.write(truth, rows, out, described, keep_h, tick)
@@ -385,6 +389,8 @@ def theory_command(n: int, d: int, s: int, p: float | None, simulate: bool, as_j
 
     The bounds hide constants, here set to 1: read them as orders of magnitude.
     """
+    if not simulate:
+        refuse_unused(simulated, "without --simulate")
     p = 1 / n if p is None else p
     band, frequencies = theory.resonance_band(n, d, s), theory.frequency_band(n, d, s)
     width, inside, side = theory.width_bound(n, p, s), band.holds(p), theory.superposition(n, d)

@@ -118,7 +118,10 @@ def test_zero_rows_can_be_dropped(cli, tmp_path):
     x = imbalanced().draw(0, 100).X
     x[10] = 0
     np.save(tmp_path / "x.npy", x)
-    assert "row 10 is all zeros and has no direction; --drop-zero-rows skips" in cli("train", "x.npy", "-o", "r").stderr
+    assert (
+        "row 10 is all zeros and has no direction; --drop-zero-rows skips"
+        in cli("train", "x.npy", "-o", "r", *QUICK).stderr
+    )
     assert last_json(cli("train", "x.npy", "-o", "r", *QUICK, "--drop-zero-rows", "--json"))["rows"] == 99
 
 

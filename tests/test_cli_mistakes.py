@@ -62,7 +62,7 @@ BAD_DATA = {
 def test_bad_data_is_one_line_and_nothing_is_written(cli, tmp_path, write, complaint):
     write(tmp_path / "bad.npy")
     before = sorted(tmp_path.rglob("*"))
-    result = cli("train", "bad.npy", "-o", "runs/mine")
+    result = cli("train", "bad.npy", "-o", "runs/mine", "--batch", 1)
     assert_one_line(result, complaint)
     assert "bad.npy" in result.stderr
     assert sorted(tmp_path.rglob("*")) == before

@@ -19,7 +19,20 @@ from refgba.errors import InputError
 from refgba.model import Independent, Rows, SyntheticModel, Uniform
 
 CHUNK = 8192  # rows held at a time
-KINDS = ("imbalanced", "uniform", "independent", "zipf", "pairs", "hierarchy")
+USED = {  # of the settings of laws, those that each kind uses
+    "imbalanced": {"sparsity"},
+    "uniform": {"sparsity"},
+    "independent": {"frequency"},
+    "zipf": {"frequency", "exponent"},
+    "pairs": {"frequency", "rho_2"},
+    "hierarchy": {"frequency", "children", "p_child"},
+}
+KINDS = tuple(USED)
+
+
+def unused(kind: str) -> set[str]:
+    """The settings of other laws than that of a kind."""
+    return set().union(*USED.values()) - USED[kind]
 
 
 def described(settings: Mapping[str, Any]) -> SyntheticModel:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import click
-from click.core import ParameterSource
 
 from refgba import backends
 from refgba.config import GBAConfig
@@ -19,6 +18,7 @@ from refgba.oracle.place import Starts
 from refgba.oracle.window import opened
 from refgba.recipe import RECIPES
 from refgba.runs import console
+from refgba.runs.given import given, refuse_unused
 from refgba.runs.options import json_option, output_option
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
@@ -60,19 +60,17 @@ class Steps(click.ParamType[tuple[int, int]]):
 @click.option("--run", type=Path, help="record steps of the run in this folder, on its data, whatever its dtype")
 @click.option("--window", type=Steps(), help="which steps of --run  [default: two on each side of the change of phase]")
 @click.option("--data", type=Path, help="where the data of --run are, if they have moved")
-@click.pass_context
 def oracle_record(
-    ctx: click.Context, /, out: Path, recipe: str, config_file: Path | None, d: int, first: int | None, ties: bool,
+    out: Path, recipe: str, config_file: Path | None, d: int, first: int | None, ties: bool,
     run: Path | None, window: tuple[int, int] | None, data: Path | None, **flags: Any,
 ) -> None:  # fmt: skip
     """Record a trace of the reference in float64: every quantity of every step, on synthetic rows or those of a run."""
-    given = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE} - {"out"}
-    if run is None and given & {"window", "data"}:
-        raise InputError("--window and --data are of a run; name it with --run")
-    if run is not None and given - {"run", "window", "data"}:
-        raise InputError("--run has settings of its own; only --window and --data can be given")
-    if ties and given - {"ties"}:
-        raise InputError("--ties has settings of its own; no other can be given")
+    if run is None:
+        refuse_unused(("window", "data"), "without --run, the run that it is of")
+    else:
+        refuse_unused(given().keys() - {"out", "run", "window", "data"}, "with --run, which has settings of its own")
+    if ties:
+        refuse_unused(given().keys() - {"out", "ties"}, "with --ties, which has settings of its own")
     origin: dict[str, Any] = {}
     if run is not None:
         part = opened(run, window, data)
@@ -81,7 +79,7 @@ def oracle_record(
     elif ties:
         trace = traces.ties()
     else:
-        config = cast(GBAConfig, Request(flags, "gba", recipe, config_file).config(d, **traces.SMALL))
+        config = cast(GBAConfig, Request(flags, "gba", recipe, config_file, strict=True).config(d, **traces.SMALL))
         trace = traces.example(replace(config, dtype="float64"), d, first)
     traces.write_trace(trace, out, origin)
     steps = f"steps {trace.first} to {trace.numbers[-1]}" if origin else f"{trace.steps} steps"
@@ -115,7 +113,7 @@ def oracle_settings(
     With GIVEN, a JSON object of such settings that a port derived, say which of them differ; exit status 1 when any
     does.
     """
-    config = cast(GBAConfig, Request(flags, "gba", recipe, config_file).config(d))
+    config = cast(GBAConfig, Request(flags, "gba", recipe, config_file, strict=True).config(d))
     right = derived.derived(config)
     if given is None:
         lines = (f"{name:13} {value}" for name, value in right.items())

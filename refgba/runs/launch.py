@@ -127,6 +127,7 @@ def customary(request: Request) -> tuple[Request, dict[str, Any]]:
 
     The paper's recipe keeps to the paper in this too: numpy and float64, as the reference.
     """
+    request = replace(request, strict=True)
     if request.recipe == "paper":
         return request, {}
     return replace(request, backend=request.backend or backends.AUTO), dict(CUSTOMARY)

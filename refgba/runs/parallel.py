@@ -31,6 +31,7 @@ from refgba.data.activations import Activations
 from refgba.data.survey import Survey
 from refgba.errors import InputError
 from refgba.runs import witness
+from refgba.runs.given import refuse_unused
 from refgba.runs.sections import Sectioned
 from refgba.runs.signals import Stopped
 
@@ -53,6 +54,8 @@ class Ranked(click.Command):
         """Run the command; InputError unless all ranks have the same flags."""
         flags = {param.opts[0]: _plain(ctx.params.get(param.name or "")) for param in self.params}
         with joined(ctx.params.pop("broadcast_rows", True)) as ranks:
+            if not set(comm.LAUNCHED) & set(os.environ):
+                refuse_unused(["broadcast_rows"], "without mpiexec")
             require_agreement(ranks, {"flags": flags})
             ctx.params["ranks"] = ranks
             return super().invoke(ctx)
