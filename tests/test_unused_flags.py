@@ -19,6 +19,7 @@ from refgba.runs.sections import OPTIMISER
 from refgba.runs.settings import CUSTOMARY, DERIVED, Request, flags, switch
 
 SMALL = ["--width", 24, "--steps", 30, "--batch", 32, "--backend", "numpy"]
+STEER = ["llm", "steer", "run", "model", "--neuron", 1, "--by", 1, "--prompt", "a"]
 THEORY = ["theory", "--n", 128, "--d", 42, "--s", 3]
 
 
@@ -48,6 +49,13 @@ THEORY = ["theory", "--n", 128, "--d", 42, "--s", 3]
         ([*THEORY, "--width", 7, "--eta", 0], "--width and --eta have no effect without --simulate; leave them out"),
         ([*THEORY, "--seed", 0], "--seed has no effect without --simulate"),
         (["synth", "-o", "s", "--kind", "zipf", "--s", 3], "--s has no effect on --kind zipf; leave it out"),
+        (["llm", "dashboard", "run", "x.npy", "-o", "d", "--device", "cpu"], "--device has no effect without MODEL"),
+        (
+            ["llm", "features", "run", "x.npy", "-o", "d", "--format", "delphi", "--top", 3],
+            "--top has no effect on --format delphi",
+        ),
+        ([*STEER, "--column", "t"], "--column has no effect without --text; leave it out"),
+        ([*STEER, "--text", "x.npy", "--peak", 1], "--text has no effect with --peak, which is not measured then"),
         (["synth", "-o", "s", "--children", 3], "--children has no effect on --kind imbalanced; leave it out"),
     ],
     ids=lambda part: None if isinstance(part, str) else " ".join(map(str, part)),

@@ -19,6 +19,7 @@ from refgba.llm.console import Meter
 from refgba.llm.dashboard.commands import dashboard_command, features_command
 from refgba.recipe import RECIPES
 from refgba.runs import console, judging
+from refgba.runs.given import refuse_unused
 from refgba.runs.options import drop_options, json_option, output_option
 from refgba.runs.settings import Request
 from refgba.runs.signals import Stopped
@@ -342,6 +343,9 @@ def steer_command(
     from refgba.llm.text import Omissions, TextOptions
     from refgba.llm.text import files as listed
 
+    if given or not texts:
+        why = "with --peak, which is not measured then" if given else "without --text"
+        refuse_unused(["texts"] * bool(given) + ["column", "pattern", "shuffle", "per_document"], why)
     omissions = Omissions()
     text = TextOptions(texts, column, pattern, shuffle, per_document, omissions)
     listed(text)

@@ -18,6 +18,7 @@ from refgba.llm.dashboard.others import FORMATS, write_delphi, write_features
 from refgba.llm.dashboard.survey import Choice
 from refgba.llm.models import Model, open_model
 from refgba.runs import console
+from refgba.runs.given import refuse_unused
 from refgba.runs.options import json_option, output_option
 
 DEFAULT = Choice()
@@ -71,6 +72,8 @@ def dashboard_command(
 
 def fitting(run: Path, store: Path, model: str | None, device: str, other: Path | None = None) -> Model | None:
     """The model, open, if there is one; InputError, before all rows are read, for anything that does not fit."""
+    if model is None:
+        refuse_unused(["device"], "without MODEL")
     harvest = open_fitting(run, open_dictionary(run)[0], store)
     if other is not None:
         directions(other, harvest)
@@ -121,6 +124,7 @@ def features_command(
     if format == "delphi":
         if model is not None:
             raise InputError("delphi's files hold no effects on logits: leave MODEL out")
+        refuse_unused(["device", *choice], "on --format delphi, which has every activation")
         dictionary, _ = open_dictionary(run)
         harvest = open_fitting(run, dictionary, store)
         console.remark_unfinished(store)
