@@ -12,6 +12,10 @@ class InputError(ValueError):
 
 
 def brief(value: object) -> str:
-    """A value or an error from a file that may hold anything, for a message: printable, on one line, not long."""
-    text = repr(str(value))[1:-1] or type(value).__name__
+    """A value or an error from a file that may hold anything, for a message: printable, on one line, not long.
+
+    The lines of an error, which a library broke for a person to read, are joined; what is in a value is shown.
+    """
+    text = " ".join(str(value).split()) if isinstance(value, BaseException) else str(value)
+    text = repr(text)[1:-1] or type(value).__name__
     return text if len(text) <= 80 else f"{text[:80]}..."

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import QUICK, assert_one_line
 
+from refgba.errors import brief
 from refgba.runs import console
 
 NAMES = {
@@ -60,6 +61,15 @@ def test_a_path_in_a_record_is_shown_escaped(cli, data, tmp_path):
     (tmp_path / "run" / "about.json").write_text(json.dumps(record))
     for arguments in (["train", "--resume", "run"], ["report", "run"]):
         assert_one_line(cli(*arguments), r"gone\x1b[2J\nError: all is well")
+
+
+def test_what_libraries_say_in_lines_is_said_in_one(cli):
+    assert_one_line(
+        cli("llm", "features", "run", "y.npy", "-o", "f"),
+        "Missing option '--format'. Choose from: saedashboard, circuit-tracer, delphi",
+    )
+    assert brief(ValueError("damaged:\n\tat \x1b byte 3")) == r"damaged: at \x1b byte 3"
+    assert brief("a\nb") == r"a\nb"  # what is in a file
 
 
 def program(*arguments, cwd, **environment):

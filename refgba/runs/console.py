@@ -60,7 +60,10 @@ class Commands(click.Group):
         except click.UsageError as error:
             if isinstance(error, HELP):
                 raise
-            raise click.UsageError(escaped(error.format_message()), error.ctx) from None
+            message = error.format_message()
+            if isinstance(error, click.MissingParameter):  # whose choices click lists one per line
+                message = " ".join(message.split())
+            raise click.UsageError(escaped(message), error.ctx) from None
         except InputError as error:
             _fail(ctx, str(error), 2)
         except TrainingError as error:
