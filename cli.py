@@ -1,7 +1,8 @@
 """The command line: one thin command per verb.  Commands parse, call and print; what decides or computes is elsewhere.
 
 Results go to stdout, progress and remarks to stderr.  With --json a command prints one JSON object as its last line of
-stdout.  Exit status: 0, 1 for a run that failed, 2 for bad usage or bad input.
+stdout.  Exit status: 0; 2 for bad usage or bad input, which another command cures; 1 for what failed all the same:
+training that diverged, memory or a disk that was too small.
 """
 
 from __future__ import annotations

@@ -1,14 +1,36 @@
 """The one exception for mistakes in what a user gave: a file, a flag, a setting.
 
 Its message is a single line that says what was wrong, where, and what would be right; the command line prints
-it without a traceback and exits with status 2.
+it without a traceback and exits with status 2, or with 1 where the disk failed.
 """
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
+FAILING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # of a disk that is full or fails
+
 
 class InputError(ValueError):
-    """Bad input or bad usage.  The message is one line, meant for a person."""
+    """Bad input or bad usage.  The message is one line, meant for a person.
+
+    status: the exit status of a command that it ends.
+    """
+
+    status = 2
+
+
+class DiskError(InputError):
+    """What was given is right, but the disk is full or fails, so that the same command may do another time."""
+
+    status = 1
+
+
+def unwritten(path: Path, error: OSError) -> InputError:
+    """What a user is told of a path that could not be written."""
+    kind = DiskError if error.errno in FAILING else InputError
+    return kind(f"{path}: cannot be written ({error.strerror or error})")
 
 
 def brief(value: object) -> str:

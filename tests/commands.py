@@ -14,9 +14,9 @@ def last_json(result):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def assert_one_line(result, complaint):
-    """A mistake in the input: one line with this complaint, the last on stderr, and exit status 2."""
-    assert result.exit_code == 2, result.output
+def assert_one_line(result, complaint, status=2):
+    """A mistake in the input, or with status 1 a failure: one line with this complaint, the last on stderr."""
+    assert result.exit_code == status, result.output
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert len(lines) == 1
     assert complaint in lines[0]

@@ -143,9 +143,9 @@ def test_a_full_disk_leaves_no_half_file(cli, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("refgba.data.synthetic.np.save", full)
-    assert_one_line(cli("synth", "-o", "s", "--rows", 10), "s: cannot be written (No space left on device)")
-    assert not list((tmp_path / "s").iterdir())
+    monkeypatch.setattr("refgba.data.synthetic.write_array_header_1_0", full)
+    assert_one_line(cli("synth", "-o", "s", "--rows", 10), "s: cannot be written (No space left on device)", 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_that_never_adapt_are_remarked_on(cli, data):

@@ -22,7 +22,7 @@ from refgba.errors import InputError, brief
 from refgba.experiments import training
 from refgba.experiments.drawing import Picture, require_matplotlib, sketch
 from refgba.experiments.experiment import Experiment, Scale, Tick, conduct, judged
-from refgba.experiments.outcome import Outcome, Verdict, make_folder, write, written
+from refgba.experiments.outcome import Outcome, Verdict, made, write, written
 from refgba.report.page import Html, Section, element, figure, join, table
 from refgba.report.page import page as html
 from refgba.report.pages import CLAIMS, CLAIMS_PAGE
@@ -115,16 +115,16 @@ def reproduce(
         training.require(data)
         if without:
             tick(f"--data and --held-out are not for {', '.join(without)}: known features are drawn for them")
-    make_folder(out)  # before anything is computed
     outcomes = {}
-    for name in chosen:
-        outcomes[name] = run(name, scale, backend, tick, data)
-        write(outcomes[name], out)
-        done(outcomes[name])
-        tick(f"{name} took {outcomes[name].data['seconds']:.0f} s")
-    shown = outcomes | earlier
-    html_text = page([shown[name] for name in NAMES if name in shown])
-    CLAIMS_PAGE.write(out / PAGE, html_text.encode(errors="backslashreplace"))
+    with made(out):  # before anything is computed
+        for name in chosen:
+            outcomes[name] = run(name, scale, backend, tick, data)
+            write(outcomes[name], out)
+            done(outcomes[name])
+            tick(f"{name} took {outcomes[name].data['seconds']:.0f} s")
+        shown = outcomes | earlier
+        html_text = page([shown[name] for name in NAMES if name in shown])
+        CLAIMS_PAGE.write(out / PAGE, html_text.encode(errors="backslashreplace"))
     return list((outcomes or earlier).values())
 
 

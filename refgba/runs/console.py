@@ -17,7 +17,7 @@ import numpy as np
 from refgba.backends.base import AnyConfig
 from refgba.data.remarks import remarks, statistics
 from refgba.data.store import META, Store, open_store
-from refgba.errors import InputError
+from refgba.errors import FAILING, InputError
 from refgba.runs import interrupts
 from refgba.runs.demo import Demo
 from refgba.runs.forecast import Forecast, forecast, told
@@ -37,7 +37,7 @@ HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.2 show
 
 
 class Commands(click.Group):
-    """Turns a mistake in the input into one line and exit status 2, a failed run into one line and 1.
+    """Turns a mistake in the input into one line and exit status 2, a failure of the machine or the run into 1.
 
     Ctrl-C is one line and `interrupts.STATUS`, and nothing else is taken for it.
     """
@@ -65,7 +65,7 @@ class Commands(click.Group):
                 message = " ".join(message.split())
             raise click.UsageError(escaped(message), error.ctx) from None
         except InputError as error:
-            _fail(ctx, str(error), 2)
+            _fail(ctx, str(error), error.status)
         except TrainingError as error:
             _fail(ctx, str(error), 1)
         except Stopped as stopped:
@@ -87,7 +87,8 @@ class Commands(click.Group):
         except BrokenPipeError:
             raise  # click ends quietly
         except OSError as error:
-            _fail(ctx, f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+            message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            _fail(ctx, message, 1 if error.errno in FAILING else 2)
 
 
 def _fail(ctx: click.Context, message: str, status: int) -> None:

@@ -37,7 +37,7 @@ from refgba.config import Settings, config_from_json
 from refgba.data import files
 from refgba.data.activations import PLACE, Activations
 from refgba.data.store import DTYPES, LARGEST, checksum
-from refgba.errors import InputError
+from refgba.errors import InputError, unwritten
 from refgba.runs import held_out, parts
 from refgba.runs.parts import whole_name
 from refgba.runs.schema import (
@@ -186,14 +186,17 @@ def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activat
     if data.centre is not None:
         arrays["centre"] = data.centre
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        files.write(path / DATA, save(arrays))
-        write_about(path, about)
-        write_config(path, config)
+        with files.made(path):
+            try:
+                files.write(path / DATA, save(arrays))
+                write_about(path, about)
+                write_config(path, config)
+            except OSError:
+                for name in (CONFIG, ABOUT, DATA):
+                    (path / name).unlink(missing_ok=True)
+                raise
     except OSError as error:
-        for name in (CONFIG, ABOUT, DATA):
-            (path / name).unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+        raise unwritten(path, error) from None
 
 
 def read_config(path: Path) -> AnyConfig:

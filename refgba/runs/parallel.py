@@ -29,7 +29,7 @@ from refgba.backends import comm
 from refgba.backends.comm import Ranks
 from refgba.data.activations import Activations
 from refgba.data.survey import Survey
-from refgba.errors import InputError
+from refgba.errors import FAILING, InputError
 from refgba.runs import witness
 from refgba.runs.given import refuse_unused
 from refgba.runs.sections import Sectioned
@@ -196,7 +196,11 @@ def _status(error: BaseException) -> int:
         return 128 + signal.SIGINT
     if isinstance(error, click.exceptions.Exit):
         return int(error.exit_code)
-    return 2 if isinstance(error, InputError | OSError | click.UsageError) else 1
+    if isinstance(error, InputError):
+        return error.status
+    if isinstance(error, OSError):
+        return 1 if error.errno in FAILING else 2
+    return 2 if isinstance(error, click.UsageError) else 1
 
 
 def require_agreement(ranks: Ranks, about: Mapping[str, Any]) -> None:
