@@ -37,7 +37,7 @@ from refgba.report.pages import RUNS_PAGE
 from refgba.runs import console, demo, folder, judging, launch, plane
 from refgba.runs.given import refuse_unused
 from refgba.runs.held_out import Choice
-from refgba.runs.options import drop_options, held_out_options, json_option, output_option, request_options
+from refgba.runs.options import PATH, drop_options, held_out_options, json_option, output_option, request_options
 from refgba.runs.parallel import Ranked, RankedSections
 from refgba.runs.sections import Sectioned
 from refgba.runs.settings import Request
@@ -86,9 +86,9 @@ def demo_command(
 
 
 @main.command(cls=RankedSections)
-@click.argument("data", type=Path, required=False)
+@click.argument("data", type=PATH, required=False)
 @output_option(files.refuse_folder, help="folder of the run")
-@click.option("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; --steps extends it")
+@click.option("--resume", type=PATH, metavar="RUN", help="go on with the run in this folder; --steps extends it")
 @click.option("--dry-run", is_flag=True, help="only show settings, time and memory of the run; -o can be left out")
 @held_out_options
 @drop_options
@@ -135,9 +135,9 @@ def train(
 
 
 @main.command(cls=Ranked)
-@click.argument("network", type=Path)
-@click.argument("data", type=Path)
-@click.option("--truth", type=Path, help="V.npy, the true features (n, d), to report recovery")
+@click.argument("network", type=PATH)
+@click.argument("data", type=PATH)
+@click.option("--truth", type=PATH, help="V.npy, the true features (n, d), to report recovery")
 @drop_options
 @click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]")
 @click.option("--dtype", type=click.Choice(get_args(Dtype)), help="arithmetic  [default: that of the run]")
@@ -175,12 +175,12 @@ def evaluate(
 
 
 @main.command("report")
-@click.argument("runs", type=Path, nargs=-1, required=True)
+@click.argument("runs", type=PATH, nargs=-1, required=True)
 @output_option(RUNS_PAGE.refuse, default="report.html", help="the page; an earlier one is replaced")
-@click.option("--data", type=Path, help="what the runs are judged on  [default: what each was trained on]")
+@click.option("--data", type=PATH, help="what the runs are judged on  [default: what each was trained on]")
 @click.option("--rows", type=click.IntRange(1), default=judging.SAMPLE, help="of the data, from its first on")
-@click.option("--truth", type=Path, help="V.npy, the true features (n, d), to show recovery")
-@click.option("--labels", type=Path, help="JSON object of neurons' names, by their number")
+@click.option("--truth", type=PATH, help="V.npy, the true features (n, d), to show recovery")
+@click.option("--labels", type=PATH, help="JSON object of neurons' names, by their number")
 @drop_options
 @click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]")
 def report_command(
@@ -200,8 +200,8 @@ def report_command(
 @click.option("--full", "scale", flag_value="full", help="several minutes each")
 @output_option(files.refuse_folder, default="experiments", help="folder for JSON, PNG and the page")
 @click.option("--backend", default="numpy", help="what computes; see `refgba backends`")
-@click.option("--data", type=Path, help="activations to train on, where an experiment takes them  [default: a sample]")
-@click.option("--held-out", type=Path, help="rows to judge on, with --data")
+@click.option("--data", type=PATH, help="activations to train on, where an experiment takes them  [default: a sample]")
+@click.option("--held-out", type=PATH, help="rows to judge on, with --data")
 @json_option
 def reproduce(
     names: tuple[str, ...], scale: experiments.Scale, out: Path, backend: str, data: Path | None,
@@ -232,10 +232,10 @@ def reproduce(
 
 
 @main.command()
-@click.argument("network", type=Path)
+@click.argument("network", type=PATH)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--format", type=click.Choice(formats.FORMATS), default="saelens", help="whose files to write")
-@click.option("--store", type=Path, help="the harvest that NETWORK is for  [default: the one it was trained on]")
+@click.option("--store", type=PATH, help="the harvest that NETWORK is for  [default: the one it was trained on]")
 def export(network: Path, out: Path, format: str, store: Path | None) -> None:
     """Write NETWORK, a run or one of its checkpoints, for other libraries.
 
@@ -258,7 +258,7 @@ def export(network: Path, out: Path, format: str, store: Path | None) -> None:
 
 
 @main.command("import")
-@click.argument("source", type=Path)
+@click.argument("source", type=PATH)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="of a file's  [default: jumprelu]")
 def import_command(source: Path, out: Path, activation: Activation | None) -> None:
@@ -279,7 +279,7 @@ def data_group() -> None:
 
 
 @data_group.command("info")
-@click.argument("store", type=Path)
+@click.argument("store", type=PATH)
 @json_option
 def data_info(store: Path, as_json: bool) -> None:
     """What is in STORE, by its headers."""
@@ -290,7 +290,7 @@ def data_info(store: Path, as_json: bool) -> None:
 
 
 @data_group.command("verify")
-@click.argument("store", type=Path)
+@click.argument("store", type=PATH)
 @click.option(
     "--dtype", type=click.Choice(["float64", "float32"]), default="float32", help="arithmetic to train in: as `train`"
 )
@@ -313,7 +313,7 @@ def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float
 
 
 @data_group.command("pack")
-@click.argument("sources", type=Path, nargs=-1, required=True)
+@click.argument("sources", type=PATH, nargs=-1, required=True)
 @output_option(files.refuse_full_folder, files.refuse_folder, required=True, help="new folder")
 @click.option("--dtype", type=click.Choice(DTYPES), help="of the shards  [default: that of the sources]")
 @click.option("--rows-per-shard", type=click.IntRange(1), help="[default: about 256 MiB]")

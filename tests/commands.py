@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import click
+
 REFERENCE = ["--backend", "numpy", "--dtype", "float64"]
 QUICK = ["--width", "24", "--groups", "3", "--steps", "30", "--batch", "32", *REFERENCE]
 
@@ -22,3 +24,12 @@ def assert_one_line(result, complaint, status=2):
     assert complaint in lines[0]
     assert result.stderr.rstrip().splitlines()[-1] == lines[0]
     assert "Traceback" not in result.output
+
+
+def commands(group, name=""):
+    """Every command of the program, by its full name."""
+    for word, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{name}{word} ")
+        else:
+            yield name + word, command

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 
+import click
 import numpy as np
 import pytest
-from commands import QUICK, assert_one_line, last_json
+from commands import QUICK, assert_one_line, commands, last_json
+
+from refgba.cli import main
+from refgba.config import LARGEST
+from refgba.runs.options import Given, Output, Word
 
 
 def npy(array):
@@ -189,6 +194,36 @@ def test_evaluating_what_does_not_fit_is_one_line(cli, data, tmp_path):
 def test_what_cannot_be_is_one_line(cli, tmp_path, arguments, complaint):
     assert_one_line(cli(*arguments), complaint)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+PATHS = [
+    (name, param) for name, command in commands(main) for param in command.params
+    if isinstance(param.type, Given | Word | Output)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "param"), PATHS, ids=lambda part: getattr(part, "name", part))
+def test_an_empty_name_is_refused_and_not_taken_for_the_current_folder(cli, tmp_path, name, param):
+    arguments = [p for p in dict(commands(main))[name].params if isinstance(p, click.Argument)]
+    flag = [""] if isinstance(param, click.Option) else []
+    given = [param.opts[0], *flag] if flag else ["" if p is param else "x" for p in arguments]
+    result = cli(*name.split(), *given)
+    assert_one_line(result, "is empty; ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_path_is_one_that_is_not_empty():
+    assert len(PATHS) > 40
+    for name, command in commands(main):
+        for param in command.params:
+            assert not isinstance(param.type, click.types.FuncParamType), (name, param.name)
+
+
+@pytest.mark.parametrize("steps", [LARGEST, LARGEST - 40])
+@pytest.mark.parametrize("method", ["gba", "topk"])
+def test_the_most_steps_that_can_be_asked_for_are_timed(cli, data, method, steps):
+    flags = ["--steps", steps, "--width", 40, "--batch", 8, "--backend", "numpy", "--method", method, "--dry-run"]
+    assert f"{steps} steps of 8 rows" in cli("train", data, *flags).stdout
 
 
 HUGE = ("-1", "0", "-" + "9" * 200, "1" + "0" * 200, str(2**31), str(2**63), str(2**64))

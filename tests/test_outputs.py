@@ -11,9 +11,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-import click
 import pytest
-from commands import QUICK, assert_one_line
+from commands import QUICK, assert_one_line, commands
 
 from refgba.cli import main
 from refgba.runs.options import Output
@@ -43,15 +42,6 @@ COMMANDS = {
     "llm dashboard": ["llm", "dashboard", "absent", "absent"],
     "llm features": ["llm", "features", "absent", "absent"],
 }
-
-
-def commands(group, name=""):
-    """Every command of the program, by its full name."""
-    for word, command in group.commands.items():
-        if isinstance(command, click.Group):
-            yield from commands(command, f"{name}{word} ")
-        else:
-            yield name + word, command
 
 
 def test_every_output_of_every_command_is_checked():

@@ -20,19 +20,12 @@ from refgba.llm.dashboard.commands import dashboard_command, features_command
 from refgba.recipe import RECIPES
 from refgba.runs import console, judging
 from refgba.runs.given import refuse_unused
-from refgba.runs.options import drop_options, json_option, output_option
+from refgba.runs.options import PATH, WORD, drop_options, json_option, output_option
 from refgba.runs.settings import Request
 from refgba.runs.signals import Stopped
 from refgba.runs.trainer import TrainingError
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-def named(path: str) -> Path:
-    """What --text names; InputError for an empty name, of a variable that is not set: a Path would be this folder."""
-    if not path:
-        raise InputError("--text is empty; name a file or a folder")
-    return Path(path)
 
 
 def text_flags(required: bool, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -46,7 +39,7 @@ def text_flags(required: bool, help: str) -> Callable[[Callable[..., Any]], Call
                 "--files", "pattern", metavar="PATTERN", help='in folders, such as "*.py"  [default: all text]'
             ),
             click.option("--column", default="text", help="field of .jsonl, column of parquet and data sets"),
-            click.option("--text", "texts", type=named, metavar="PATH", multiple=True, required=required, help=help),
+            click.option("--text", "texts", type=PATH, metavar="PATH", multiple=True, required=required, help=help),
         ):
             command = option(command)
         return command
@@ -69,7 +62,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("harvest")
-@click.argument("model")
+@click.argument("model", type=WORD)
 @click.option("--site", "patterns", multiple=True, required=True, help="submodule, or a wildcard; may repeat")
 @text_options
 @output_option(files.refuse_folder, required=True, help="folder of the store, or of a store per site")
@@ -155,7 +148,7 @@ def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--context", type=click.IntRange(1), help="tokens in a context  [default: as harvested]"),
         click.option("--of", type=click.Choice(["output", "input"]), help="which side  [default: as harvested]"),
         click.option("--site", help="submodule  [default: as harvested]"),
-        click.option("--store", type=Path, help="the harvest that RUN is for  [default: the one it was trained on]"),
+        click.option("--store", type=PATH, help="the harvest that RUN is for  [default: the one it was trained on]"),
     ):
         command = option(command)
     return command
@@ -203,8 +196,8 @@ def tell(omissions: Any) -> None:
 
 
 @llm_group.command("evaluate")
-@click.argument("run", type=Path)
-@click.argument("model")
+@click.argument("run", type=PATH)
+@click.argument("model", type=WORD)
 @text_options
 @place_options
 @click.option("--tokens", type=click.IntRange(2), default=16_384, help="how many of the text are read")
@@ -244,8 +237,8 @@ def evaluate_command(
 
 
 @llm_group.command("effects")
-@click.argument("run", type=Path)
-@click.argument("model")
+@click.argument("run", type=PATH)
+@click.argument("model", type=WORD)
 @text_options
 @place_options
 @click.option("--neuron", "neurons", type=click.IntRange(0), multiple=True, help="whose effect; may repeat")
@@ -314,8 +307,8 @@ def effects_command(
 
 
 @llm_group.command("steer")
-@click.argument("run", type=Path)
-@click.argument("model")
+@click.argument("run", type=PATH)
+@click.argument("model", type=WORD)
 @click.option("--neuron", "neurons", type=click.IntRange(0), multiple=True, required=True, help="may repeat")
 @click.option("--by", "by", type=float, multiple=True, required=True, help="strength in peaks; one, or one per neuron")
 @click.option("--prompt", "prompts", multiple=True, required=True, help="what the text begins with; may repeat")
@@ -373,7 +366,7 @@ def steer_command(
 
 
 @llm_group.command("explore")
-@click.argument("model")
+@click.argument("model", type=WORD)
 @click.option("--site", required=True, help="submodule, or a wildcard that matches one")
 @text_options
 @output_option(files.refuse_folder, required=True, help="folder for store, run and dashboard")

@@ -19,7 +19,7 @@ from refgba.oracle.window import opened
 from refgba.recipe import RECIPES
 from refgba.runs import console
 from refgba.runs.given import given, refuse_unused
-from refgba.runs.options import json_option, output_option
+from refgba.runs.options import PATH, json_option, output_option
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
 
@@ -47,7 +47,7 @@ class Steps(click.ParamType[tuple[int, int]]):
 @oracle_group.command("record")
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest")
-@click.option("--config", "config_file", type=Path, help="JSON file of settings; flags win over it")
+@click.option("--config", "config_file", type=PATH, help="JSON file of settings; flags win over it")
 @click.option("--d", type=click.IntRange(1), default=5, help="dimensions of the rows")
 @click.option("--width", type=int, help=f"M  [default: {traces.SMALL['width']}]")
 @click.option("--batch", type=int, help=f"L  [default: {traces.SMALL['batch']}]")
@@ -57,9 +57,9 @@ class Steps(click.ParamType[tuple[int, int]]):
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="what passes an open gate")
 @click.option("--untied/--tied", default=None, help="a decoder of its own")
 @click.option("--ties", is_flag=True, help="decisions exactly at their limits, with settings of its own")
-@click.option("--run", type=Path, help="record steps of the run in this folder, on its data, whatever its dtype")
+@click.option("--run", type=PATH, help="record steps of the run in this folder, on its data, whatever its dtype")
 @click.option("--window", type=Steps(), help="which steps of --run  [default: two on each side of the change of phase]")
-@click.option("--data", type=Path, help="where the data of --run are, if they have moved")
+@click.option("--data", type=PATH, help="where the data of --run are, if they have moved")
 def oracle_record(
     out: Path, recipe: str, config_file: Path | None, d: int, first: int | None, ties: bool,
     run: Path | None, window: tuple[int, int] | None, data: Path | None, **flags: Any,
@@ -89,10 +89,10 @@ def oracle_record(
 
 
 @oracle_group.command("settings")
-@click.argument("given", type=Path, required=False)
+@click.argument("given", type=PATH, required=False)
 @click.option("--d", type=click.IntRange(1), required=True, help="dimensions of the rows")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest")
-@click.option("--config", "config_file", type=Path, help="JSON file of settings that are chosen; flags win over it")
+@click.option("--config", "config_file", type=PATH, help="JSON file of settings that are chosen; flags win over it")
 @click.option("--width", type=int, help="M  [default: from the recipe]")
 @click.option("--steps", type=int, help="T  [default: from the recipe]")
 @click.option("--batch", type=int, help="L  [default: from the recipe]")
@@ -131,8 +131,8 @@ def oracle_settings(
 
 
 @oracle_group.command("check")
-@click.argument("trace", type=Path)
-@click.argument("candidate", type=Path)
+@click.argument("trace", type=PATH)
+@click.argument("candidate", type=PATH)
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1, True, True),
@@ -151,7 +151,7 @@ def oracle_check(ctx: click.Context, trace: Path, candidate: Path, tolerance: fl
 
 
 @oracle_group.command("dump")
-@click.argument("trace", type=Path)
+@click.argument("trace", type=PATH)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--backend", required=True, help="what computes; see `refgba backends`")
 @click.option("--dtype", type=click.Choice(get_args(Dtype)), default="float32", help="arithmetic")

@@ -15,7 +15,7 @@ from refgba.planning.devices import DEVICES, MEASURED, NETWORKS, PRODUCTS, STREA
 from refgba.planning.plans import HERE, Plan, Wish
 from refgba.runs import capacity, console
 from refgba.runs.forecast import told
-from refgba.runs.options import json_option, output_option
+from refgba.runs.options import PATH, json_option, output_option
 from refgba.types import Dtype
 
 COUNT = click.IntRange(1, 10**15)
@@ -34,7 +34,7 @@ COUNT = click.IntRange(1, 10**15)
 @click.option("--hours", type=click.FloatRange(0, min_open=True), help="that the smallest machine may take")
 @click.option("--model", type=COUNT, default=8 * 10**9, help="parameters of the language model that is harvested")
 @click.option("--measure", is_flag=True, help="calibrate the numba backend here first, in a minute")
-@click.option("--calibration", "source", type=Path, help="of --measure -o  [default: the one that comes along]")
+@click.option("--calibration", "source", type=PATH, help="of --measure -o  [default: the one that comes along]")
 @output_option(calibration.OUTPUT.refuse, help="with --measure: write the calibration to this .json file")
 @json_option
 def plan_command(

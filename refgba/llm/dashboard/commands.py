@@ -19,7 +19,7 @@ from refgba.llm.dashboard.survey import Choice
 from refgba.llm.models import Model, open_model
 from refgba.runs import console
 from refgba.runs.given import refuse_unused
-from refgba.runs.options import json_option, output_option
+from refgba.runs.options import PATH, WORD, json_option, output_option
 
 DEFAULT = Choice()
 
@@ -46,11 +46,11 @@ def surveyed(run: Path, store: Path, choice: dict[str, Any]) -> Features:
 
 
 @click.command("dashboard")
-@click.argument("run", type=Path)
-@click.argument("store", type=Path)
-@click.argument("model", required=False)
+@click.argument("run", type=PATH)
+@click.argument("store", type=PATH)
+@click.argument("model", type=WORD, required=False)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder; open its index.html")
-@click.option("--other", type=Path, metavar="RUN", help="a run of another seed: each neuron's nearest in it")
+@click.option("--other", type=PATH, metavar="RUN", help="a run of another seed: each neuron's nearest in it")
 @choice_options
 @json_option
 def dashboard_command(
@@ -104,9 +104,9 @@ def summary(features: Features) -> dict[str, Any]:
 
 
 @click.command("features")
-@click.argument("run", type=Path)
-@click.argument("store", type=Path)
-@click.argument("model", required=False)
+@click.argument("run", type=PATH)
+@click.argument("store", type=PATH)
+@click.argument("model", type=WORD, required=False)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--format", type=click.Choice(FORMATS), required=True, help="whose files to write")
 @choice_options
