@@ -17,6 +17,7 @@ import errno
 import json
 import os
 import secrets
+import shlex
 import shutil
 import stat
 import tempfile
@@ -256,6 +257,11 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it, for a command that is shown and may be pasted."""
+    return shlex.quote(str(path))
 
 
 def regular_size(path: Path) -> int:

@@ -15,6 +15,7 @@ import click
 import numpy as np
 
 from refgba.backends.base import AnyConfig
+from refgba.data.files import quoted
 from refgba.data.remarks import remarks, statistics
 from refgba.data.store import META, Store, open_store
 from refgba.errors import FAILING, InputError
@@ -184,15 +185,13 @@ def show_trained(run: Launch, result: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(result))
         return
     show_groups(result.get("groups", []))
+    judging = f"{program()} evaluate {quoted(run.path)} DATA"
     line(f"On rows it was trained on: {summary(result)}")
     if run.held_out is None:
-        line(f"No rows were held out; on others it does worse, which {program()} evaluate {run.path} DATA would show.")
+        line(f"No rows were held out; on others it does worse, which {judging} would show.")
     else:
         line(f"On {run.held_out.name}: {summary(result['held_out'])}")
-    line(
-        f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  "
-        f"On other data: {program()} evaluate {run.path} DATA"
-    )
+    line(f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  On other data: {judging}")
 
 
 def off_target(config: AnyConfig, l0: float) -> str:
@@ -315,7 +314,8 @@ def show_demo(demo: Demo, result: dict[str, Any]) -> None:
     line()
     line(f"See features being found: {demo.page}, in a browser")
     line(f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  Judge it again, or on data of your own:")
-    line(f"  {program()} evaluate {run.path} {run.path}/data/X.npy --truth {run.path}/data/V.npy")
+    x, v = (quoted(run.path / "data" / name) for name in ("X.npy", "V.npy"))
+    line(f"  {program()} evaluate {quoted(run.path)} {x} --truth {v}")
 
 
 def show_bands(band: Band, frequencies: Band) -> None:

@@ -170,10 +170,14 @@ def refuse_existing(path: Path) -> None:
             if diverged(path):
                 state = f"of a run that did not finish: {diverged(path)}, and"
             elif name == CONFIG:  # `create` writes it last: what a run begins with is whole
-                state = f"of a run that did not finish; `refgba train --resume {path}` goes on with it, or"
+                state = f"of a run that did not finish; {_going_on(path)}, or"
             else:
                 state = f"but no {CONFIG}, so there is no run to go on with;"
             raise InputError(f"{path}: holds {name} {state} choose another folder or remove it")
+
+
+def _going_on(path: Path) -> str:
+    return f"`refgba train --resume {files.quoted(path)}` goes on with it"
 
 
 def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activations) -> None:
@@ -351,7 +355,7 @@ def open_network(path: Path, ranks: Ranks = ALONE) -> Network:
     """
     if (path / CONFIG).is_file() and (path / ABOUT).is_file() and not (path / STATE).exists():
         if not (path / FINAL).is_dir():
-            how = diverged(path) or f"`refgba train --resume {path}` goes on with it"
+            how = diverged(path) or _going_on(path)
             raise InputError(
                 f"{path}: the run has not finished, it has no {FINAL}/; {how}, and a checkpoint in it can be named "
                 "instead"

@@ -122,9 +122,8 @@ def trained(run: Path) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        done = (
-            f"training is done and {run / folder.FINAL} complete: `refgba evaluate {run}` judges it where there is more"
-        )
+        again = f"`refgba evaluate {files.quoted(run)}` judges it where there is more"
+        done = f"training is done and {run / folder.FINAL} complete: {again}"
         raise MemoryError(f"{error}; {done}" if str(error) else done) from None
 
 

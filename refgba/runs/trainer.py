@@ -289,7 +289,8 @@ class Training:
 
     def _resumable(self) -> str:
         since = f"from its checkpoint at step {self.saved}" if self.saved else "from its beginning"
-        return f"`refgba train --resume {self.path}` goes on {since}"
+        assert self.path is not None  # nothing stops a run in memory
+        return f"`refgba train --resume {files.quoted(self.path)}` goes on {since}"
 
     def _stopped(self, step: int, number: int) -> Stopped:
         return Stopped(
