@@ -53,7 +53,7 @@ BAD_DATA = {
     "integer": (npy(np.ones((5, 4), int)), "dtype is int64"),
     "object": (npy(np.array([[{}, 1]], dtype=object)), "dtype is object"),
     "parallel rows": (npy(np.outer(np.arange(1.0, 30), [1.0, 2.0, 3.0])), "all 29 rows point the same way"),
-    "one row": (npy(np.ones((1, 4))), "all 1 rows point the same way"),
+    "one row": (npy(np.ones((1, 4))), "bad.npy: there is one row; give rows that differ"),
     "negative shape": (header((-5, 16)), "truncated or damaged"),
     "huge shape": (header((10**18, 16)), "truncated or damaged"),
     "huger shape": (header((10**30, 16)), "truncated or damaged"),
@@ -171,6 +171,11 @@ def test_evaluating_what_does_not_fit_is_one_line(cli, data, tmp_path):
         cli("evaluate", "run", data, "--truth", "narrow.npy"), "narrow.npy: its rows have d = 3, the network d = 42"
     )
     assert_one_line(cli("evaluate", "nowhere", data), "nowhere: not a run")
+    np.save(tmp_path / "one.npy", np.load(data)[:1])
+    np.save(tmp_path / "same.npy", np.tile(np.load(data)[:1], (7, 1)))
+    for command in (["evaluate", "run"], ["report", "run", "--data"]):
+        assert_one_line(cli(*command, "one.npy"), "one.npy: FVU is undefined: there is one row; give rows that differ")
+        assert_one_line(cli(*command, "same.npy"), "same.npy: FVU is undefined: all rows of the data are equal; give")
     np.save(tmp_path / "zero.npy", np.eye(42) * (np.arange(42) != 3))
     assert_one_line(cli("evaluate", "run", data, "--truth", "zero.npy"), "zero.npy: row 3 is zero or not finite")
 

@@ -37,7 +37,7 @@ from refgba.llm.models import Model
 from refgba.llm.text import Fingerprint, TextOptions
 from refgba.llm.unembedding import Unembedding
 from refgba.runs import folder, launch
-from refgba.runs.forecast import forecast, told
+from refgba.runs.forecast import about, forecast, told
 from refgba.runs.held_out import FEWEST, SHARE, Choice
 from refgba.runs.judging import Counting, silent
 from refgba.runs.launch import Launch, Say, Waiting
@@ -61,7 +61,7 @@ class Expected:
     def __str__(self) -> str:
         whole = self.harvest + self.training + self.dashboard
         return (
-            f"about {told(whole)} altogether: {told(self.harvest)} to harvest, {told(self.training)} to train, "
+            f"{about(whole)} altogether: {told(self.harvest)} to harvest, {told(self.training)} to train, "
             f"{told(self.dashboard)} for the dashboard"
         )
 

@@ -19,7 +19,7 @@ from refgba.oracle.window import opened
 from refgba.recipe import RECIPES
 from refgba.runs import console
 from refgba.runs.given import given, refuse_unused
-from refgba.runs.options import PATH, json_option, output_option
+from refgba.runs.options import PATH, Finite, json_option, output_option
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
 
@@ -135,7 +135,7 @@ def oracle_settings(
 @click.argument("candidate", type=PATH)
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0, 1, True, True),
+    type=Finite(0, 1, True, True),
     help="relative to the size of each quantity  [default: by the dtype]",
 )
 @json_option

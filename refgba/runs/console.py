@@ -21,7 +21,7 @@ from refgba.data.store import META, Store, open_store
 from refgba.errors import FAILING, InputError
 from refgba.runs import interrupts
 from refgba.runs.demo import Demo
-from refgba.runs.forecast import Forecast, forecast, told
+from refgba.runs.forecast import Forecast, about, forecast, sized
 from refgba.runs.launch import Launch
 from refgba.runs.log import Progress
 from refgba.runs.signals import Stopped, signals, steady_stderr
@@ -225,8 +225,8 @@ def what(run: Launch, expected: Forecast) -> str:
     since = f", of which {run.done} are done" if run.done else ""
     return (
         f"M = {config.width} neurons on {len(run.data)} rows of d = {run.data.d}, {config.steps} steps of "
-        f"{config.batch} rows{since}; {run.name} in {config.dtype} takes about "
-        f"{told(expected.seconds)}, with {expected.bytes / 1e9:.1f} GB of memory"
+        f"{config.batch} rows{since}; {run.name} in {config.dtype} takes "
+        f"{about(expected.seconds)}, with {sized(expected.bytes)} of memory"
         + (f" on each of {run.ranks.size} ranks" if run.ranks.size > 1 else "")
     )
 
@@ -361,7 +361,7 @@ def show_store(path: Path, facts: dict[str, Any]) -> None:
     """A store of activations, by its `refgba.data.pack.info`."""
     fewest, most = facts["rows_per_shard"]
     line(
-        f"{path}: {facts['rows']} rows of d = {facts['d']} in {facts['dtype']}, {facts['bytes'] / 1e9:.3g} GB, "
+        f"{path}: {facts['rows']} rows of d = {facts['d']} in {facts['dtype']}, {sized(facts['bytes'])}, "
         f"{shards(facts['shards'])} of "
         f"{fewest if fewest == most else f'{fewest} to {most}'} rows, "
         f"{facts['checksums']} with a checksum{'' if facts['complete'] else '; still being written'}"

@@ -145,6 +145,20 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def sized(count: float) -> str:
+    """A number of bytes in words, to three digits: 98.3 MB, 1.29 TB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} PB" if count < 999.5 else f"{count:,.0f} PB"
+
+
+def about(seconds: float) -> str:
+    """A duration that is not exact, in words: under 1 s, about 7 s."""
+    return told(seconds) if seconds < 1 else f"about {told(seconds)}"
+
+
 def told(seconds: float) -> str:
     """A duration in words: under 1 s, 7 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 1:

@@ -373,7 +373,10 @@ def judge(
             evaluation = evaluate_dictionary(dictionary, chunks, tick, top, bins)
         else:
             evaluation = evaluate(opened.params, config, engine, chunks, tick, top, bins, opened.centre, ranks)
-    judged = ranks.first(lambda: result(evaluation, config) | check.record(drop_below, median) | recovered)
+    try:
+        judged = ranks.first(lambda: result(evaluation, config) | check.record(drop_below, median) | recovered)
+    except InputError as error:
+        raise InputError(f"{activations.store.path}: {error}") from None
     found = None
     if copied and ranks.size == 1:
         again = read(Check(activations.store, master, drop_zero_rows, check.smallest_kept), min(rows, ROWS))

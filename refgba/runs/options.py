@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import wraps
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -17,6 +18,18 @@ from refgba.recipe import RECIPES
 from refgba.runs import settings
 from refgba.runs.held_out import SHARE, Choice
 from refgba.runs.settings import Request
+
+
+class Finite(click.FloatRange):
+    """A number in a range: never NaN, which click lets through, as it is neither too small nor too large."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if not isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
 
 EMPTY = "is empty; name a file or a folder"
 

@@ -103,7 +103,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         if len(data) > LARGEST_JSON:
             raise InputError(f"larger than {LARGEST_JSON:,} bytes")
         return settings_from_json(data.decode("utf-8-sig"))  # some editors begin with a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
