@@ -58,7 +58,7 @@ def main() -> None:
     """
 
 
-@main.command("demo", cls=Sectioned)
+@main.command("demo", cls=Sectioned, short_help="Recover known features, in about a minute.")
 @output_option(files.refuse_folder, help="folder of the run  [default: runs/demo, or the first free runs/demo-N]")
 @click.option("--rows", default=50_000, help="rows of data to train on")
 @click.option("--weights", type=click.Choice(list(model.WEIGHTS)), default="constant", help="law of the entries of H")
@@ -85,7 +85,7 @@ def demo_command(
     return console.show_demo(run, result)
 
 
-@main.command(cls=RankedSections)
+@main.command(cls=RankedSections, short_help="Train a network on activations.")
 @click.argument("data", type=PATH, required=False)
 @output_option(files.refuse_folder, help="folder of the run")
 @click.option("--resume", type=PATH, metavar="RUN", help="go on with the run in this folder; --steps extends it")
@@ -134,7 +134,7 @@ def train(
     return console.show_trained(run, result, as_json)
 
 
-@main.command(cls=Ranked)
+@main.command(cls=Ranked, short_help="Judge a network on activations.")
 @click.argument("network", type=PATH)
 @click.argument("data", type=PATH)
 @click.option("--truth", type=PATH, help="V.npy, the true features (n, d), to report recovery")
@@ -174,7 +174,7 @@ def evaluate(
     return None
 
 
-@main.command("report")
+@main.command("report", short_help="Write one HTML page about runs.")
 @click.argument("runs", type=PATH, nargs=-1, required=True)
 @output_option(RUNS_PAGE.refuse, default="report.html", help="the page; an earlier one is replaced")
 @click.option("--data", type=PATH, help="what the runs are judged on  [default: what each was trained on]")
@@ -194,7 +194,7 @@ def report_command(
     console.line(f"Wrote {out}")
 
 
-@main.command()
+@main.command(short_help="Measure the paper's claims again.")
 @click.argument("names", nargs=-1, metavar="[NAME...]")
 @click.option("--quick", "scale", flag_value="quick", default="quick", help="half a minute to some minutes each")
 @click.option("--full", "scale", flag_value="full", help="several minutes each")
@@ -231,7 +231,7 @@ def reproduce(
     return None
 
 
-@main.command()
+@main.command(short_help="Write a network for other libraries.")
 @click.argument("network", type=PATH)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--format", type=click.Choice(formats.FORMATS), default="saelens", help="whose files to write")
@@ -257,7 +257,7 @@ def export(network: Path, out: Path, format: str, store: Path | None) -> None:
         console.remark(f"{network}: {lost}; so {out} does not say of which model and site it is; give --store")
 
 
-@main.command("import")
+@main.command("import", short_help="Open what other libraries or ports wrote.")
 @click.argument("source", type=PATH)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="of a file's  [default: jumprelu]")
@@ -273,12 +273,12 @@ def import_command(source: Path, out: Path, activation: Activation | None) -> No
     console.line(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {formats.INPUTS[dictionary.input]}")
 
 
-@main.group("data")
+@main.group("data", short_help="Make, look at and check stores of activations.")
 def data_group() -> None:
     """Your own data: make a store of activations that `train` takes, look at one, check one."""
 
 
-@data_group.command("info")
+@data_group.command("info", short_help="Say what is in a store.")
 @click.argument("store", type=PATH)
 @json_option
 def data_info(store: Path, as_json: bool) -> None:
@@ -289,7 +289,7 @@ def data_info(store: Path, as_json: bool) -> None:
     return console.show_store(store, facts)
 
 
-@data_group.command("verify")
+@data_group.command("verify", short_help="Read and check all rows of a store.")
 @click.argument("store", type=PATH)
 @click.option(
     "--dtype", type=click.Choice(["float64", "float32"]), default="float32", help="arithmetic to train in: as `train`"
@@ -312,7 +312,7 @@ def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float
     return console.show_soundness(store, facts, drop_below)
 
 
-@data_group.command("pack")
+@data_group.command("pack", short_help="Make a store of your files.")
 @click.argument("sources", type=PATH, nargs=-1, required=True)
 @output_option(files.refuse_full_folder, files.refuse_folder, required=True, help="new folder")
 @click.option("--dtype", type=click.Choice(DTYPES), help="of the shards  [default: that of the sources]")
@@ -338,7 +338,7 @@ def data_pack(sources: tuple[Path, ...], out: Path, tensor: str | None, as_json:
     return console.show_packed(out, store)
 
 
-@main.command()
+@main.command(short_help="Write activations with known features.")
 @output_option(files.refuse_folder, required=True, help="folder for X.npy, V.npy and model.json")
 @click.option("--kind", type=click.Choice(synthetic.KINDS), default="imbalanced", help="which features a row holds")
 @click.option("--rows", default=100_000, help="N")
@@ -372,7 +372,7 @@ def synth(out: Path, as_json: bool, keep_h: bool, rows: int, **described: Any) -
     return None
 
 
-@main.command("theory")
+@main.command("theory", short_help="Print the theory's resonance band and width.")
 @click.option("--n", required=True, type=COUNT, help="number of features")
 @click.option("--d", required=True, type=COUNT, help="dimensions")
 @click.option("--s", required=True, type=COUNT, help="features per row")
@@ -408,7 +408,7 @@ def theory_command(n: int, d: int, s: int, p: float | None, simulate: bool, as_j
     return None
 
 
-@main.command("backends")
+@main.command("backends", short_help="List what can compute here.")
 @json_option
 def backends_command(as_json: bool) -> None:
     """Which backends can run here, and for the others why not."""

@@ -61,7 +61,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command("harvest")
+@click.command("harvest", short_help="Write a language model's activations.")
 @click.argument("model", type=WORD)
 @click.option("--site", "patterns", multiple=True, required=True, help="submodule, or a wildcard; may repeat")
 @text_options
@@ -137,7 +137,7 @@ def summary(store: Any) -> dict[str, Any]:
     }
 
 
-@click.group("llm")
+@click.group("llm", short_help="Put networks into language models.")
 def llm_group() -> None:
     """Inside a language model: what a network's features do to what it predicts."""
 
@@ -195,7 +195,7 @@ def tell(omissions: Any) -> None:
         console.remark(line)
 
 
-@llm_group.command("evaluate")
+@llm_group.command("evaluate", short_help="Measure what the model loses.")
 @click.argument("run", type=PATH)
 @click.argument("model", type=WORD)
 @text_options
@@ -236,7 +236,7 @@ def evaluate_command(
     return console.lines(result.table())
 
 
-@llm_group.command("effects")
+@llm_group.command("effects", short_help="Ablate neurons, and steer with them.")
 @click.argument("run", type=PATH)
 @click.argument("model", type=WORD)
 @text_options
@@ -306,7 +306,7 @@ def effects_command(
     return None
 
 
-@llm_group.command("steer")
+@llm_group.command("steer", short_help="Write text while neurons are held.")
 @click.argument("run", type=PATH)
 @click.argument("model", type=WORD)
 @click.option("--neuron", "neurons", type=click.IntRange(0), multiple=True, required=True, help="may repeat")
@@ -365,7 +365,7 @@ def steer_command(
     return None
 
 
-@llm_group.command("explore")
+@llm_group.command("explore", short_help="From a model and a text to a dashboard.")
 @click.argument("model", type=WORD)
 @click.option("--site", required=True, help="submodule, or a wildcard that matches one")
 @text_options

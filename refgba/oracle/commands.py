@@ -26,7 +26,7 @@ from refgba.types import Activation, Dtype
 PAGE = Path(__file__).with_name("format.md")
 
 
-@click.group("oracle")
+@click.group("oracle", short_help="Check another implementation of GBA.")
 def oracle_group() -> None:
     """Check another implementation of GBA: what every step must give, and which quantity is the first to differ."""
 
@@ -44,7 +44,7 @@ class Steps(click.ParamType[tuple[int, int]]):
         return int(parts[0]), int(parts[1])
 
 
-@oracle_group.command("record")
+@oracle_group.command("record", short_help="Record the reference, step by step.")
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest")
 @click.option("--config", "config_file", type=PATH, help="JSON file of settings; flags win over it")
@@ -88,7 +88,7 @@ def oracle_record(
     console.line(f"Wrote {out}: {steps} of {neurons}, {len(trace.arrays)} arrays{came}")
 
 
-@oracle_group.command("settings")
+@oracle_group.command("settings", short_help="Print the settings that `train` derives.")
 @click.argument("given", type=PATH, required=False)
 @click.option("--d", type=click.IntRange(1), required=True, help="dimensions of the rows")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest")
@@ -130,7 +130,7 @@ def oracle_settings(
     ctx.exit(1 if wrong else 0)
 
 
-@oracle_group.command("check")
+@oracle_group.command("check", short_help="Name the first quantity that deviates.")
 @click.argument("trace", type=PATH)
 @click.argument("candidate", type=PATH)
 @click.option(
@@ -150,7 +150,7 @@ def oracle_check(ctx: click.Context, trace: Path, candidate: Path, tolerance: fl
     ctx.exit(0 if report.agrees else 1)
 
 
-@oracle_group.command("dump")
+@oracle_group.command("dump", short_help="Write down what one of our backends does.")
 @click.argument("trace", type=PATH)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--backend", required=True, help="what computes; see `refgba backends`")
@@ -164,7 +164,7 @@ def oracle_dump(trace: Path, out: Path, backend: str, dtype: Dtype, starts: Star
     console.line(f"Wrote {out}: {len(arrays)} arrays of {backend} in {dtype}")
 
 
-@oracle_group.command("format")
+@oracle_group.command("format", short_help="Print how traces and dumps are written.")
 def oracle_format() -> None:
     """Print the page that describes traces and dumps."""
     console.lines(PAGE.read_text(encoding="utf-8").removesuffix("\n"))

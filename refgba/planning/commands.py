@@ -21,7 +21,7 @@ from refgba.types import Dtype
 COUNT = click.IntRange(1, 10**15)
 
 
-@click.command("plan")
+@click.command("plan", short_help="Say what a run would take elsewhere.")
 @click.option("--d", type=click.IntRange(1, 2**24), required=True, help="dimensions of the activations")
 @click.option("--width", type=click.IntRange(10, 2**40), required=True, help="M, the number of neurons")
 @click.option("--tokens", type=COUNT, required=True, help="rows to train on, each seen once")
@@ -31,13 +31,11 @@ COUNT = click.IntRange(1, 10**15)
 @click.option("--device", default="h100", help=f"{HERE}: this processor with numba; or {', '.join(DEVICES)}")
 @click.option("--ranks", type=click.IntRange(1, plans.MOST_RANKS), default=1, help="P, how many of them")
 @click.option("--network", default="infiniband", help=f"between machines: {', '.join(NETWORKS)}")
-@click.option(
-    "--hours", type=Finite(0, min_open=True), help="the longest that training may take, for the smallest machine"
-)
+@click.option("--hours", type=Finite(0, min_open=True), help="the longest that the smallest machine may train")
 @click.option("--model", type=COUNT, default=8 * 10**9, help="parameters of the language model that is harvested")
 @click.option("--measure", is_flag=True, help="calibrate the numba backend here first, in a minute")
 @click.option(
-    "--calibration", "source", type=PATH, help="file that --measure -o wrote  [default: the one that comes along]"
+    "--calibration", "source", type=PATH, help="file that --measure -o wrote  [default: one that comes along]"
 )
 @output_option(calibration.OUTPUT.refuse, help="with --measure: write the calibration to this .json file")
 @json_option

@@ -45,7 +45,7 @@ def surveyed(run: Path, store: Path, choice: dict[str, Any]) -> Features:
     return features
 
 
-@click.command("dashboard")
+@click.command("dashboard", short_help="Show what each neuron fires on.")
 @click.argument("run", type=PATH)
 @click.argument("store", type=PATH)
 @click.argument("model", type=WORD, required=False)
@@ -103,7 +103,7 @@ def summary(features: Features) -> dict[str, Any]:
     }
 
 
-@click.command("features")
+@click.command("features", short_help="Write what neurons fire on for other projects.")
 @click.argument("run", type=PATH)
 @click.argument("store", type=PATH)
 @click.argument("model", type=WORD, required=False)
