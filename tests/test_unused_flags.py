@@ -13,6 +13,7 @@ import refgba
 from refgba.baselines import METHODS
 from refgba.config import CHOOSING, PENALISED, GBAConfig
 from refgba.data import synthetic
+from refgba.errors import InputError
 from refgba.recipe import RECIPES
 from refgba.runs import folder
 from refgba.runs.sections import OPTIMISER
@@ -117,6 +118,21 @@ def test_every_setting_of_every_method_has_an_effect_in_some_run():
 def test_the_flags_of_quick_runs_have_an_effect(cli, data):
     assert cli("train", data, "-o", "run", *QUICK).exit_code == 0
     assert cli("theory", "--n", 16, "--d", 8, "--s", 2, "--simulate", "--rows", 50, "--width", 8).exit_code == 0
+
+
+def test_a_setting_is_called_as_it_was_given(cli, data, tmp_path):
+    train = ["train", data, "-o", "run", "--backend", "numpy"]
+    (tmp_path / "c.json").write_text('{"gamma_minus": -1}')
+    assert_one_line(cli(*train, "--config", "c.json"), "Error: gamma_minus must not be negative, not -1.0 (from c.json")
+    (tmp_path / "c.json").write_text('{"width": 5}')
+    file = ["--config", "c.json"]
+    assert_one_line(cli(*train, *file), "Error: width (5) must be at least groups (10) (from c.json and the flags)")
+    assert_one_line(cli(*train, *file, "--groups", 7), "Error: width (5) must be at least --groups (7) (from c.json")
+    assert_one_line(cli(*train, "--gamma-minus", -1), "Error: --gamma-minus must not be negative, not -1.0")
+    said = cli(*train, "--width", 24, "--batch", 32, "--steps", 3, "--adapt-every", 5, "--dry-run").stderr
+    assert "Note: --adapt-every 5 is more than --steps 3: no bias will adapt" in said
+    with pytest.raises(InputError, match=r"^gamma_minus must not be negative"):
+        Request({"gamma_minus": -1}).config(6)
 
 
 # ---- what --help-all says of settings --------------------------------------------------------------------------------

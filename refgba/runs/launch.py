@@ -26,7 +26,7 @@ from refgba.runs.held_out import HeldOut
 from refgba.runs.judging import Counting, silent
 from refgba.runs.log import Progress
 from refgba.runs.parallel import require_agreement, surveyed
-from refgba.runs.settings import CUSTOMARY, Request, remarks
+from refgba.runs.settings import CUSTOMARY, Request, remarks, switch
 from refgba.runs.trainer import Saving, extended, resume_run, train_run
 
 Say = Callable[[str], object]  # It is told a remark.
@@ -111,7 +111,7 @@ class Plan:
         if self.config.batch > rows:
             besides = f" beside the {kept} held out" if kept else ""
             raise LargeBatch(
-                f"batch {self.config.batch} is more than the {rows} rows to train on{besides}; choose --batch {rows} "
+                f"--batch {self.config.batch} is more than the {rows} rows to train on{besides}; choose --batch {rows} "
                 "or less"
             )
 
@@ -160,7 +160,7 @@ def choose(
 ) -> Choices:  # fmt: skip
     """Settings, checkpoints and backend of a new run on data of d dimensions; InputError for those that cannot be."""
     config = request.config(d, **defaults)
-    for remark in remarks(config):
+    for remark in remarks(config, switch if request.strict else str):
         say(remark)
     saving = Saving.of(config, request.checkpoint_every, request.keep)
     name = request.backend or "numpy"

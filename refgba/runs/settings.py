@@ -7,7 +7,8 @@ what none of them names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -64,12 +65,20 @@ class Request:
         try:
             config: AnyConfig = method.configure(d, self.recipe, **settings)
         except InputError as error:
-            if self.file is None:
-                raise
-            raise InputError(f"{error} (from {self.file} and the flags)") from None
+            told = self._in_flags(str(error), method.Config)
+            from_file = "" if self.file is None else f" (from {self.file} and the flags)"
+            raise InputError(f"{told}{from_file}") from None
         if self.strict:
             self._refuse_unused(config)
         return config
+
+    def _in_flags(self, complaint: str, config: type[Settings]) -> str:
+        """A complaint of settings, which calls them by their names, in the words of those who gave them as flags."""
+        if not self.strict:
+            return complaint
+        flagged = [f.name for f in fields(config) if self.file is None or f.name in self.settings]
+        named = re.compile(rf"(?<![\w-])({'|'.join(flagged)})(?= \(| must )")  # the name (its value) must ..
+        return named.sub(lambda found: switch(found[1]), complaint) if flagged else complaint
 
     def _refuse_unused(self, config: AnyConfig) -> None:
         """InputError for the first flag that has no effect on these settings."""
@@ -111,10 +120,11 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {error}") from None
 
 
-def remarks(config: AnyConfig) -> Iterator[str]:
-    """What a user should know of settings that are allowed and of no use."""
+def remarks(config: AnyConfig, named: Callable[[str], str] = str) -> Iterator[str]:
+    """What a user should know of settings that are allowed and of no use.  named: what a setting is called."""
     if config.adapt_every > config.steps:
-        yield f"adapt_every {config.adapt_every} > steps {config.steps}: no bias will adapt"
+        every, steps = named("adapt_every"), named("steps")
+        yield f"{every} {config.adapt_every} is more than {steps} {config.steps}: no bias will adapt"
 
 
 # ---- settings as flags -----------------------------------------------------------------------------------------------

@@ -54,9 +54,9 @@ class Saving:
         """The values given, by default CHECKPOINTS per run and the newest two kept; InputError for impossible ones."""
         saving = cls(-(-config.steps // CHECKPOINTS) if every is None else every, cls.keep if keep is None else keep)
         if saving.every < 0:
-            raise InputError(f"checkpoint-every must not be negative, not {saving.every}")
+            raise InputError(f"--checkpoint-every must not be negative, not {saving.every}")
         if saving.keep < 1:
-            raise InputError(f"keep must be at least 1, not {saving.keep}")
+            raise InputError(f"--keep must be at least 1, not {saving.keep}")
         return saving
 
 
@@ -172,7 +172,7 @@ def resume_run(
 def extended(config: AnyConfig, steps: int) -> AnyConfig:
     """The settings of a run that goes on to more steps than it began with; InputError unless they are more."""
     if steps <= config.steps:
-        raise InputError(f"steps can only be more than the run's {config.steps}, not {steps}")
+        raise InputError(f"--steps can only be more than the run's {config.steps}, not {steps}")
     longer: AnyConfig = METHODS[config.method].extended(config, steps)
     return longer
 
