@@ -31,7 +31,7 @@ COUNT = click.IntRange(1, 10**15)
 @click.option("--device", default="h100", help=f"{HERE}: this processor with numba; or {', '.join(DEVICES)}")
 @click.option("--ranks", type=click.IntRange(1, plans.MOST_RANKS), default=1, help="P, how many of them")
 @click.option("--network", default="infiniband", help=f"between machines: {', '.join(NETWORKS)}")
-@click.option("--hours", type=Finite(0, min_open=True), help="most hours that training may take on the smallest machine")
+@click.option("--hours", type=Finite(0, min_open=True), help="most hours that the smallest machine may train")
 @click.option("--model", type=COUNT, default=8 * 10**9, help="parameters of the language model that is harvested")
 @click.option("--measure", is_flag=True, help="calibrate the numba backend here first, in a minute")
 @click.option(
