@@ -1,7 +1,8 @@
 """The command line: one thin command per verb.  Commands parse, call and print; what decides or computes is elsewhere.
 
 Results go to stdout, progress and remarks to stderr.  With --json a command prints one JSON object as its last line of
-stdout.  Exit status: 0, 1 for a run that failed, 2 for bad usage or bad input.
+stdout.  Exit status: 0; 2 for bad usage or bad input, which another command cures; 1 for what failed all the same:
+training that diverged, memory or a disk that was too small.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ from refgba.oracle.commands import oracle_group
 from refgba.planning.commands import plan_command
 from refgba.report.demo import demo_page
 from refgba.report.gather import gather
+from refgba.report.pages import RUNS_PAGE
 from refgba.runs import console, demo, folder, judging, launch, plane
+from refgba.runs.given import refuse_unused
 from refgba.runs.held_out import Choice
-from refgba.runs.options import drop_options, held_out_options, json_option, output_option, request_options
+from refgba.runs.options import PATH, drop_options, held_out_options, json_option, output_option, request_options
 from refgba.runs.parallel import Ranked, RankedSections
 from refgba.runs.sections import Sectioned
 from refgba.runs.settings import Request
@@ -55,7 +58,7 @@ def main() -> None:
     """
 
 
-@main.command("demo", cls=Sectioned)
+@main.command("demo", cls=Sectioned, short_help="Recover known features, in about a minute.")
 @output_option(files.refuse_folder, help="folder of the run  [default: runs/demo, or the first free runs/demo-N]")
 @click.option("--rows", default=50_000, help="rows of data to train on")
 @click.option("--weights", type=click.Choice(list(model.WEIGHTS)), default="constant", help="law of the entries of H")
@@ -82,10 +85,10 @@ def demo_command(
     return console.show_demo(run, result)
 
 
-@main.command(cls=RankedSections)
-@click.argument("data", type=Path, required=False)
+@main.command(cls=RankedSections, short_help="Train a network on activations.")
+@click.argument("data", type=PATH, required=False)
 @output_option(files.refuse_folder, help="folder of the run")
-@click.option("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; --steps extends it")
+@click.option("--resume", type=PATH, metavar="RUN", help="go on with the run in this folder; --steps extends it")
 @click.option("--dry-run", is_flag=True, help="only show settings, time and memory of the run; -o can be left out")
 @held_out_options
 @drop_options
@@ -131,14 +134,14 @@ def train(
     return console.show_trained(run, result, as_json)
 
 
-@main.command(cls=Ranked)
-@click.argument("network", type=Path)
-@click.argument("data", type=Path)
-@click.option("--truth", type=Path, help="V.npy, the true features (n, d), to report recovery")
+@main.command(cls=Ranked, short_help="Judge a network on activations.")
+@click.argument("network", type=PATH)
+@click.argument("data", type=PATH)
+@click.option("--truth", type=PATH, help="V.npy, the true features (n, d), to report recovery")
 @drop_options
 @click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]")
 @click.option("--dtype", type=click.Choice(get_args(Dtype)), help="arithmetic  [default: that of the run]")
-@output_option(files.refuse_new_file, help="write what each neuron does to this new .safetensors file")
+@output_option(judging.refuse_output, help="write what each neuron does to this new .safetensors file")
 @click.option("--top", type=click.IntRange(0, 1000), default=10, help="rows on which each neuron is highest, for -o")
 @json_option
 def evaluate(
@@ -151,6 +154,8 @@ def evaluate(
     `train`.  With -o: frequency, peak, mean, standard deviation, Z-score and top rows of every neuron.  `mpiexec -n P`
     in front spreads the neurons of a run over P processes.
     """
+    if out is None:
+        refuse_unused(["top"], "without -o")
     top = top if out is not None else 0
     judged = judging.judge(
         network, data, backend, dtype, drop_zero_rows, top, truth, counting=console.counting, drop_below=drop_below,
@@ -169,13 +174,13 @@ def evaluate(
     return None
 
 
-@main.command("report")
-@click.argument("runs", type=Path, nargs=-1, required=True)
-@output_option(files.refuse_output, default="report.html", help="the page, replaced if it exists")
-@click.option("--data", type=Path, help="what the runs are judged on  [default: what each was trained on]")
+@main.command("report", short_help="Write one HTML page about runs.")
+@click.argument("runs", type=PATH, nargs=-1, required=True)
+@output_option(RUNS_PAGE.refuse, default="report.html", help="the page; an earlier one is replaced")
+@click.option("--data", type=PATH, help="what the runs are judged on  [default: what each was trained on]")
 @click.option("--rows", type=click.IntRange(1), default=judging.SAMPLE, help="of the data, from its first on")
-@click.option("--truth", type=Path, help="V.npy, the true features (n, d), to show recovery")
-@click.option("--labels", type=Path, help="JSON object of neurons' names, by their number")
+@click.option("--truth", type=PATH, help="V.npy, the true features (n, d), to show recovery")
+@click.option("--labels", type=PATH, help="JSON object of neurons' names, by their number")
 @drop_options
 @click.option("--backend", help="what computes; see `refgba backends`  [default: numpy]")
 def report_command(
@@ -185,18 +190,18 @@ def report_command(
     """One HTML page about RUNS: how well they did, what to look at, curves, frequencies, and a table of all neurons."""
     console.remark_unfinished(*([] if data is None else [data]))
     gathered = gather(runs, data, rows, truth, labels, drop_zero_rows, backend, console.counting, drop_below)
-    files.write_output(out, report.report(gathered).encode(errors="backslashreplace"))
+    RUNS_PAGE.write(out, report.report(gathered).encode(errors="backslashreplace"))
     console.line(f"Wrote {out}")
 
 
-@main.command()
+@main.command(short_help="Measure the paper's claims again.")
 @click.argument("names", nargs=-1, metavar="[NAME...]")
 @click.option("--quick", "scale", flag_value="quick", default="quick", help="half a minute to some minutes each")
 @click.option("--full", "scale", flag_value="full", help="several minutes each")
 @output_option(files.refuse_folder, default="experiments", help="folder for JSON, PNG and the page")
 @click.option("--backend", default="numpy", help="what computes; see `refgba backends`")
-@click.option("--data", type=Path, help="activations to train on, where an experiment takes them  [default: a sample]")
-@click.option("--held-out", type=Path, help="rows to judge on, with --data")
+@click.option("--data", type=PATH, help="activations to train on, where an experiment takes them  [default: a sample]")
+@click.option("--held-out", type=PATH, help="rows to judge on, with --data")
 @json_option
 def reproduce(
     names: tuple[str, ...], scale: experiments.Scale, out: Path, backend: str, data: Path | None,
@@ -226,11 +231,11 @@ def reproduce(
     return None
 
 
-@main.command()
-@click.argument("network", type=Path)
+@main.command(short_help="Write a network for other libraries.")
+@click.argument("network", type=PATH)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--format", type=click.Choice(formats.FORMATS), default="saelens", help="whose files to write")
-@click.option("--store", type=Path, help="the harvest that NETWORK is for  [default: the one it was trained on]")
+@click.option("--store", type=PATH, help="the harvest that NETWORK is for  [default: the one it was trained on]")
 def export(network: Path, out: Path, format: str, store: Path | None) -> None:
     """Write NETWORK, a run or one of its checkpoints, for other libraries.
 
@@ -252,8 +257,8 @@ def export(network: Path, out: Path, format: str, store: Path | None) -> None:
         console.remark(f"{network}: {lost}; so {out} does not say of which model and site it is; give --store")
 
 
-@main.command("import")
-@click.argument("source", type=Path)
+@main.command("import", short_help="Open what other libraries or ports wrote.")
+@click.argument("source", type=PATH)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="of a file's  [default: jumprelu]")
 def import_command(source: Path, out: Path, activation: Activation | None) -> None:
@@ -268,13 +273,13 @@ def import_command(source: Path, out: Path, activation: Activation | None) -> No
     console.line(f"Wrote {out}: {M} neurons, d = {d}, for rows that are {formats.INPUTS[dictionary.input]}")
 
 
-@main.group("data")
+@main.group("data", short_help="Make, look at and check stores of activations.")
 def data_group() -> None:
     """Your own data: make a store of activations that `train` takes, look at one, check one."""
 
 
-@data_group.command("info")
-@click.argument("store", type=Path)
+@data_group.command("info", short_help="Say what is in a store.")
+@click.argument("store", type=PATH)
 @json_option
 def data_info(store: Path, as_json: bool) -> None:
     """What is in STORE, by its headers."""
@@ -284,8 +289,8 @@ def data_info(store: Path, as_json: bool) -> None:
     return console.show_store(store, facts)
 
 
-@data_group.command("verify")
-@click.argument("store", type=Path)
+@data_group.command("verify", short_help="Read and check all rows of a store.")
+@click.argument("store", type=PATH)
 @click.option(
     "--dtype", type=click.Choice(["float64", "float32"]), default="float32", help="arithmetic to train in: as `train`"
 )
@@ -307,8 +312,8 @@ def data_verify(store: Path, dtype: str, drop_zero_rows: bool, drop_below: float
     return console.show_soundness(store, facts, drop_below)
 
 
-@data_group.command("pack")
-@click.argument("sources", type=Path, nargs=-1, required=True)
+@data_group.command("pack", short_help="Make a store of your files.")
+@click.argument("sources", type=PATH, nargs=-1, required=True)
 @output_option(files.refuse_full_folder, files.refuse_folder, required=True, help="new folder")
 @click.option("--dtype", type=click.Choice(DTYPES), help="of the shards  [default: that of the sources]")
 @click.option("--rows-per-shard", type=click.IntRange(1), help="[default: about 256 MiB]")
@@ -333,7 +338,7 @@ def data_pack(sources: tuple[Path, ...], out: Path, tensor: str | None, as_json:
     return console.show_packed(out, store)
 
 
-@main.command()
+@main.command(short_help="Write activations with known features.")
 @output_option(files.refuse_folder, required=True, help="folder for X.npy, V.npy and model.json")
 @click.option("--kind", type=click.Choice(synthetic.KINDS), default="imbalanced", help="which features a row holds")
 @click.option("--rows", default=100_000, help="N")
@@ -354,6 +359,7 @@ def data_pack(sources: tuple[Path, ...], out: Path, tensor: str | None, as_json:
 @json_option
 def synth(out: Path, as_json: bool, keep_h: bool, rows: int, **described: Any) -> None:
     """Write synthetic activations with known features, and say whether section 5 calls them identifiable."""
+    refuse_unused(synthetic.unused(described["kind"]), f"on --kind {described['kind']}")
     truth = synthetic.described(described)
     with console.counting("drawing", rows) as tick:
         synthetic.write(truth, rows, out, described, keep_h, tick)
@@ -366,7 +372,7 @@ def synth(out: Path, as_json: bool, keep_h: bool, rows: int, **described: Any) -
     return None
 
 
-@main.command("theory")
+@main.command("theory", short_help="Print the theory's resonance band and width.")
 @click.option("--n", required=True, type=COUNT, help="number of features")
 @click.option("--d", required=True, type=COUNT, help="dimensions")
 @click.option("--s", required=True, type=COUNT, help="features per row")
@@ -384,6 +390,8 @@ def theory_command(n: int, d: int, s: int, p: float | None, simulate: bool, as_j
 
     The bounds hide constants, here set to 1: read them as orders of magnitude.
     """
+    if not simulate:
+        refuse_unused(simulated, "without --simulate")
     p = 1 / n if p is None else p
     band, frequencies = theory.resonance_band(n, d, s), theory.frequency_band(n, d, s)
     width, inside, side = theory.width_bound(n, p, s), band.holds(p), theory.superposition(n, d)
@@ -400,7 +408,7 @@ def theory_command(n: int, d: int, s: int, p: float | None, simulate: bool, as_j
     return None
 
 
-@main.command("backends")
+@main.command("backends", short_help="List what can compute here.")
 @json_option
 def backends_command(as_json: bool) -> None:
     """Which backends can run here, and for the others why not."""

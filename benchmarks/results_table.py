@@ -26,6 +26,7 @@ from refgba.experiments import (
     NAMES,
     ablation,
     balance,
+    command,
     consistency,
     cooccurrence,
     frequencies,
@@ -401,18 +402,17 @@ def settings_of_an_earlier_version(name: str, data: dict[str, Any]) -> str:
 def section(name: str, outcome: dict[str, Any]) -> str:
     """One experiment: what the paper claims, how the measurement compares, the command, and the rows."""
     data = outcome["data"]
-    real = " --data D/X.npy --held-out D/Y.npy" if "data" in data else ""
-    command = f"refgba reproduce {name} --{data['scale']} --backend {data['backend']}{real}"
     took = f"which took {data['seconds']:.0f} s" if "seconds" in data else "which takes minutes"
     versions = ", ".join(f"{package} {version}" for package, version in data["versions"].items())
     claims = table(("claim", "holds"), [(claim, "yes" if held else "no") for claim, held in outcome["claims"].items()])
-    earlier = settings_of_an_earlier_version(name, data)
-    again = f"runs the experiment as it is now, which takes longer.  {earlier}\n\n" if earlier else ""
-    again = again or f"measures them again, {took} on two cores ({versions}).\n\n"
+    if earlier := settings_of_an_earlier_version(name, data):
+        again = f"runs the experiment as it is now, which takes longer.  {earlier}\n\n"
+    else:
+        again = f"measures them again, {took} on two cores ({versions}).\n\n"
     return (
         f"## {name}\n\nThe claim: {outcome['question']}\n\n{outcome['verdict']}\n\n"
         f"{claims}\n"
-        f"[{name}.json]({name}.json) has every number.  `{command}` {again}"
+        f"[{name}.json]({name}.json) has every number.  `{command(name, data)}` {again}"
         f"{table(HEADS, [row.cells() for row in ROWS[name](data)])}"
     )
 

@@ -27,10 +27,13 @@ LARGEST = 2**31 - 1  # no count may exceed it: a larger one is mistyped, and ask
 ADAPTATIONS = 150
 
 
-def _setting(default: Any, help: str, *methods: str) -> Any:
-    """A setting, with its help; methods: the only ones that use it, if not all that have it do."""
-    text = f"{', '.join(methods)}: {help}" if methods else help
-    return field(default=default, metadata={"help": text, "methods": methods})
+def _setting(default: Any, help: str, *methods: str, ours: bool = False) -> Any:
+    """A setting, with its help; methods: the only ones that use it, if not all that have it do.
+
+    ours: whether it is this project's, and not the paper's.
+    """
+    text = f"{', '.join(methods) or 'ours'}: {help}" if methods or ours else help
+    return field(default=default, metadata={"help": text, "methods": methods, "ours": ours})
 
 
 class Settings(ABC):
@@ -41,6 +44,7 @@ class Settings(ABC):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    by_recipe = False  # whether `refgba.recipe.RECIPES` choose what is not given
 
     width: int
     steps: int
@@ -102,6 +106,11 @@ class Settings(ABC):
         methods = self.__dataclass_fields__[name].metadata["methods"]
         return not methods or self.method in methods
 
+    def without_effect(self, name: str) -> str:
+        """Why the setting of this name does nothing beside the others, in words; nothing where it has an effect."""
+        methods = ", ".join(self.__dataclass_fields__[name].metadata["methods"])
+        return "" if self.uses(name) else f"it is for {methods}, not for method {self.method}"
+
     @property
     def master(self) -> str:
         """The dtype of parameters and rows: float64 or, for every other `dtype`, float32."""
@@ -126,6 +135,7 @@ class GBAConfig(Settings):
     """
 
     method: ClassVar[str] = "gba"
+    by_recipe = True
 
     width: int = _setting(1024, "M, the number of neurons")
     groups: int = _setting(10, "K, the number of groups; 1 is BA")
@@ -150,16 +160,24 @@ class GBAConfig(Settings):
         "float64", "arithmetic of the run; tf32 and bfloat16 round the factors of matrix products, the rest is float32"
     )
     untied: bool = _setting(
-        False, "ours: a decoder of its own, from when features have formed, not the paper's tied one"
+        False, "a decoder of its own, from when features have formed, not the paper's tied one", ours=True
     )
-    floor: float = _setting(0.0, "ours: share of its target below which a neuron is raised like a dead one")
-    form: float = _setting(0.0, "ours: share of the steps, from the first, that form features: a and b_pre stay fixed")
-    hold: float = _setting(1.0, "ours: cosine from which neurons that agree when forming ends are held; 1 holds none")
-    lr_decay: float = _setting(0.0, "ours: share of each phase, to its end, over which lr falls linearly to zero")
-    targets_from: Source = _setting("groups", "ours: data measures a target for each neuron, in place of its group's")
-    l0: float = _setting(0.0, "ours, targets from data: active neurons per row; 0 takes as many as rows show features")
+    floor: float = _setting(0.0, "share of its target below which a neuron is raised like a dead one", ours=True)
+    form: float = _setting(
+        0.0, "share of the steps, from the first, that form features: a and b_pre stay fixed", ours=True
+    )
+    hold: float = _setting(
+        1.0, "cosine from which neurons that agree when forming ends are held; 1 holds none", ours=True
+    )
+    lr_decay: float = _setting(0.0, "share of each phase, to its end, over which lr falls linearly to zero", ours=True)
+    targets_from: Source = _setting(
+        "groups", "each neuron's target: that of its group, or one measured from the data", ours=True
+    )
+    l0: float = _setting(
+        0.0, "with targets from data: active neurons per row; 0 counts how many features a row shows", ours=True
+    )
     relative: float = _setting(
-        0.0, "ours, targets from data: how far thresholds are relative to each neuron's peak, from 0, not, to 1, wholly"
+        0.0, "with targets from data: 1 makes each threshold the same share of its neuron's peak, 0 none", ours=True
     )
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
@@ -178,6 +196,15 @@ class GBAConfig(Settings):
                 self.targets_from == "data" or not getattr(self, name),
                 f"{given} is for measured targets, and here they are the groups': choose the recipe measured",
             )
+
+    def without_effect(self, name: str) -> str:
+        """Why the setting of this name does nothing beside the others, in words; nothing where it has an effect."""
+        measured = self.targets_from == "data"
+        if name in ("groups", "htf", "ltf") and measured:
+            return "targets are measured from the data, and are not those of groups"
+        if name in ("l0", "relative") and not measured:
+            return "it is for targets that are measured from the data (--recipe measured)"
+        return ""
 
     def target(self) -> Float64:
         """The target activation frequency of each group, (K,)."""

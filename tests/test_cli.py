@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import emulated_cupy
 import numpy as np
 import pytest
-from commands import QUICK, REFERENCE, assert_one_line, last_json
+from click.testing import CliRunner
+from commands import QUICK, REFERENCE, assert_one_line, commands, last_json
 from engines import engine
 from safetensors.numpy import load_file
 
 from refgba import backends
 from refgba.baselines import CHOICES
+from refgba.cli import main
 from refgba.config import CHOOSING, GBAConfig
 from refgba.model import imbalanced
 from refgba.recipe import FIXED
@@ -118,7 +122,10 @@ def test_zero_rows_can_be_dropped(cli, tmp_path):
     x = imbalanced().draw(0, 100).X
     x[10] = 0
     np.save(tmp_path / "x.npy", x)
-    assert "row 10 is all zeros and has no direction; --drop-zero-rows skips" in cli("train", "x.npy", "-o", "r").stderr
+    assert (
+        "row 10 is all zeros and has no direction; --drop-zero-rows skips"
+        in cli("train", "x.npy", "-o", "r", *QUICK).stderr
+    )
     assert last_json(cli("train", "x.npy", "-o", "r", *QUICK, "--drop-zero-rows", "--json"))["rows"] == 99
 
 
@@ -185,6 +192,23 @@ def test_a_gpu_that_is_too_small_is_told_in_one_line_and_leaves_nothing(cli, dat
         "Error: the GPU's memory is too small: width 24, batch 32 and d 42"
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("group", [[], ["data"], ["llm"], ["oracle"]], ids=str)
+def test_help_lists_commands_in_whole_sentences(group):
+    shown = CliRunner().invoke(main, [*group, "--help"], terminal_width=80, max_content_width=80).stdout
+    listed = shown.partition("Commands:\n")[2].splitlines()
+    assert len(listed) >= 3
+    assert all(line.startswith("  ") and line[2] != " " and line.endswith(".") for line in listed), shown
+    assert not any(line.endswith("...") for line in listed), shown
+
+
+def test_the_commands_without_json_are_those_that_the_page_names():
+    page = (Path(__file__).parents[1] / "docs" / "usage.md").read_text()
+    _, _, after = page.partition("Every command whose result is numbers takes `--json`")
+    sentence = after.partition(" say where it is")[0]
+    without = {name for name, command in commands(main) if not any(p.name == "as_json" for p in command.params)}
+    assert set(re.findall("`(.*?)`", sentence)) | {"oracle format"} == without
 
 
 # ---- methods, exports, stores ----------------------------------------------------------------------------------------

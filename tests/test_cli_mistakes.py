@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
+import click
 import numpy as np
 import pytest
-from commands import QUICK, assert_one_line, last_json
+from commands import QUICK, assert_one_line, commands, last_json
+
+from refgba.cli import main
+from refgba.config import LARGEST
+from refgba.runs.options import Given, Output, Word
 
 
 def npy(array):
@@ -46,7 +53,7 @@ BAD_DATA = {
     "integer": (npy(np.ones((5, 4), int)), "dtype is int64"),
     "object": (npy(np.array([[{}, 1]], dtype=object)), "dtype is object"),
     "parallel rows": (npy(np.outer(np.arange(1.0, 30), [1.0, 2.0, 3.0])), "all 29 rows point the same way"),
-    "one row": (npy(np.ones((1, 4))), "all 1 rows point the same way"),
+    "one row": (npy(np.ones((1, 4))), "bad.npy: there is one row; give rows that differ"),
     "negative shape": (header((-5, 16)), "truncated or damaged"),
     "huge shape": (header((10**18, 16)), "truncated or damaged"),
     "huger shape": (header((10**30, 16)), "truncated or damaged"),
@@ -60,7 +67,7 @@ BAD_DATA = {
 def test_bad_data_is_one_line_and_nothing_is_written(cli, tmp_path, write, complaint):
     write(tmp_path / "bad.npy")
     before = sorted(tmp_path.rglob("*"))
-    result = cli("train", "bad.npy", "-o", "runs/mine")
+    result = cli("train", "bad.npy", "-o", "runs/mine", "--batch", 1)
     assert_one_line(result, complaint)
     assert "bad.npy" in result.stderr
     assert sorted(tmp_path.rglob("*")) == before
@@ -69,21 +76,21 @@ def test_bad_data_is_one_line_and_nothing_is_written(cli, tmp_path, write, compl
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--width", 5], "width (5) must be at least groups (10)"),
-        (["--htf", 0.001, "--ltf", 0.1], "htf (0.001) must be above ltf (0.1)"),
-        (["--htf", 1.5], "htf must lie strictly between 0 and 1, not 1.5"),
-        (["--ltf", 0], "ltf must lie strictly between 0 and 1, not 0.0"),
-        (["--lr", -1], "lr must not be negative, not -1.0"),
-        (["--gamma-minus", -0.1], "gamma_minus must not be negative, not -0.1"),
-        (["--steps", 0], "steps must be at least 1, not 0"),
+        (["--width", 5], "Error: --width (5) must be at least --groups (10)"),
+        (["--htf", 0.001, "--ltf", 0.1], "Error: --htf (0.001) must be above --ltf (0.1)"),
+        (["--htf", 1.5], "Error: --htf must lie strictly between 0 and 1, not 1.5"),
+        (["--ltf", 0], "Error: --ltf must lie strictly between 0 and 1, not 0.0"),
+        (["--lr", -1], "Error: --lr must not be negative, not -1.0"),
+        (["--gamma-minus", -0.1], "Error: --gamma-minus must not be negative, not -0.1"),
+        (["--steps", 0], "Error: --steps must be at least 1, not 0"),
         (["--steps", "many"], "not a valid integer"),
-        (["--width", 0], "width must be at least 1, not 0"),
+        (["--width", 0], "Error: --width must be at least 1, not 0"),
         (["--config", "absent.json"], "absent.json: cannot be read"),
         (["--backend", "abacus"], "there is no backend 'abacus'; the backends are numpy"),
         (["--dtype", "bfloat16"], "backend 'numpy' has no dtype bfloat16; it has float64, float32"),
         (["--backend", "numba", "--dtype", "tf32"], "backend 'numba' has no dtype tf32; it has float64, float32"),
-        (["--adam-eps", 0], "adam_eps must be positive, not 0.0"),
-        (["--width", 10**11], "width must be at most 2,147,483,647"),
+        (["--adam-eps", 0], "Error: --adam-eps must be positive, not 0.0"),
+        (["--width", 10**11], "Error: --width must be at most 2,147,483,647"),
         (["--recipe", "best"], "'best' is not one of 'default', 'measured', 'paper'"),
     ],
 )
@@ -107,8 +114,19 @@ def test_a_run_that_did_not_finish_is_told_from_one_that_did(cli, data, tmp_path
     assert result.exit_code == 1
     assert "training diverged, the run has no result: try a lower lr" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "run" / "final").exists()
-    assert_one_line(cli("train", data, "-o", "run", *QUICK), "run: holds config.json of a run that did not finish")
-    assert_one_line(cli("evaluate", "run", data), "run: the run has not finished")
+    anew = "training diverged by step 14; begin anew with a lower lr"
+    assert_one_line(
+        cli("train", data, "-o", "run", *QUICK), f"run: holds config.json of a run that did not finish: {anew}"
+    )
+    for command in (["evaluate", "run", data], ["export", "run", "-o", "out"]):
+        assert_one_line(cli(*command), f"run: the run has not finished, it has no final/; {anew}, and a checkpoint")
+    about = tmp_path / "run" / "about.json"
+    record = json.loads(about.read_text())
+    assert record.pop("diverged") == 14
+    about.write_text(json.dumps(record))  # as earlier versions left it, and as a kill does
+    for command in (["train", data, "-o", "run", *QUICK], ["evaluate", "run", data]):
+        refused = cli(*command)
+        assert_one_line(refused, "`refgba train --resume run` goes on with it")
     (tmp_path / "run" / "config.json").unlink()  # what comes last when a run is made: killed before it, there is no run
     assert_one_line(cli("train", data, "-o", "run", *QUICK), "no config.json, so there is no run to go on with; choose")
 
@@ -130,9 +148,9 @@ def test_a_full_disk_leaves_no_half_file(cli, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("refgba.data.synthetic.np.save", full)
-    assert_one_line(cli("synth", "-o", "s", "--rows", 10), "s: cannot be written (No space left on device)")
-    assert not list((tmp_path / "s").iterdir())
+    monkeypatch.setattr("refgba.data.synthetic.write_array_header_1_0", full)
+    assert_one_line(cli("synth", "-o", "s", "--rows", 10), "s: cannot be written (No space left on device)", 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_that_never_adapt_are_remarked_on(cli, data):
@@ -153,6 +171,11 @@ def test_evaluating_what_does_not_fit_is_one_line(cli, data, tmp_path):
         cli("evaluate", "run", data, "--truth", "narrow.npy"), "narrow.npy: its rows have d = 3, the network d = 42"
     )
     assert_one_line(cli("evaluate", "nowhere", data), "nowhere: not a run")
+    np.save(tmp_path / "one.npy", np.load(data)[:1])
+    np.save(tmp_path / "same.npy", np.tile(np.load(data)[:1], (7, 1)))
+    for command in (["evaluate", "run"], ["report", "run", "--data"]):
+        assert_one_line(cli(*command, "one.npy"), "one.npy: FVU is undefined: there is one row; give rows that differ")
+        assert_one_line(cli(*command, "same.npy"), "same.npy: FVU is undefined: all rows of the data are equal; give")
     np.save(tmp_path / "zero.npy", np.eye(42) * (np.arange(42) != 3))
     assert_one_line(cli("evaluate", "run", data, "--truth", "zero.npy"), "zero.npy: row 3 is zero or not finite")
 
@@ -176,6 +199,36 @@ def test_evaluating_what_does_not_fit_is_one_line(cli, data, tmp_path):
 def test_what_cannot_be_is_one_line(cli, tmp_path, arguments, complaint):
     assert_one_line(cli(*arguments), complaint)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+PATHS = [
+    (name, param) for name, command in commands(main) for param in command.params
+    if isinstance(param.type, Given | Word | Output)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "param"), PATHS, ids=lambda part: getattr(part, "name", part))
+def test_an_empty_name_is_refused_and_not_taken_for_the_current_folder(cli, tmp_path, name, param):
+    arguments = [p for p in dict(commands(main))[name].params if isinstance(p, click.Argument)]
+    flag = [""] if isinstance(param, click.Option) else []
+    given = [param.opts[0], *flag] if flag else ["" if p is param else "x" for p in arguments]
+    result = cli(*name.split(), *given)
+    assert_one_line(result, "is empty; ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_path_is_one_that_is_not_empty():
+    assert len(PATHS) > 40
+    for name, command in commands(main):
+        for param in command.params:
+            assert not isinstance(param.type, click.types.FuncParamType), (name, param.name)
+
+
+@pytest.mark.parametrize("steps", [LARGEST, LARGEST - 40])
+@pytest.mark.parametrize("method", ["gba", "topk"])
+def test_the_most_steps_that_can_be_asked_for_are_timed(cli, data, method, steps):
+    flags = ["--steps", steps, "--width", 40, "--batch", 8, "--backend", "numpy", "--method", method, "--dry-run"]
+    assert f"{steps} steps of 8 rows" in cli("train", data, *flags).stdout
 
 
 HUGE = ("-1", "0", "-" + "9" * 200, "1" + "0" * 200, str(2**31), str(2**63), str(2**64))

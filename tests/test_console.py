@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from commands import QUICK, assert_one_line
 
+from refgba.errors import brief
 from refgba.runs import console
 
 NAMES = {
@@ -60,6 +64,43 @@ def test_a_path_in_a_record_is_shown_escaped(cli, data, tmp_path):
     (tmp_path / "run" / "about.json").write_text(json.dumps(record))
     for arguments in (["train", "--resume", "run"], ["report", "run"]):
         assert_one_line(cli(*arguments), r"gone\x1b[2J\nError: all is well")
+
+
+def test_what_libraries_say_in_lines_is_said_in_one(cli):
+    assert_one_line(
+        cli("llm", "features", "run", "y.npy", "-o", "f"),
+        "Missing option '--format'. Choose from: saedashboard, circuit-tracer, delphi",
+    )
+    assert brief(ValueError("damaged:\n\tat \x1b byte 3")) == r"damaged: at \x1b byte 3"
+    assert brief("a\nb") == r"a\nb"  # what is in a file
+
+
+def pasted(text):
+    """The commands that a text suggests, as a shell splits them: in backticks, in <code>, or to the end of a line."""
+    parts = re.findall(
+        r"`(refgba .*?)`|<code>(refgba .*?)</code>|(?:^|: |which )\s*(refgba [a-z].*?)(?: would|$)", text, re.M
+    )
+    return [shlex.split(html.unescape("".join(part))) for part in parts]
+
+
+def test_a_command_that_is_suggested_can_be_pasted(cli, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/refgba"])
+    place = tmp_path / "it's a place"
+    place.mkdir()
+    data.rename(place / "x.npy")
+    run, x = "it's a place/run", "it's a place/x.npy"
+    judge = ["refgba", "evaluate", run, "DATA"]
+    assert pasted(cli("train", x, "-o", run, *QUICK).stdout) == [judge, judge]
+    demo = "it's a place/demo"
+    known = [f"{demo}/data/X.npy", "--truth", f"{demo}/data/V.npy"]
+    assert pasted(cli("demo", "-o", demo, "--rows", 500, *QUICK).stdout) == [["refgba", "evaluate", demo, *known]]
+    assert ["refgba", "report", demo] in pasted((tmp_path / demo / "demo.html").read_text())
+    (place / "run" / "final").rename(place / "final")
+    for command in (["train", x, "-o", run, *QUICK], ["evaluate", run, x]):
+        assert pasted(cli(*command).stderr) == [["refgba", "train", "--resume", run]]
+    np.savez_compressed(place / "z.npz", x=np.eye(4))
+    packing = ["refgba", "data", "pack", "it's a place/z.npz", "-o", "z-store"]
+    assert packing in pasted(cli("train", "it's a place/z.npz", "-o", "new").stderr)
 
 
 def program(*arguments, cwd, **environment):

@@ -130,9 +130,8 @@ def test_the_page_tells_the_grade_each_claim_and_how_it_was_measured():
     assert text.count("<strong>Reproduced in part, 1 of 2:</strong> 0.5 &lt;b&gt;") == 2
     assert "<td>it &lt;is&gt; so</td><td>yes</td>" in text
     assert "<td>it is more</td><td>no</td>" in text
-    assert (
-        "refgba reproduce width --full --backend numba</code> on 65,536 rows of &lt;i&gt;.npy, 2 seeds, 1,234 s" in text
-    )
+    assert "refgba reproduce width --full --backend numba --data D/X.npy --held-out D/Y.npy</code> on 65,536" in text
+    assert "</code> on 65,536 rows of &lt;i&gt;.npy, 2 seeds, 1,234 s" in text
     assert "Is it &lt;u&gt;?" in text
     assert 'class="chart wide" style="--inches: 8"' in text
 

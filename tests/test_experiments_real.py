@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from commands import assert_one_line
 
 pytest.importorskip("matplotlib")
 
 from refgba import backends, experiments, gba, recipe
 from refgba.errors import InputError
-from refgba.experiments import consistency, frequencies, histograms, training
+from refgba.experiments import consistency, frequencies, frontier, histograms, training, width
 from refgba.model import Uniform
 from refgba.sae import unit_rows
 
@@ -46,6 +47,55 @@ def test_held_out_rows_of_other_dimensions_are_an_input_error(own, tmp_path):
     np.save(tmp_path / "wide.npy", np.ones((5, 13)))
     with pytest.raises(InputError, match="wide"):
         training.opened((own[0], tmp_path / "wide.npy"))
+
+
+def damaged(X, row, value):
+    X = X.copy()
+    X[row] = value
+    return X
+
+
+def test_reproduce_looks_at_its_data_before_anything_is_computed(cli, own, tmp_path, monkeypatch):
+    for module in (width, frontier):
+        monkeypatch.setattr(module, "measure", None)
+    X = np.load(own[0])
+    for name, rows in (("nan", damaged(X, 7, np.nan)), ("zero", damaged(X, 9, 0)), ("wide", np.ones((5, 13)))):
+        np.save(tmp_path / f"{name}.npy", rows)
+    (tmp_path / "link.npy").symlink_to(own[0])
+    for train, held_out, complaint in (
+        ("missing.npy", own[1], "missing.npy: no such file"),
+        (own[0], "missing.npy", "missing.npy: no such file"),
+        (own[0], "wide.npy", "wide.npy: its rows have d = 13"),
+        (own[0], "nan.npy", "nan.npy: row 7"),
+        ("zero.npy", own[1], "zero.npy: row 9"),
+        (own[0], own[0], f"{own[0]}: is what is trained on; give other rows to judge on"),
+        (own[0], "link.npy", "link.npy: is what is trained on"),
+    ):
+        files = ["--data", train, "--held-out", held_out]
+        assert_one_line(cli("reproduce", "width", "frontier", *files), complaint)
+        assert_one_line(cli("reproduce", "width", *files), "no experiment named takes data; these do: frontier, ")
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_reproduce_says_which_experiments_take_no_data(cli, own, monkeypatch):
+    def stopped(*_arguments, **_named):
+        raise InputError("far enough")
+
+    monkeypatch.setattr(width, "measure", stopped)
+    said = cli("reproduce", "width", "frontier", "--data", own[0], "--held-out", own[1]).stderr
+    assert said.splitlines() == [
+        "--data and --held-out are not for width: known features are drawn for them",
+        "Error: far enough",
+    ]
+
+
+def test_the_command_of_an_outcome_names_data_unless_they_were_the_sample(own):
+    about = {"scale": "quick", "backend": "numpy"}
+    again = "refgba reproduce frontier --quick --backend numpy"
+    assert experiments.command("frontier", about) == again
+    assert experiments.command("frontier", about | {"data": training.opened(None).about()}) == again
+    mine = experiments.command("frontier", about | {"data": training.opened(own).about()})
+    assert mine == f"{again} --data D/X.npy --held-out D/Y.npy"
 
 
 @pytest.mark.parametrize("name", ["consistency", "histograms", "frequencies"])

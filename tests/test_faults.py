@@ -24,7 +24,7 @@ from refgba.data.store import open_store
 from refgba.data.survey import survey
 from refgba.errors import InputError
 from refgba.runs import checkpoints, folder
-from refgba.runs.trainer import Saving, TrainingError, resume_run, train_run
+from refgba.runs.trainer import Diverged, Saving, Training, TrainingError, resume_run, train_run
 
 ROOT = Path(__file__).parent.parent
 NUMPY = backends.load("numpy")
@@ -299,3 +299,22 @@ def test_a_run_that_diverged_keeps_its_good_checkpoints(store, tmp_path):
         list(steps)
     for path in checkpoints.found(tmp_path / "run"):
         folder.read_network(path)
+
+
+def test_a_run_that_diverged_goes_on_only_where_it_would_not_diverge_again(cli, store, monkeypatch):
+    real = Training._progress
+
+    def diverged(training, state, metrics):
+        if state.t > 30:
+            raise Diverged(f"step {state.t}: the loss is nan")
+        return real(training, state, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_progress", diverged)
+        assert cli("train", store, "-o", "run", *QUICK).exit_code == 1
+        refused = cli("train", "--resume", "run")
+    assert "Error: run: training diverged by step 31; begin anew with a lower lr: as it is, it would" in refused.stderr
+    the_error(refused, 2)
+    assert cli("train", "--resume", "run", "--steps", 70).exit_code == 0
+    assert "diverged" not in json.loads(Path("run/about.json").read_text())
+    assert cli("train", "--resume", "run").exit_code == 0

@@ -86,7 +86,7 @@ def test_a_run_that_goes_on_keeps_its_backend(cli, data, tmp_path, flags):
     assert cli("train", data, "-o", "run", *QUICK).exit_code == 0
     result = cli("train", "--resume", "run", "--steps", 40, *flags)
     assert result.exit_code == 0
-    assert "40 steps of 32 rows, of which 30 are done; numpy in float64 takes about" in result.stderr
+    assert "40 steps of 32 rows, of which 30 are done; numpy in float64 takes " in result.stderr
     assert "not be the same to the bit" not in result.stderr
     assert about(tmp_path / "run") == "numpy"
 
@@ -98,7 +98,7 @@ def test_one_line_before_the_first_step_says_what_is_coming(cli, data):
     lines = cli("train", data, "-o", "run", *QUICK).stderr.splitlines()
     [line] = [line for line in lines if "neurons on" in line]
     assert line.startswith("Note: M = 24 neurons on 500 rows of d = 42, 30 steps of 32 rows; numpy in float64 takes")
-    assert line.endswith("GB of memory")
+    assert line.endswith("B of memory")
     done = cli("train", "--resume", "run").stderr
     assert "neurons on" not in done
 
@@ -182,6 +182,21 @@ def test_durations_are_told_in_words(seconds, words):
     assert forecast.told(seconds) == words
 
 
+def test_what_is_not_exact_is_said_to_be_about_so_much():
+    assert [forecast.about(seconds) for seconds in (0.2, 7.4)] == ["under 1 s", "about 7 s"]
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0 B"), (7, "7 B"), (999, "999 B"), (1000, "1 kB"), (12_900, "12.9 kB"), (98_300_000, "98.3 MB"),
+        (999_600, "1 MB"), (1.6e9, "1.6 GB"), (655e12, "655 TB"), (2e15, "2 PB"), (3.2e20, "320,000 PB"),
+    ],
+)  # fmt: skip
+def test_bytes_are_told_in_the_unit_that_suits_them(count, words):
+    assert forecast.sized(count) == words
+
+
 def test_a_rate_at_which_training_diverges_is_timed_all_the_same(data):
     config = replace(default(42, width=24, groups=3, steps=30, batch=32), lr=1e300)
     assert forecast.forecast(config, backends.load("numpy"), open_activations(data)).seconds < 60
@@ -247,7 +262,7 @@ def test_a_dry_run_tells_settings_time_and_memory_and_writes_nothing(cli, data, 
     shown = cli("train", "x.npy", *out, *QUICK, "--dry-run")
     assert shown.exit_code == 0, shown.stderr
     assert "width        24" in shown.stdout
-    assert "30 steps of 32 rows; numpy in float64 takes about" in shown.stdout
+    assert "30 steps of 32 rows; numpy in float64 takes " in shown.stdout
     assert "Nothing was written" in shown.stdout
     told = last_json(cli("train", "x.npy", *out, *QUICK, "--dry-run", "--json"))
     assert set(told) == {"backend", "rows", "d", "seconds", "bytes", "config"}

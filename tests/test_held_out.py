@@ -157,6 +157,26 @@ def test_what_cannot_be_held_out_is_refused_before_training(cli, many, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--held-out-share", 1], "from 0 to under 1, not 1"),
+        (["--held-out-share", 1e-6], "is no row to judge on"),
+        (["--held-out-share", 0.99], "batch 32 is more than the 20 rows to train on beside the 1980 held out"),
+        (["--batch", N], "batch 2000 is more than the 1800 rows to train on beside the 200 held out"),
+        (["--batch", N + 1, "--held-out-share", 0], "batch 2001 is more than the 2000 rows to train on; choose"),
+        (["--batch", N + 1, "--drop-zero-rows"], "batch 2001 is more than the 2000 rows to train on; choose"),
+        (["--held-out", "narrow.npy"], "narrow.npy: its rows have d = 3"),
+    ],
+)
+def test_what_the_header_tells_is_refused_before_the_rows_are_read(cli, many, tmp_path, monkeypatch, flags, complaint):
+    np.save(tmp_path / "narrow.npy", np.ones((5, 3)))
+    monkeypatch.setattr("refgba.runs.launch.survey", None)
+    for dry in ([], ["--dry-run"]) if "--drop-zero-rows" not in flags else ([],):
+        assert_one_line(cli("train", many, "-o", "run", *QUICK, *flags, *dry), complaint)
+    assert not (tmp_path / "run").exists()
+
+
 # ---- going on --------------------------------------------------------------------------------------------------------
 
 

@@ -100,7 +100,7 @@ def test_what_cannot_be_explored_is_one_line_and_nothing_is_written(cli, models,
     assert_one_line(cli("llm", "explore", model, "--site", "nothing", *text), "has no submodule 'nothing'")
     assert_one_line(cli("llm", "explore", model, "--site", SITES["qwen2"], *text, "--context", 99), "--context 99")
     of = ["--site", SITES["qwen2"], *text, *SMALL]
-    assert_one_line(cli("llm", "explore", model, *of, "--l0", 99), "l0 must lie between 0 and width (40)")
+    assert_one_line(cli("llm", "explore", model, *of, "--l0", 99), "--l0 must lie between 0 and --width (40)")
     assert_one_line(cli("llm", "explore", model, *of, "--l0", 9, "--recipe", "default"), "is for measured targets")
     assert not (tmp_path / "out").exists()
 

@@ -18,7 +18,7 @@ from llm_models import SITES, llm
 from refgba import recipe
 from refgba.llm.commands import llm_group
 from refgba.runs import console, folder, log
-from refgba.runs.trainer import REMEDY, Training, TrainingError
+from refgba.runs.trainer import Diverged, Training
 
 models, corpus = llm_models.models, llm_models.corpus  # fixtures
 TRAINING = re.compile(r"`refgba train out/store`, which has --\w+")  # named with the flag that it has
@@ -91,12 +91,13 @@ def test_a_full_disk_while_it_trains_is_met_by_the_same_command(command, tmp_pat
 @llm
 def test_where_training_diverges_the_same_command_would_not_do(command, monkeypatch):
     def diverged(*_):
-        raise TrainingError("step 3: the loss is nan", REMEDY)
+        raise Diverged("step 3: the loss is nan")
 
     monkeypatch.setattr(Training, "_progress", diverged)
-    last = command().stderr.splitlines()[-1]
-    assert last.startswith("Error: step 3: the loss is nan; training diverged: remove out/run and try another --seed")
-    assert last.endswith("or `refgba train out/store`, which has --lr")
+    for what in ("step 3: the loss is nan", "out/run: has no result"):
+        last = command().stderr.splitlines()[-1]
+        assert last.startswith(f"Error: {what}; training diverged: remove out/run and try another --seed")
+        assert last.endswith("or `refgba train out/store`, which has --lr")
 
 
 @llm

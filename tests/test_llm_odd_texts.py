@@ -218,7 +218,9 @@ def test_names_with_spaces_can_be_pasted_and_empty_ones_are_none(cli, models, co
     last = done.stdout.splitlines()[-1]
     assert shlex.split(last.split(": ", 1)[1])[2] == "a store's ö"
     assert json.loads((tmp_path / "a store's ö" / "meta.json").read_text())["harvest"]["settings"]["text"]["paths"]
-    assert_one_line(cli(*harvest, "--text", "", "-o", "other"), "--text is empty; name a file or a folder")
+    assert_one_line(
+        cli(*harvest, "--text", "", "-o", "other"), "Invalid value for '--text': is empty; name a file or a folder"
+    )
     empty = cli(*harvest, "--text", "ein Text ü😀", "-o", "")
     assert empty.exit_code == 2
     assert "is empty; name a file or a folder" in empty.stderr

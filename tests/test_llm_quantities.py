@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from pathlib import Path
 
 import llm_models
 import numpy as np
@@ -122,6 +123,21 @@ def test_what_is_not_defined_is_null_in_json(cli, models, tmp_path, network):
     shown = cli("llm", "evaluate", network, models("gpt2"), *flags)
     assert "FVU not defined" in shown.stdout
     assert "nan" not in shown.stdout
+
+
+@llm
+def test_a_result_is_replaced_by_one_of_the_same_command_alone(cli, models, corpus, network):
+    edits = ["--neuron", 1, "--peak", 1, "--by", 1, "--prompt", "the cat", "--new", 2]
+    text = ["--text", corpus, "--tokens", 200]
+    for command, flags, other in (
+        ("evaluate", text, "effects"), ("effects", [*text, "--neuron", 1], "steer"), ("steer", edits, "evaluate"),
+    ):  # fmt: skip
+        write = ["llm", command, network, models("gpt2"), "--site", SITES["gpt2"], *flags, "-o"]
+        for _ in range(2):
+            done = cli(*write, f"{command}.json")
+            assert done.exit_code == 0, done.stderr
+        if Path(f"{other}.json").exists():
+            assert_one_line(cli(*write, f"{other}.json"), f"is not what `refgba llm {command}` writes")
 
 
 @llm

@@ -281,8 +281,8 @@ def test_mistakes_are_told_in_one_line(cli, data, tmp_path):
         (("--l0", 5), "l0 (5) is for measured targets"),
         (("--relative", 1), "relative (1) is for measured targets"),
         (("--recipe", "measured", "--relative", 2), "relative must lie in [0, 1]"),
-        (("--recipe", "measured", "--l0", 99), "l0 must lie between 0 and width (64)"),
-        (("--recipe", "measured", "--l0", -1), "l0 must lie between 0 and width (64)"),
+        (("--recipe", "measured", "--l0", 99), "--l0 must lie between 0 and --width (64)"),
+        (("--recipe", "measured", "--l0", -1), "--l0 must lie between 0 and --width (64)"),
     ):
         result = cli("train", data, "-o", tmp_path / "run", "--width", 64, *more)
         assert result.exit_code == 2

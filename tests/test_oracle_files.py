@@ -145,14 +145,15 @@ def test_the_trace_of_ties_and_that_of_a_run_in_float32_can_be_recorded(cli, tmp
 
 
 def test_what_exists_is_never_replaced(cli, tmp_path):
-    for name in ("file", "folder"):
-        (tmp_path / name).mkdir() if name == "folder" else (tmp_path / name).write_text("kept")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x").write_text("kept")
+    (tmp_path / "file").write_text("kept")
+    for name, complaint in (("file", "exists and is not a folder"), ("folder", "is not empty; choose another folder")):
         for command in (["record"], ["dump", SHIPPED / "default", "--backend", "numpy"]):
             refused = cli(*command, "-o", name)
             assert refused.exit_code == 2
-            assert f"{name}: exists" in refused.stderr
-    assert (tmp_path / "file").read_text() == "kept"
-    assert not list((tmp_path / "folder").iterdir())
+            assert f"{name}: {complaint}" in refused.stderr
+    assert [path.read_text() for path in sorted(tmp_path.rglob("*")) if path.is_file()] == ["kept", "kept"]
 
 
 def cut(path):
@@ -238,7 +239,7 @@ def test_writing_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(traces.files, "write_folder", full)
+    monkeypatch.setattr(traces.files, "flush", full)
     with pytest.raises(InputError, match="out: cannot be written"):
         traces.write_trace(recorded(), tmp_path / "out")
     assert not list(tmp_path.iterdir())

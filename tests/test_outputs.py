@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
-import click
-import numpy as np
 import pytest
-from commands import QUICK, assert_one_line
+from commands import QUICK, assert_one_line, commands
 
 from refgba.cli import main
 from refgba.runs.options import Output
 
 ROOT = Path(__file__).parent.parent
+BEFORE = ROOT / "tests" / "before"
 
 # Every command that writes, with inputs that do not exist: whoever names the output has looked at it first.
 COMMANDS = {
@@ -40,15 +42,6 @@ COMMANDS = {
     "llm dashboard": ["llm", "dashboard", "absent", "absent"],
     "llm features": ["llm", "features", "absent", "absent"],
 }
-
-
-def commands(group, name=""):
-    """Every command of the program, by its full name."""
-    for word, command in group.commands.items():
-        if isinstance(command, click.Group):
-            yield from commands(command, f"{name}{word} ")
-        else:
-            yield name + word, command
 
 
 def test_every_output_of_every_command_is_checked():
@@ -129,7 +122,7 @@ def test_missing_folders_are_made(cli, data, tmp_path):
 
 def test_a_file_named_like_the_dash_can_be_written(cli, data):
     assert cli("train", data, "-o", "run", *QUICK).exit_code == 0
-    assert cli("evaluate", "run", data, "-o", "./-").exit_code == 0
+    assert cli("report", "run", "-o", "./-").exit_code == 0
     assert Path("-").stat().st_size > 0
 
 
@@ -141,8 +134,45 @@ def test_a_disk_that_fills_up_at_the_end_is_told_by_the_path_that_was_given(cli,
 
     monkeypatch.setattr("refgba.data.files.flush", full)
     for arguments in (["evaluate", "run", data], ["report", "run"], ["export", "run", "--format", "npz"]):
-        assert_one_line(cli(*arguments, "-o", "a/out"), "Error: a/out: cannot be written (No space left on device)")
-    assert not np.any([path.is_file() for path in Path("a").iterdir()])
+        out = "a/out.safetensors"
+        assert_one_line(cli(*arguments, "-o", out), f"Error: {out}: cannot be written (No space left on device)", 1)
+    assert not Path("a").exists()
+
+
+@contextmanager
+def full_disk():
+    """No file can be written that is longer than 100 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "x.npy", *QUICK], ["demo", "--rows", 600, *QUICK], ["evaluate", "before", BEFORE / "truth/X.npy"],
+        ["report", "before", "--data", BEFORE / "truth/X.npy"], ["export", "before"], ["import", "exported"],
+        ["data", "pack", "x.npy"], ["synth", "--rows", 20], ["oracle", "record"],
+        ["oracle", "dump", BEFORE / "trace", "--backend", "numpy"],
+        ["plan", "--d", 8, "--width", 64, "--tokens", 64, "--measure"],
+    ],
+    ids=lambda words: " ".join(map(str, words[:2])),
+)  # fmt: skip
+def test_a_full_disk_is_a_failure_of_every_command_and_leaves_nothing(cli, data, tmp_path, monkeypatch, command):
+    assert data.name == "x.npy"
+    shutil.copytree(BEFORE / "networks" / "default", tmp_path / "before")
+    shutil.copytree(BEFORE / "exports" / "default-saelens", tmp_path / "exported")
+    monkeypatch.setattr("refgba.planning.commands.measured", lambda here: here)
+    out = f"a/deep/out{dict(evaluate='.safetensors', plan='.json').get(command[0], '')}"
+    there = sorted(tmp_path.rglob("*"))
+    with full_disk():
+        result = cli(*command, "-o", out)
+    assert_one_line(result, "cannot be written (File too large)", 1)
+    assert f"Error: {out}" in result.stderr
+    assert sorted(tmp_path.rglob("*")) == there
 
 
 def test_neither_the_demo_nor_a_report_needs_matplotlib(cli, monkeypatch):

@@ -242,7 +242,7 @@ def one_line(outcome):
     [
         (["--groups", 50], "2 ranks are more than the 1 neurons of a group (width 60 in 50 groups)"),
         (["--method", "topk", "--groups", None], "backend 'numpy' trains method topk in one process, not on 2 ranks"),
-        (["--width", 2], "width (2) must be at least groups (3)"),
+        (["--width", 2], "--width (2) must be at least --groups (3)"),
     ],
 )
 def test_what_cannot_be_spread_is_refused_in_one_line(data, tmp_path, flags, complaint):

@@ -159,7 +159,9 @@ def test_a_fit_finds_the_rates_that_made_its_measurements():
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--device", "abacus"], "there is no device 'abacus'; the devices are"),
+        (["--device", "abacus"], "there is no device 'abacus'; the devices are here, "),
+        (["--hours", "nan"], "nan is not a finite number"),
+        (["--hours", "inf"], "inf is not a finite number"),
         (["--network", "string"], "there is no network 'string'; the networks are infiniband, ethernet"),
         (["--ranks", 2000], "2000 ranks are more than 1024 neurons"),
         (["--device", "here", "--dtype", "bfloat16"], "the calibration of device here is of float32, not bfloat16"),

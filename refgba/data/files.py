@@ -17,6 +17,7 @@ import errno
 import json
 import os
 import secrets
+import shlex
 import shutil
 import stat
 import tempfile
@@ -25,7 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from refgba.errors import InputError, brief
+from refgba.errors import InputError, brief, unwritten
 
 LARGEST_JSON = 2**24  # bytes of a JSON file, unless its reader expects more
 PARTIAL = ".partial-"
@@ -55,10 +56,34 @@ def write_output(path: Path, data: bytes) -> None:
     """Make or replace the file `path`, and make the folders it is in; InputError, naming it, when it cannot be."""
     refuse_output(path)
     try:
-        Path(os.path.realpath(path)).parent.mkdir(parents=True, exist_ok=True)
-        write(path, data)
+        with made(Path(os.path.realpath(path)).parent):
+            write(path, data)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise unwritten(path, error) from None
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder, and those it is in, where they are missing; if the body fails, those that are empty go again."""
+    new = missing(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        remove_empty(new)
+        raise
+
+
+def missing(folder: Path) -> list[Path]:
+    """This folder, and those it is in, as far as they are not there, the innermost first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders, each of which holds the one before it, up to the first that is not empty."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def refuse_output(path: Path) -> None:
@@ -89,15 +114,10 @@ def refuse_folder(path: Path) -> None:
 
 def refuse_new_file(path: Path) -> None:
     """InputError, naming the path, unless a file could be made there, where nothing is yet."""
-    refuse_existing(path, "file")
-    refuse_place(path)
-
-
-def refuse_existing(path: Path, kind: str = "folder") -> None:
-    """InputError, naming the path, if anything is there.  kind: what to choose another of."""
     refuse_dash(path)
     if _mode_or_refusal(path) is not None:
-        raise InputError(f"{path}: exists; choose another {kind} or remove it")
+        raise InputError(f"{path}: exists; choose another file or remove it")
+    refuse_place(path)
 
 
 def refuse_dash(path: Path) -> None:
@@ -133,7 +153,7 @@ def _mode_or_refusal(path: Path, place: Path | None = None) -> int | None:
     try:
         return _mode(place or path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise unwritten(path, error) from None
 
 
 def _partial(path: Path) -> Path:
@@ -157,7 +177,7 @@ def refuse_full_folder(path: Path) -> None:
         if path.exists() and any(path.iterdir()):
             raise InputError(f"{path}: is not empty; choose another folder or remove it")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise unwritten(path, error) from None
 
 
 def write_new_folder(path: Path, files: Mapping[str, bytes]) -> None:
@@ -179,11 +199,10 @@ def output_folder(path: Path) -> Iterator[Path]:
     refuse_full_folder(path)
     try:
         folder = Path(os.path.realpath(path))  # so that "." has a name and a folder it is in
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with new_folder(folder) as partial:
+        with made(folder.parent), new_folder(folder) as partial:
             yield partial
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise unwritten(path, error) from None
 
 
 @contextmanager
@@ -238,6 +257,11 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it, for a command that is shown and may be pasted."""
+    return shlex.quote(str(path))
 
 
 def regular_size(path: Path) -> int:

@@ -6,7 +6,6 @@ Nothing in a header is believed: it is short, its numbers are such as a file can
 from __future__ import annotations
 
 import math
-import shlex
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from refgba.data.files import parse_json
+from refgba.data.files import parse_json, quoted
 from refgba.errors import InputError, brief
 
 TENSOR = "activations"  # the name of the array that is meant where a file holds several
@@ -47,7 +46,7 @@ def pack_command(path: Path, more: str = "") -> str:
     """The command that makes a store of a file or folder; `more` goes before its -o."""
     name = path.resolve().name
     store = name.removesuffix(path.suffix) + "-store"
-    return f"`refgba data pack {shlex.quote(str(path))}{more} -o {shlex.quote(store)}`"
+    return f"`refgba data pack {quoted(path)}{more} -o {quoted(Path(store))}`"
 
 
 def pick(path: Path, arrays: Mapping[str, Any], tensor: str | None, describe: Callable[[Any], str]) -> str:

@@ -263,7 +263,8 @@ def survey(
         raise InputError(f"{data.store.path}: a row equals the centre of all and has no direction; try --centre off")
     variance = 1 - float(np.sum((total / count) ** 2))  # the mean of ||x||^2 is 1
     if variance < 1e-12:
-        raise InputError(f"{data.store.path}: all {count} rows point the same way; there is nothing to learn from them")
+        same = f"all {count} rows point the same way" if count > 1 else "there is one row"
+        raise InputError(f"{data.store.path}: {same}; give rows that differ")
     massive_dimensions, massive_share, massive = spread.massive()
     return replace(data, dropped=dropped), Survey(
         count,

@@ -13,13 +13,26 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 
-from refgba.data.files import PARTIAL
+from refgba.data.files import PARTIAL, made
 from refgba.data.laws import Hierarchy, Pairs, zipf_frequencies
-from refgba.errors import InputError
+from refgba.errors import InputError, unwritten
 from refgba.model import Independent, Rows, SyntheticModel, Uniform
 
 CHUNK = 8192  # rows held at a time
-KINDS = ("imbalanced", "uniform", "independent", "zipf", "pairs", "hierarchy")
+USED = {  # of the settings of laws, those that each kind uses
+    "imbalanced": {"sparsity"},
+    "uniform": {"sparsity"},
+    "independent": {"frequency"},
+    "zipf": {"frequency", "exponent"},
+    "pairs": {"frequency", "rho_2"},
+    "hierarchy": {"frequency", "children", "p_child"},
+}
+KINDS = tuple(USED)
+
+
+def unused(kind: str) -> set[str]:
+    """The settings of other laws than that of a kind."""
+    return set().union(*USED.values()) - USED[kind]
 
 
 def described(settings: Mapping[str, Any]) -> SyntheticModel:
@@ -65,8 +78,7 @@ def write(
         raise InputError(f"rows must be between 1 and {2**40:,}, not {N}")
     V = model.V  # drawn before anything is written, since this may be refused
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=out) as name, ExitStack() as files:
+        with made(out), tempfile.TemporaryDirectory(prefix=PARTIAL, dir=out) as name, ExitStack() as files:
             partial = Path(name)
             dtype = np.dtype(model.dtype)
             X = _start(files.enter_context((partial / "X.npy").open("wb")), (N, model.d), dtype)
@@ -79,15 +91,16 @@ def write(
                     H.write(draw.H.tobytes())
                 tick(len(draw.X))
             files.close()  # and so flush, before anything is renamed
-            np.save(partial / "V.npy", V)
+            with (partial / "V.npy").open("wb") as file:  # not np.save, whose error does not say that a disk is full
+                _start(file, V.shape, V.dtype).write(V.tobytes())
             (partial / "model.json").write_text(json.dumps(about | {"rows": N}, indent=2) + "\n", encoding="utf-8")
-            for file in names:
-                (partial / file).rename(out / file)
+            for final in names:
+                (partial / final).rename(out / final)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from None
+        raise unwritten(out, error) from None
 
 
-def _start(file: BinaryIO, shape: tuple[int, int], dtype: np.dtype[Any]) -> BinaryIO:
+def _start(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> BinaryIO:
     """Write the header of a .npy file.  Ordinary writes: on a full disk a memory map would end in SIGBUS."""
     write_array_header_1_0(file, {"descr": dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
     return file

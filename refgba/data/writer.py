@@ -22,7 +22,7 @@ from refgba.data import files
 from refgba.data.conversion import convert
 from refgba.data.headers import SAFETENSORS, TENSOR
 from refgba.data.store import DTYPES, FORMAT, META, Raw, checksum, stored
-from refgba.errors import InputError
+from refgba.errors import InputError, unwritten
 
 ShardFormat = Literal["npy", "safetensors"]
 SHARD = 2**28  # about how many bytes of rows are in a shard, if no number of rows is asked for
@@ -57,11 +57,11 @@ class Writer:
         self.shards: list[dict[str, Any]] = []  # as meta.json lists them
         self.file: BinaryIO | None = None  # the shard that is being written
         self.rows = 0  # how many rows are in that shard
-        self.made = False  # whether this writer made the folder
+        self.made: list[Path] = []  # folders that this writer made, the innermost first
 
     def __enter__(self) -> Writer:
         try:
-            self.made = not self.out.exists()
+            self.made = files.missing(self.out)
             self.out.mkdir(parents=True, exist_ok=True)
             self._meta(complete=False)
         except OSError as error:
@@ -155,11 +155,10 @@ class Writer:
         if not self.shards:
             with suppress(OSError):
                 (self.out / META).unlink(missing_ok=True)
-                if self.made:
-                    self.out.rmdir()
+            files.remove_empty(self.made)
 
     def _unwritable(self, error: OSError) -> InputError:
-        return InputError(f"{self.out}: cannot be written ({error.strerror or error})")
+        return unwritten(self.out, error)
 
 
 def _refuse(out: Path, dtype: str, rows_per_shard: int | None, format: str) -> None:

@@ -14,16 +14,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from refgba import __version__
 from refgba.data import files
 from refgba.errors import InputError, brief
+from refgba.experiments import training
 from refgba.experiments.drawing import Picture, require_matplotlib, sketch
 from refgba.experiments.experiment import Experiment, Scale, Tick, conduct, judged
-from refgba.experiments.outcome import Outcome, Verdict, make_folder, write
+from refgba.experiments.outcome import Outcome, Verdict, made, write, written
 from refgba.report.page import Html, Section, element, figure, join, table
 from refgba.report.page import page as html
+from refgba.report.pages import CLAIMS, CLAIMS_PAGE
 
 __all__ = [
     "NAMES",
@@ -34,6 +36,7 @@ __all__ = [
     "Scale",
     "Tick",
     "Verdict",
+    "command",
     "load",
     "page",
     "read",
@@ -94,24 +97,34 @@ def reproduce(
 
     PAGE also shows what else was written to the folder before; without names only that page is made anew.  `done` is
     called with each outcome once it is written.  Returns the outcomes of the run, or without names those in the folder.
-    InputError as `run` and `read`, before anything is computed, also where there is nothing to show.
+    InputError as `run` and `read`, before anything is computed, also where there is nothing to show, for data that
+    cannot be trained and judged on, and for data that none of the experiments takes.
     """
     chosen = list(NAMES) if "all" in names else list(dict.fromkeys(names))
+    without = [name for name in chosen if not load(name).TAKES_DATA]
     for name in chosen:
-        load(name)
+        written(name).refuse(out / f"{name}.json")
+    CLAIMS_PAGE.refuse(out / PAGE)
     earlier = stored(out, but=chosen)
     if not (chosen or earlier):
         raise InputError(f"{out} holds no results: name an experiment ({', '.join(NAMES)}), or `all`")
-    make_folder(out)  # before anything is computed
+    if data is not None:
+        if without == chosen:
+            takers = ", ".join(name for name in NAMES if load(name).TAKES_DATA)
+            raise InputError(f"no experiment named takes data; these do: {takers}; leave out --data and --held-out")
+        training.require(data)
+        if without:
+            tick(f"--data and --held-out are not for {', '.join(without)}: known features are drawn for them")
     outcomes = {}
-    for name in chosen:
-        outcomes[name] = run(name, scale, backend, tick, data)
-        write(outcomes[name], out)
-        done(outcomes[name])
-        tick(f"{name} took {outcomes[name].data['seconds']:.0f} s")
-    shown = outcomes | earlier
-    html_text = page([shown[name] for name in NAMES if name in shown])
-    files.write_output(out / PAGE, html_text.encode(errors="backslashreplace"))
+    with made(out):  # before anything is computed
+        for name in chosen:
+            outcomes[name] = run(name, scale, backend, tick, data)
+            write(outcomes[name], out)
+            done(outcomes[name])
+            tick(f"{name} took {outcomes[name].data['seconds']:.0f} s")
+        shown = outcomes | earlier
+        html_text = page([shown[name] for name in NAMES if name in shown])
+        CLAIMS_PAGE.write(out / PAGE, html_text.encode(errors="backslashreplace"))
     return list((outcomes or earlier).values())
 
 
@@ -148,7 +161,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
         drawn = [figure(sketch(picture), picture.alt, picture.title) for picture in outcome.figures]
         body = join(element("p", _graded(outcome.verdict)), _claims(outcome.verdict), _how(outcome), *drawn)
         sections.append(Section(outcome.name, body, outcome.question))
-    return html("The paper's claims, measured again", f"{len(outcomes)} experiments", sections)
+    return html(CLAIMS, f"{len(outcomes)} experiments", sections)
 
 
 def _graded(verdict: Verdict) -> Html:
@@ -168,11 +181,18 @@ def _claims(verdict: Verdict) -> Html:
     )
 
 
+def command(name: str, data: dict[str, Any]) -> str:
+    """The command that measures an experiment again; data: its numbers.  D stands for a folder of one's own rows."""
+    own = data.get("data") not in (None, training.about_sample())
+    rows = " --data D/X.npy --held-out D/Y.npy" if own else ""
+    return f"refgba reproduce {name} --{data['scale']} --backend {data['backend']}{rows}"
+
+
 def _how(outcome: Outcome) -> Html:
     """The command that measures this again, and what it was measured with."""
     data, n = outcome.data, len(outcome.data["seeds"])
     rows = f"{data['data']['rows']:,} rows of {data['data']['name']}" if "data" in data else "known features"
     took = f", {data['seconds']:,.0f} s" if "seconds" in data else ""
     made = ", ".join(f"{package} {version}" for package, version in data["versions"].items())
-    command = element("code", f"refgba reproduce {outcome.name} --{data['scale']} --backend {data['backend']}")
-    return element("p", command, f" on {rows}, {n} seed{'s' * (n > 1)}{took}; {made}", class_="note")
+    again = element("code", command(outcome.name, data))
+    return element("p", again, f" on {rows}, {n} seed{'s' * (n > 1)}{took}; {made}", class_="note")

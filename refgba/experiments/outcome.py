@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from refgba.data import files
-from refgba.errors import InputError
+from refgba.data.outputs import Output, result
+from refgba.errors import unwritten
 from refgba.experiments.drawing import Picture, png
 
 
@@ -63,6 +65,11 @@ class Outcome:
     figures: tuple[Picture, ...]
 
 
+def written(name: str) -> Output:
+    """What `write` writes to NAME.json."""
+    return result(f"what `refgba reproduce {name}` writes", "name", "question", "verdict", "figures", "data")
+
+
 def write(outcome: Outcome, out: Path) -> list[Path]:
     """Write NAME-1.png, NAME-2.png, ... and then NAME.json into the folder `out`, each whole or not at all.
 
@@ -80,19 +87,22 @@ def write(outcome: Outcome, out: Path) -> list[Path]:
         "data": outcome.data,
     }
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    make_folder(out)
-    try:
-        for file, image in images.items():
-            files.write(out / file, image)
-        files.write(out / f"{outcome.name}.json", text.encode())
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+    with made(out):
+        try:
+            for file, image in images.items():
+                files.write(out / file, image)
+            files.write(out / f"{outcome.name}.json", text.encode())
+        except OSError as error:
+            raise unwritten(out, error) from None
     return [out / f"{outcome.name}.json", *(out / file for file in images)]
 
 
-def make_folder(out: Path) -> None:
-    """Make the folder, where it is not there yet; InputError when that cannot be."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+@contextmanager
+def made(out: Path) -> Iterator[None]:
+    """Make the folder as `files.made`; InputError when that cannot be."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(files.made(out))
+        except OSError as error:
+            raise unwritten(out, error) from None
+        yield

@@ -20,6 +20,7 @@ from refgba.config import GBAConfig
 from refgba.data import feed
 from refgba.data.activations import Activations, open_activations
 from refgba.data.survey import Check, survey
+from refgba.errors import InputError
 from refgba.model import Rows, SyntheticModel, features
 from refgba.runs.accumulate import Evaluation
 from refgba.runs.judging import evaluate
@@ -120,8 +121,7 @@ class Real:
 
 def opened(data: tuple[Path, Path] | None) -> Real:
     """The activations `data`, to train and to judge on, or for None the sample that comes along."""
-    folder = resources.files("refgba.experiments") / "data"
-    train, held_out = data or (Path(str(folder / name)) for name in SAMPLE)
+    train, held_out = data or sample()
     rows, _ = survey(open_activations(train), "float32")
     return Real(rows, open_activations(held_out, rows.d))
 
@@ -130,6 +130,31 @@ def opened(data: tuple[Path, Path] | None) -> Real:
 def opened_once(data: tuple[Path, Path] | None) -> Real:
     """`opened`, surveyed once per process."""
     return opened(data)
+
+
+def sample() -> tuple[Path, Path]:
+    """The files of the sample of real activations that comes along."""
+    folder = resources.files("refgba.experiments") / "data"
+    train, held_out = (Path(str(folder / name)) for name in SAMPLE)
+    return train, held_out
+
+
+@cache
+def about_sample() -> dict[str, Any]:
+    """What an outcome tells of the sample, `Real.about`, by the headers of its files."""
+    train, held_out = map(open_activations, sample())
+    return Real(train, held_out).about()
+
+
+def require(data: tuple[Path, Path]) -> None:
+    """InputError unless these are activations to train on and others to judge on; reads all rows of both.
+
+    What is found of the rows to train on is kept for `opened_once`.
+    """
+    train, held_out = data
+    if train.resolve() == held_out.resolve():
+        raise InputError(f"{held_out}: is what is trained on; give other rows to judge on")
+    survey(opened_once(data).held_out, "float32")
 
 
 def evaluated(real: Real, config: AnyConfig, backend: str) -> tuple[AnyParams, Evaluation]:

@@ -14,23 +14,18 @@ import click
 from refgba.data import files
 from refgba.data.centre import Centring
 from refgba.errors import InputError
+from refgba.llm import results
 from refgba.llm.console import Meter
 from refgba.llm.dashboard.commands import dashboard_command, features_command
 from refgba.recipe import RECIPES
 from refgba.runs import console, judging
-from refgba.runs.options import drop_options, json_option, output_option
+from refgba.runs.given import refuse_unused
+from refgba.runs.options import PATH, WORD, Finite, drop_options, json_option, output_option
 from refgba.runs.settings import Request
 from refgba.runs.signals import Stopped
 from refgba.runs.trainer import TrainingError
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-def named(path: str) -> Path:
-    """What --text names; InputError for an empty name, of a variable that is not set: a Path would be this folder."""
-    if not path:
-        raise InputError("--text is empty; name a file or a folder")
-    return Path(path)
 
 
 def text_flags(required: bool, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -44,7 +39,7 @@ def text_flags(required: bool, help: str) -> Callable[[Callable[..., Any]], Call
                 "--files", "pattern", metavar="PATTERN", help='in folders, such as "*.py"  [default: all text]'
             ),
             click.option("--column", default="text", help="field of .jsonl, column of parquet and data sets"),
-            click.option("--text", "texts", type=named, metavar="PATH", multiple=True, required=required, help=help),
+            click.option("--text", "texts", type=PATH, metavar="PATH", multiple=True, required=required, help=help),
         ):
             command = option(command)
         return command
@@ -66,8 +61,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command("harvest")
-@click.argument("model")
+@click.command("harvest", short_help="Write a language model's activations.")
+@click.argument("model", type=WORD)
 @click.option("--site", "patterns", multiple=True, required=True, help="submodule, or a wildcard; may repeat")
 @text_options
 @output_option(files.refuse_folder, required=True, help="folder of the store, or of a store per site")
@@ -142,7 +137,7 @@ def summary(store: Any) -> dict[str, Any]:
     }
 
 
-@click.group("llm")
+@click.group("llm", short_help="Put networks into language models.")
 def llm_group() -> None:
     """Inside a language model: what a network's features do to what it predicts."""
 
@@ -153,7 +148,7 @@ def place_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--context", type=click.IntRange(1), help="tokens in a context  [default: as harvested]"),
         click.option("--of", type=click.Choice(["output", "input"]), help="which side  [default: as harvested]"),
         click.option("--site", help="submodule  [default: as harvested]"),
-        click.option("--store", type=Path, help="the harvest that RUN is for  [default: the one it was trained on]"),
+        click.option("--store", type=PATH, help="the harvest that RUN is for  [default: the one it was trained on]"),
     ):
         command = option(command)
     return command
@@ -200,16 +195,16 @@ def tell(omissions: Any) -> None:
         console.remark(line)
 
 
-@llm_group.command("evaluate")
-@click.argument("run", type=Path)
-@click.argument("model")
+@llm_group.command("evaluate", short_help="Measure what the model loses.")
+@click.argument("run", type=PATH)
+@click.argument("model", type=WORD)
 @text_options
 @place_options
 @click.option("--tokens", type=click.IntRange(2), default=16_384, help="how many of the text are read")
 @click.option("--batch", type=click.IntRange(1), default=8, help="contexts at a time")
 @click.option("--pack", is_flag=True, help="several documents per context")
 @click.option("--seed", type=click.IntRange(0), default=0, help="of the intervals, and of what a masked model guesses")
-@output_option(files.refuse_output, help="write the result to this JSON file")
+@output_option(results.EVALUATION.refuse, help="write the result to this JSON file")
 @model_options
 @json_option
 def evaluate_command(
@@ -235,15 +230,15 @@ def evaluate_command(
     tell(omissions)
     record = result.record()
     if out is not None:
-        files.write_output(out, json.dumps(record, indent=1).encode() + b"\n")
+        results.EVALUATION.write_json(out, record)
     if as_json:
         return click.echo(json.dumps(record))
     return console.lines(result.table())
 
 
-@llm_group.command("effects")
-@click.argument("run", type=Path)
-@click.argument("model")
+@llm_group.command("effects", short_help="Ablate neurons, and steer with them.")
+@click.argument("run", type=PATH)
+@click.argument("model", type=WORD)
 @text_options
 @place_options
 @click.option("--neuron", "neurons", type=click.IntRange(0), multiple=True, help="whose effect; may repeat")
@@ -255,7 +250,7 @@ def evaluate_command(
 @click.option("--sample", type=click.IntRange(1), default=8, help="contexts to measure effects on")
 @click.option("--random", type=click.IntRange(0), default=3, help="random directions beside each strength")
 @click.option("--seed", type=click.IntRange(0), default=0, help="of the random directions")
-@output_option(files.refuse_output, help="write the result to this JSON file")
+@output_option(results.EFFECTS.refuse, help="write the result to this JSON file")
 @model_options
 @json_option
 def effects_command(
@@ -299,7 +294,7 @@ def effects_command(
     whole = record | {"ranking": ranking, "direct": measured.unembedding.why_not or "through the unembedding"}
     whole = for_json(whole | {"effects": [effect.record() for effect in found]})
     if out is not None:
-        files.write_output(out, json.dumps(whole, indent=1).encode() + b"\n")
+        results.EFFECTS.write_json(out, whole)
     if as_json:
         return click.echo(json.dumps(whole))
     for entry in ranking:
@@ -311,20 +306,20 @@ def effects_command(
     return None
 
 
-@llm_group.command("steer")
-@click.argument("run", type=Path)
-@click.argument("model")
+@llm_group.command("steer", short_help="Write text while neurons are held.")
+@click.argument("run", type=PATH)
+@click.argument("model", type=WORD)
 @click.option("--neuron", "neurons", type=click.IntRange(0), multiple=True, required=True, help="may repeat")
 @click.option("--by", "by", type=float, multiple=True, required=True, help="strength in peaks; one, or one per neuron")
 @click.option("--prompt", "prompts", multiple=True, required=True, help="what the text begins with; may repeat")
 @click.option("--peak", "given", type=float, multiple=True, help="of each neuron  [default: measured on the harvest]")
 @text_flags(False, "measure peaks on this text instead; may repeat")
 @click.option("--new", type=click.IntRange(1), default=40, help="tokens to write")
-@click.option("--temperature", type=click.FloatRange(0), default=0.0, help="0 takes the likeliest token")
+@click.option("--temperature", type=Finite(0), default=0.0, help="0 takes the likeliest token")
 @click.option("--random", type=click.IntRange(0), default=1, help="random directions of the same norm beside")
 @click.option("--seed", type=click.IntRange(0), default=0, help="of drawn tokens and random directions")
 @place_options
-@output_option(files.refuse_output, help="write the texts to this JSON file")
+@output_option(results.TEXTS.refuse, help="write the texts to this JSON file")
 @model_options
 @json_option
 def steer_command(
@@ -341,6 +336,9 @@ def steer_command(
     from refgba.llm.text import Omissions, TextOptions
     from refgba.llm.text import files as listed
 
+    if given or not texts:
+        why = "with --peak, which is not measured then" if given else "without --text"
+        refuse_unused(["texts"] * bool(given) + ["column", "pattern", "shuffle", "per_document"], why)
     omissions = Omissions()
     text = TextOptions(texts, column, pattern, shuffle, per_document, omissions)
     listed(text)
@@ -359,7 +357,7 @@ def steer_command(
     whole = record | {"peaks": peaks, "activation": "edited, with the error kept"}
     whole |= {"texts": [part.record() for part in written]}
     if out is not None:
-        files.write_output(out, json.dumps(whole, indent=1).encode() + b"\n")
+        results.TEXTS.write_json(out, whole)
     if as_json:
         return click.echo(json.dumps(whole))
     for part in written:
@@ -367,8 +365,8 @@ def steer_command(
     return None
 
 
-@llm_group.command("explore")
-@click.argument("model")
+@llm_group.command("explore", short_help="From a model and a text to a dashboard.")
+@click.argument("model", type=WORD)
 @click.option("--site", required=True, help="submodule, or a wildcard that matches one")
 @text_options
 @output_option(files.refuse_folder, required=True, help="folder for store, run and dashboard")

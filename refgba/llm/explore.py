@@ -37,12 +37,12 @@ from refgba.llm.models import Model
 from refgba.llm.text import Fingerprint, TextOptions
 from refgba.llm.unembedding import Unembedding
 from refgba.runs import folder, launch
-from refgba.runs.forecast import forecast, told
+from refgba.runs.forecast import about, forecast, told
 from refgba.runs.held_out import FEWEST, SHARE, Choice
 from refgba.runs.judging import Counting, silent
 from refgba.runs.launch import Launch, Say, Waiting
 from refgba.runs.settings import Request
-from refgba.runs.trainer import TrainingError
+from refgba.runs.trainer import Diverged, TrainingError
 
 PARTS = ("store", "run", "dashboard")  # The folder has these parts.
 TIMED = 2  # The forecast times so many batches, after one that it does not.
@@ -61,7 +61,7 @@ class Expected:
     def __str__(self) -> str:
         whole = self.harvest + self.training + self.dashboard
         return (
-            f"about {told(whole)} altogether: {told(self.harvest)} to harvest, {told(self.training)} to train, "
+            f"{about(whole)} altogether: {told(self.harvest)} to harvest, {told(self.training)} to train, "
             f"{told(self.dashboard)} for the dashboard"
         )
 
@@ -156,6 +156,8 @@ class Exploration:
     def launch(self, counting: Counting = silent, say: Say = id, waiting: Waiting = nullcontext) -> Launch:
         """The run, made ready to train or to go on; InputError as `begin` and `go_on` of `refgba.runs.launch`."""
         run, store = self.out / "run", self.out / "store"
+        if self.begun and folder.diverged(run):
+            raise InputError(str(self.failed(Diverged(f"{run}: has no result"))))
         if self.begun:
             return launch.go_on(run, store, Request(), say, waiting)
         self._sweep(run)

@@ -22,7 +22,7 @@ import numpy as np
 from refgba.data import files
 from refgba.data.store import FORMAT, META, Raw, read_meta
 from refgba.data.writer import Writer
-from refgba.errors import InputError
+from refgba.errors import InputError, unwritten
 from refgba.llm.contexts import Context
 from refgba.llm.records import SUFFIX, WHY, Tokens
 from refgba.runs.schema import Table, optional, require, text, whole
@@ -173,7 +173,7 @@ class Site:
             self._lock()
             self._meta(False)
         except OSError as error:
-            raise InputError(f"{self.out}: cannot be written ({error.strerror or error})") from None
+            raise unwritten(self.out, error) from None
 
     def seen(self, shards: int) -> Seen:
         """What came before the shard of this number."""
@@ -244,7 +244,7 @@ class Site:
             self._meta(complete)
             files.sweep(self.out)
         except OSError as error:
-            raise InputError(f"{self.out}: cannot be written ({error.strerror or error})") from None
+            raise unwritten(self.out, error) from None
         return None
 
     def _end_without_rows(self, writer: Writer, complete: bool) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import click
-from click.core import ParameterSource
 
 from refgba import backends
 from refgba.config import GBAConfig
@@ -19,14 +18,15 @@ from refgba.oracle.place import Starts
 from refgba.oracle.window import opened
 from refgba.recipe import RECIPES
 from refgba.runs import console
-from refgba.runs.options import json_option, output_option
+from refgba.runs.given import given, refuse_unused
+from refgba.runs.options import PATH, Finite, json_option, output_option
 from refgba.runs.settings import Request
 from refgba.types import Activation, Dtype
 
 PAGE = Path(__file__).with_name("format.md")
 
 
-@click.group("oracle")
+@click.group("oracle", short_help="Check another implementation of GBA.")
 def oracle_group() -> None:
     """Check another implementation of GBA: what every step must give, and which quantity is the first to differ."""
 
@@ -44,10 +44,10 @@ class Steps(click.ParamType[tuple[int, int]]):
         return int(parts[0]), int(parts[1])
 
 
-@oracle_group.command("record")
-@output_option(files.refuse_existing, files.refuse_place, required=True, help="new folder")
+@oracle_group.command("record", short_help="Record the reference, step by step.")
+@output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest")
-@click.option("--config", "config_file", type=Path, help="JSON file of settings; flags win over it")
+@click.option("--config", "config_file", type=PATH, help="JSON file of settings; flags win over it")
 @click.option("--d", type=click.IntRange(1), default=5, help="dimensions of the rows")
 @click.option("--width", type=int, help=f"M  [default: {traces.SMALL['width']}]")
 @click.option("--batch", type=int, help=f"L  [default: {traces.SMALL['batch']}]")
@@ -57,22 +57,20 @@ class Steps(click.ParamType[tuple[int, int]]):
 @click.option("--activation", type=click.Choice(get_args(Activation)), help="what passes an open gate")
 @click.option("--untied/--tied", default=None, help="a decoder of its own")
 @click.option("--ties", is_flag=True, help="decisions exactly at their limits, with settings of its own")
-@click.option("--run", type=Path, help="record steps of the run in this folder, on its data, whatever its dtype")
+@click.option("--run", type=PATH, help="record steps of the run in this folder, on its data, whatever its dtype")
 @click.option("--window", type=Steps(), help="which steps of --run  [default: two on each side of the change of phase]")
-@click.option("--data", type=Path, help="where the data of --run are, if they have moved")
-@click.pass_context
+@click.option("--data", type=PATH, help="where the data of --run are, if they have moved")
 def oracle_record(
-    ctx: click.Context, /, out: Path, recipe: str, config_file: Path | None, d: int, first: int | None, ties: bool,
+    out: Path, recipe: str, config_file: Path | None, d: int, first: int | None, ties: bool,
     run: Path | None, window: tuple[int, int] | None, data: Path | None, **flags: Any,
 ) -> None:  # fmt: skip
     """Record a trace of the reference in float64: every quantity of every step, on synthetic rows or those of a run."""
-    given = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE} - {"out"}
-    if run is None and given & {"window", "data"}:
-        raise InputError("--window and --data are of a run; name it with --run")
-    if run is not None and given - {"run", "window", "data"}:
-        raise InputError("--run has settings of its own; only --window and --data can be given")
-    if ties and given - {"ties"}:
-        raise InputError("--ties has settings of its own; no other can be given")
+    if run is None:
+        refuse_unused(("window", "data"), "without --run, the run that it is of")
+    else:
+        refuse_unused(given().keys() - {"out", "run", "window", "data"}, "with --run, which has settings of its own")
+    if ties:
+        refuse_unused(given().keys() - {"out", "ties"}, "with --ties, which has settings of its own")
     origin: dict[str, Any] = {}
     if run is not None:
         part = opened(run, window, data)
@@ -81,7 +79,7 @@ def oracle_record(
     elif ties:
         trace = traces.ties()
     else:
-        config = cast(GBAConfig, Request(flags, "gba", recipe, config_file).config(d, **traces.SMALL))
+        config = cast(GBAConfig, Request(flags, "gba", recipe, config_file, strict=True).config(d, **traces.SMALL))
         trace = traces.example(replace(config, dtype="float64"), d, first)
     traces.write_trace(trace, out, origin)
     steps = f"steps {trace.first} to {trace.numbers[-1]}" if origin else f"{trace.steps} steps"
@@ -90,11 +88,11 @@ def oracle_record(
     console.line(f"Wrote {out}: {steps} of {neurons}, {len(trace.arrays)} arrays{came}")
 
 
-@oracle_group.command("settings")
-@click.argument("given", type=Path, required=False)
+@oracle_group.command("settings", short_help="Print the settings that `train` derives.")
+@click.argument("given", type=PATH, required=False)
 @click.option("--d", type=click.IntRange(1), required=True, help="dimensions of the rows")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest")
-@click.option("--config", "config_file", type=Path, help="JSON file of settings that are chosen; flags win over it")
+@click.option("--config", "config_file", type=PATH, help="JSON file of settings that are chosen; flags win over it")
 @click.option("--width", type=int, help="M  [default: from the recipe]")
 @click.option("--steps", type=int, help="T  [default: from the recipe]")
 @click.option("--batch", type=int, help="L  [default: from the recipe]")
@@ -115,7 +113,7 @@ def oracle_settings(
     With GIVEN, a JSON object of such settings that a port derived, say which of them differ; exit status 1 when any
     does.
     """
-    config = cast(GBAConfig, Request(flags, "gba", recipe, config_file).config(d))
+    config = cast(GBAConfig, Request(flags, "gba", recipe, config_file, strict=True).config(d))
     right = derived.derived(config)
     if given is None:
         lines = (f"{name:13} {value}" for name, value in right.items())
@@ -132,12 +130,12 @@ def oracle_settings(
     ctx.exit(1 if wrong else 0)
 
 
-@oracle_group.command("check")
-@click.argument("trace", type=Path)
-@click.argument("candidate", type=Path)
+@oracle_group.command("check", short_help="Name the first quantity that deviates.")
+@click.argument("trace", type=PATH)
+@click.argument("candidate", type=PATH)
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0, 1, True, True),
+    type=Finite(0, 1, True, True),
     help="relative to the size of each quantity  [default: by the dtype]",
 )
 @json_option
@@ -152,9 +150,9 @@ def oracle_check(ctx: click.Context, trace: Path, candidate: Path, tolerance: fl
     ctx.exit(0 if report.agrees else 1)
 
 
-@oracle_group.command("dump")
-@click.argument("trace", type=Path)
-@output_option(files.refuse_existing, files.refuse_place, required=True, help="new folder")
+@oracle_group.command("dump", short_help="Write down what one of our backends does.")
+@click.argument("trace", type=PATH)
+@output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--backend", required=True, help="what computes; see `refgba backends`")
 @click.option("--dtype", type=click.Choice(get_args(Dtype)), default="float32", help="arithmetic")
 @click.option("--starts", type=click.Choice(traces.STARTS), default="trace", help="from which state each step starts")
@@ -166,7 +164,7 @@ def oracle_dump(trace: Path, out: Path, backend: str, dtype: Dtype, starts: Star
     console.line(f"Wrote {out}: {len(arrays)} arrays of {backend} in {dtype}")
 
 
-@oracle_group.command("format")
+@oracle_group.command("format", short_help="Print how traces and dumps are written.")
 def oracle_format() -> None:
     """Print the page that describes traces and dumps."""
     console.lines(PAGE.read_text(encoding="utf-8").removesuffix("\n"))

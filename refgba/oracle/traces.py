@@ -105,15 +105,10 @@ def _settings(trace: Trace) -> dict[str, Any]:
 
 
 def _write(arrays: Mapping[str, Value], starts: Starts, out: Path, more: Mapping[str, Any]) -> None:
-    files.refuse_existing(out)
     index = {"format": FORMAT, "version": VERSION, "starts": starts, "refgba": __version__, **more}
     # safetensors writes an array's memory as it lies, whatever its strides say
     data = save({name: np.asarray(value, order="C") for name, value in arrays.items()})
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        files.write_folder(out, {ARRAYS: data, INDEX: json.dumps(index, indent=1).encode() + b"\n"})
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+    files.write_new_folder(out, {ARRAYS: data, INDEX: json.dumps(index, indent=1).encode() + b"\n"})
 
 
 def read_trace(path: Path) -> Trace:

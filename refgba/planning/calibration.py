@@ -26,6 +26,7 @@ from scipy.optimize import nnls
 from refgba import backends
 from refgba.baselines import METHODS
 from refgba.data import files
+from refgba.data.outputs import result
 from refgba.errors import InputError
 from refgba.planning.costs import TERMS, numba_bytes, numba_work
 from refgba.runs import forecast
@@ -109,6 +110,7 @@ FIELDS: Table = {
     "base": whole(0),
     "checks": each(has(CHECK)),
 }
+OUTPUT = result("a calibration of `refgba plan`", "machine", "threads", "rates", "base", "checks", suffix=".json")
 
 
 def read(path: Path | None) -> Calibration:
@@ -123,8 +125,8 @@ def read(path: Path | None) -> Calibration:
 
 
 def write(calibration: Calibration, path: Path) -> None:
-    """Make or replace the file of a calibration; InputError, naming it, when it cannot be written."""
-    files.write_output(path, json.dumps(asdict(calibration), indent=1).encode() + b"\n")
+    """Make or replace the file of a calibration; InputError, naming it, when it cannot be written, or is another."""
+    OUTPUT.write_json(path, asdict(calibration))
 
 
 def fitted(sizes: list[Size]) -> Calibration:

@@ -9,20 +9,19 @@ from typing import Any, get_args
 
 import click
 
-from refgba.data import files
 from refgba.planning import calibration, plans
 from refgba.planning.calibration import Calibration
 from refgba.planning.devices import DEVICES, MEASURED, NETWORKS, PRODUCTS, STREAMS
 from refgba.planning.plans import HERE, Plan, Wish
 from refgba.runs import capacity, console
-from refgba.runs.forecast import told
-from refgba.runs.options import json_option, output_option
+from refgba.runs.forecast import sized, told
+from refgba.runs.options import PATH, Finite, json_option, output_option
 from refgba.types import Dtype
 
 COUNT = click.IntRange(1, 10**15)
 
 
-@click.command("plan")
+@click.command("plan", short_help="Say what a run would take elsewhere.")
 @click.option("--d", type=click.IntRange(1, 2**24), required=True, help="dimensions of the activations")
 @click.option("--width", type=click.IntRange(10, 2**40), required=True, help="M, the number of neurons")
 @click.option("--tokens", type=COUNT, required=True, help="rows to train on, each seen once")
@@ -32,11 +31,13 @@ COUNT = click.IntRange(1, 10**15)
 @click.option("--device", default="h100", help=f"{HERE}: this processor with numba; or {', '.join(DEVICES)}")
 @click.option("--ranks", type=click.IntRange(1, plans.MOST_RANKS), default=1, help="P, how many of them")
 @click.option("--network", default="infiniband", help=f"between machines: {', '.join(NETWORKS)}")
-@click.option("--hours", type=click.FloatRange(0, min_open=True), help="that the smallest machine may take")
+@click.option("--hours", type=Finite(0, min_open=True), help="most hours that the smallest machine may train")
 @click.option("--model", type=COUNT, default=8 * 10**9, help="parameters of the language model that is harvested")
 @click.option("--measure", is_flag=True, help="calibrate the numba backend here first, in a minute")
-@click.option("--calibration", "source", type=Path, help="of --measure -o  [default: the one that comes along]")
-@output_option(files.refuse_output, help="with --measure: write the calibration to this .json file")
+@click.option(
+    "--calibration", "source", type=PATH, help="file that --measure -o wrote  [default: one that comes along]"
+)
+@output_option(calibration.OUTPUT.refuse, help="with --measure: write the calibration to this .json file")
 @json_option
 def plan_command(
     d: int, width: int, tokens: int, batch: int, dtype: str | None, untied: bool, device: str, ranks: int, network: str,
@@ -80,7 +81,7 @@ def plan_command(
         console.line(f"No machine of the table with up to {plans.MOST_RANKS:,} devices does it{limit}")
     else:
         console.line(
-            f"The smallest machine that does it{limit}: {_devices(least)}, {least.bytes / 1e9:.3g} GB each, "
+            f"The smallest machine that does it{limit}: {_devices(least)}, {sized(least.bytes)} each, "
             f"{told(least.hours * 3600)}"
         )
     return show_errors(plan, here, old)
@@ -107,7 +108,7 @@ def measured(before: Calibration) -> Calibration:
 def show(wish: Wish, plan: Plan) -> None:
     """A plan, line by line."""
     rows = [
-        ("memory per rank", f"{plan.bytes / 1e9:.3g} GB" + ("" if plan.fits else ": more than there is")),
+        ("memory per rank", sized(plan.bytes) + ("" if plan.fits else ": more than there is")),
         ("step", f"{plan.step * 1e3:.3g} ms, most of it {plan.limit}"),
         ("FLOPs per step and rank", "" if plan.flops is None else f"{plan.flops:.3g} in products"),
         ("bytes per step and rank", "" if plan.passes is None else f"{plan.passes:.3g} in passes over memory"),
@@ -117,7 +118,7 @@ def show(wish: Wish, plan: Plan) -> None:
             "training",
             f"{told(plan.hours * 3600)}, of it {told(plan.hold_hours * 3600)} to compare all pairs of neurons",
         ),
-        ("activations on disk", f"{plan.disk / 1e12:.3g} TB in float16"),
+        ("activations on disk", f"{sized(plan.disk)} in float16"),
         (
             "harvest",
             ""

@@ -82,6 +82,8 @@ def planned(wish: Wish, name: str, ranks: int, network: str, here: Calibration, 
     """What a wish takes on so many ranks; memory: bytes of this machine.  InputError for what cannot be spread."""
     if network not in NETWORKS:
         raise InputError(f"there is no network {network!r}; the networks are {', '.join(NETWORKS)}")
+    if name not in (HERE, *DEVICES):
+        raise InputError(f"there is no device {name!r}; the devices are {', '.join((HERE, *DEVICES))}")
     if ranks > wish.M:
         raise InputError(f"{ranks} ranks are more than {wish.M} neurons: choose at most so many")
     return _here(wish, ranks, here, memory) if name == HERE else _gpus(wish, name, ranks, network)

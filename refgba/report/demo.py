@@ -14,7 +14,9 @@ import numpy as np
 
 import refgba.report.charts as charts
 from refgba.config import Settings
+from refgba.data.files import quoted
 from refgba.report.page import Html, Section, element, grid, join, legend, page, resource
+from refgba.report.pages import DEMO
 from refgba.report.plot import WIDTH, Axis, Plot
 from refgba.report.run import RunData, Truth
 from refgba.report.words import percent
@@ -86,10 +88,10 @@ def demo_page(demo: Demo, evaluation: Evaluation, result: dict[str, Any], plane:
         every = charts.frequencies([("the run", evaluation.frequency)], groups.target if groups else None)
         body = grid(plot.figure(alt, title, charts.ABOUT_TARGETS), every)
         sections.append(Section("Neurons fire as often as they should", body, why))
-    commands = [f"refgba report {demo.launch.path}", "refgba train activations.npy -o runs/mine"]
+    commands = [f"refgba report {quoted(demo.launch.path)}", "refgba train activations.npy -o runs/mine"]
     after = element("ul", *(element("li", element("code", line)) for line in commands))
     sections.append(Section("Go on", after, "All neurons of this run one by one; and a run on activations of yours."))
-    return page("Features being found", lead, sections)
+    return page(DEMO, lead, sections)
 
 
 def picture(looks: Sequence[Look], config: Settings, frequency: Array, plane: Plane) -> str:

@@ -19,6 +19,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
 MISSING = "these figures are drawn with matplotlib, which is not installed: pip install matplotlib"
 SERIES = ("#1f5fbf", "#c2410c", "#0f7b4f", "#8b3fb5", "#8a6100", "#b3205f")  # --s1 to --s6 of the light scheme
 DASHES = ("", "6 3", "2 2", "8 2 2 2")  # No line differs from another by its colour alone.
+# So pages of every version begin.
+BEGINNING = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; """
+BESIDE = " 'self' file:"  # in the policy of a page that loads others
+HEAD = 2**16  # bytes that hold the title of any page
 NARROW = 4.2  # Inches of a figure whose text is as large as the page's at the width of a telephone.
 
 _VOID = {"br", "hr", "img", "input", "link", "meta"}
@@ -204,14 +213,12 @@ def page(
     if re.search(r"</script|<!--", script, re.IGNORECASE):
         raise ValueError("the script of a page must not hold </script or <!--")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    policy += " 'self' file:" if beside else ""
+    policy = f"img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    policy += BESIDE if beside else ""
     anchors = _anchors(sections)
     links = [element("li", element("a", s.title, href=f"#{a}")) for s, a in zip(sections, anchors, strict=True)]
     return join(
-        Html("<!DOCTYPE html>\n"),
-        Html('<html lang="en">\n<head>\n<meta charset="utf-8">\n'),
-        Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'),
+        Html(f'{BEGINNING}{policy}">\n'),
         Html('<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
         Html('<meta name="color-scheme" content="light dark">\n'),
         element("title", title),
@@ -225,6 +232,16 @@ def page(
         Html(f"<script>{script}</script>\n" if script else ""),
         Html("</body>\n</html>\n"),
     )
+
+
+def title_of(path: Path) -> str | None:
+    """The title, as markup, of a page that stands alone, of any version of this program; None for every other file."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    title = re.search(rb"<title>(.*?)</title>", head, re.DOTALL)
+    if not head.startswith(BEGINNING.encode()) or title is None or BESIDE.encode() in head[: title.start()]:
+        return None
+    return title[1].decode(errors="replace")
 
 
 def _section(section: Section, anchor: str) -> Html:

@@ -220,7 +220,8 @@ class Evaluation:
         """
         self._require_rows()
         if not self._x.deviation.any():
-            raise InputError("FVU is undefined: all rows of the data are equal; give rows that differ")
+            same = "there is one row" if self._x.rows == 1 else "all rows of the data are equal"
+            raise InputError(f"FVU is undefined: {same}; give rows that differ")
         return float(self._error / self._x.deviation.sum())
 
     @property

@@ -15,12 +15,13 @@ import click
 import numpy as np
 
 from refgba.backends.base import AnyConfig
+from refgba.data.files import quoted
 from refgba.data.remarks import remarks, statistics
 from refgba.data.store import META, Store, open_store
-from refgba.errors import InputError
+from refgba.errors import FAILING, InputError
 from refgba.runs import interrupts
 from refgba.runs.demo import Demo
-from refgba.runs.forecast import Forecast, forecast, told
+from refgba.runs.forecast import Forecast, about, forecast, sized
 from refgba.runs.launch import Launch
 from refgba.runs.log import Progress
 from refgba.runs.signals import Stopped, signals, steady_stderr
@@ -37,7 +38,7 @@ HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.2 show
 
 
 class Commands(click.Group):
-    """Turns a mistake in the input into one line and exit status 2, a failed run into one line and 1.
+    """Turns a mistake in the input into one line and exit status 2, a failure of the machine or the run into 1.
 
     Ctrl-C is one line and `interrupts.STATUS`, and nothing else is taken for it.
     """
@@ -60,9 +61,12 @@ class Commands(click.Group):
         except click.UsageError as error:
             if isinstance(error, HELP):
                 raise
-            raise click.UsageError(escaped(error.format_message()), error.ctx) from None
+            message = error.format_message()
+            if isinstance(error, click.MissingParameter):  # whose choices click lists one per line
+                message = " ".join(message.split())
+            raise click.UsageError(escaped(message), error.ctx) from None
         except InputError as error:
-            _fail(ctx, str(error), 2)
+            _fail(ctx, str(error), error.status)
         except TrainingError as error:
             _fail(ctx, str(error), 1)
         except Stopped as stopped:
@@ -84,7 +88,8 @@ class Commands(click.Group):
         except BrokenPipeError:
             raise  # click ends quietly
         except OSError as error:
-            _fail(ctx, f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+            message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            _fail(ctx, message, 1 if error.errno in FAILING else 2)
 
 
 def _fail(ctx: click.Context, message: str, status: int) -> None:
@@ -180,15 +185,13 @@ def show_trained(run: Launch, result: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(result))
         return
     show_groups(result.get("groups", []))
+    judging = f"{program()} evaluate {quoted(run.path)} DATA"
     line(f"On rows it was trained on: {summary(result)}")
     if run.held_out is None:
-        line(f"No rows were held out; on others it does worse, which {program()} evaluate {run.path} DATA would show.")
+        line(f"No rows were held out; on others it does worse, which {judging} would show.")
     else:
         line(f"On {run.held_out.name}: {summary(result['held_out'])}")
-    line(
-        f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  "
-        f"On other data: {program()} evaluate {run.path} DATA"
-    )
+    line(f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  On other data: {judging}")
 
 
 def off_target(config: AnyConfig, l0: float) -> str:
@@ -222,8 +225,8 @@ def what(run: Launch, expected: Forecast) -> str:
     since = f", of which {run.done} are done" if run.done else ""
     return (
         f"M = {config.width} neurons on {len(run.data)} rows of d = {run.data.d}, {config.steps} steps of "
-        f"{config.batch} rows{since}; {run.name} in {config.dtype} takes about "
-        f"{told(expected.seconds)}, with {expected.bytes / 1e9:.1f} GB of memory"
+        f"{config.batch} rows{since}; {run.name} in {config.dtype} takes "
+        f"{about(expected.seconds)}, with {sized(expected.bytes)} of memory"
         + (f" on each of {run.ranks.size} ranks" if run.ranks.size > 1 else "")
     )
 
@@ -311,7 +314,8 @@ def show_demo(demo: Demo, result: dict[str, Any]) -> None:
     line()
     line(f"See features being found: {demo.page}, in a browser")
     line(f"The run is in {run.path}, trained in {result['seconds']:.0f} s.  Judge it again, or on data of your own:")
-    line(f"  {program()} evaluate {run.path} {run.path}/data/X.npy --truth {run.path}/data/V.npy")
+    x, v = (quoted(run.path / "data" / name) for name in ("X.npy", "V.npy"))
+    line(f"  {program()} evaluate {quoted(run.path)} {x} --truth {v}")
 
 
 def show_bands(band: Band, frequencies: Band) -> None:
@@ -357,7 +361,7 @@ def show_store(path: Path, facts: dict[str, Any]) -> None:
     """A store of activations, by its `refgba.data.pack.info`."""
     fewest, most = facts["rows_per_shard"]
     line(
-        f"{path}: {facts['rows']} rows of d = {facts['d']} in {facts['dtype']}, {facts['bytes'] / 1e9:.3g} GB, "
+        f"{path}: {facts['rows']} rows of d = {facts['d']} in {facts['dtype']}, {sized(facts['bytes'])}, "
         f"{shards(facts['shards'])} of "
         f"{fewest if fewest == most else f'{fewest} to {most}'} rows, "
         f"{facts['checksums']} with a checksum{'' if facts['complete'] else '; still being written'}"

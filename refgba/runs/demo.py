@@ -70,6 +70,9 @@ def begin(
 
     weights: a key of `refgba.model.WEIGHTS`.  The seed of the settings is that of the data too.
     """
+    data, fresh = path / "data" / "X.npy", path / "data" / "held-out.npy"
+    for file in (fresh, path / PAGE):
+        files.refuse_new_file(file)
     request, defaults = customary(request)
     planned = plan(path, request, D, say, waiting, steps=STEPS, **defaults)
     if rows > 0:  # fewer are refused below
@@ -77,7 +80,6 @@ def begin(
     seed = planned.config.seed
     truth = replace(model.imbalanced(seed), weights=weights)
     about = {"set": "imbalanced", "weights": weights, "seed": seed}
-    data, fresh = path / "data" / "X.npy", path / "data" / "held-out.npy"
     synthetic.write(truth, rows, data.parent, about, keep_H=False)
     drawn = io.BytesIO()
     np.save(drawn, truth.draw(rows, rows + HELD_OUT).X)

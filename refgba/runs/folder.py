@@ -37,7 +37,7 @@ from refgba.config import Settings, config_from_json
 from refgba.data import files
 from refgba.data.activations import PLACE, Activations
 from refgba.data.store import DTYPES, LARGEST, checksum
-from refgba.errors import InputError
+from refgba.errors import InputError, unwritten
 from refgba.runs import held_out, parts
 from refgba.runs.parts import whole_name
 from refgba.runs.schema import (
@@ -58,6 +58,7 @@ from refgba.types import Float64, Int64
 
 CONFIG, ABOUT, DATA, METRICS, FINAL = "config.json", "about.json", "data.safetensors", "metrics.jsonl", "final"
 HELD_OUT = "held_out"  # in about.json what they are, in data.safetensors their numbers
+DIVERGED = "diverged"  # in about.json the step by which training had diverged, if it did
 SMALL = 2**24  # bytes: reading a file of this size for nothing costs little
 PARAMS, TRAINING, STATE = "params.safetensors", "training.safetensors", "state.json"
 
@@ -71,6 +72,7 @@ ABOUT_FIELDS: Table = {
     "refgba": optional(text),
     "recipe": optional(text),
     "extended": optional(each(has({"at": whole(0), "steps": whole(1)}))),
+    DIVERGED: optional(whole(0)),
     HELD_OUT: optional(has(held_out.FIELDS)),  # not in what earlier versions wrote, nor where nothing is held out
     "checkpoints": {"every": whole(0), "keep": whole(1)},
     "data": {
@@ -165,11 +167,17 @@ def refuse_existing(path: Path) -> None:
         raise InputError(f"{path}: already holds a run; choose another folder or remove it")
     for name in (CONFIG, METRICS, ABOUT, DATA):
         if os.path.lexists(path / name):
-            if name == CONFIG:  # `create` writes it last: what a run begins with is whole
-                state = f"of a run that did not finish; `refgba train --resume {path}` goes on with it, or"
+            if diverged(path):
+                state = f"of a run that did not finish: {diverged(path)}, and"
+            elif name == CONFIG:  # `create` writes it last: what a run begins with is whole
+                state = f"of a run that did not finish; {_going_on(path)}, or"
             else:
                 state = f"but no {CONFIG}, so there is no run to go on with;"
             raise InputError(f"{path}: holds {name} {state} choose another folder or remove it")
+
+
+def _going_on(path: Path) -> str:
+    return f"`refgba train --resume {files.quoted(path)}` goes on with it"
 
 
 def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activations) -> None:
@@ -182,14 +190,17 @@ def create(path: Path, config: Settings, about: Mapping[str, Any], data: Activat
     if data.centre is not None:
         arrays["centre"] = data.centre
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        files.write(path / DATA, save(arrays))
-        write_about(path, about)
-        write_config(path, config)
+        with files.made(path):
+            try:
+                files.write(path / DATA, save(arrays))
+                write_about(path, about)
+                write_config(path, config)
+            except OSError:
+                for name in (CONFIG, ABOUT, DATA):
+                    (path / name).unlink(missing_ok=True)
+                raise
     except OSError as error:
-        for name in (CONFIG, ABOUT, DATA):
-            (path / name).unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+        raise unwritten(path, error) from None
 
 
 def read_config(path: Path) -> AnyConfig:
@@ -206,6 +217,15 @@ def read_about(path: Path) -> dict[str, Any]:
     about = files.read_json(path / ABOUT, 2**28)  # it lists the shards of the data
     require(path / ABOUT, about, ABOUT_FIELDS)
     return about
+
+
+def diverged(path: Path) -> str:
+    """In words, that training diverged in a run that has no result; nothing where it did not, as far as is recorded."""
+    try:
+        step = read_about(path).get(DIVERGED)
+    except InputError:
+        return ""
+    return "" if step is None else f"training diverged by step {step}; begin anew with a lower lr"
 
 
 def write_config(path: Path, config: Settings) -> None:
@@ -335,9 +355,10 @@ def open_network(path: Path, ranks: Ranks = ALONE) -> Network:
     """
     if (path / CONFIG).is_file() and (path / ABOUT).is_file() and not (path / STATE).exists():
         if not (path / FINAL).is_dir():
+            how = diverged(path) or _going_on(path)
             raise InputError(
-                f"{path}: the run has not finished, it has no {FINAL}/; `refgba train --resume {path}` goes on with it,"
-                " and a checkpoint in it can be named instead"
+                f"{path}: the run has not finished, it has no {FINAL}/; {how}, and a checkpoint in it can be named "
+                "instead"
             )
         path = path / FINAL
     if not (path / STATE).is_file():

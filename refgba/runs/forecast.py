@@ -22,6 +22,7 @@ from scipy.special import ndtri
 from refgba import recipe
 from refgba.backends.base import AnyConfig, Backend
 from refgba.baselines import METHODS
+from refgba.config import LARGEST
 from refgba.data.activations import Activations
 from refgba.sae import unit_rows
 from refgba.types import Array, Float64
@@ -49,7 +50,7 @@ def forecast(config: AnyConfig, backend: Backend, data: Activations, done: int =
     description = METHODS[config.method].description(config, None)
     formed = max(0, (description.formed or 0) - done)  # steps of the first phase to come
     x = unit_rows(np.random.default_rng(0).standard_normal((config.batch, d))).astype(config.master)
-    timed: Any = replace(config, lr=STEADY, steps=config.steps + MOST + 1)
+    timed: Any = replace(config, lr=STEADY, steps=min(config.steps + MOST + 1, LARGEST))
     seconds, busy = 0.0, 0.0 if done else busy_share(config)
     if formed:
         seconds += formed * _mixed(replace(timed, form=1.0), backend, x, min(1.0, busy * config.steps / formed))
@@ -142,6 +143,20 @@ def peak_bytes() -> int:
         if held:
             return 1024 * int(held[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def sized(count: float) -> str:
+    """A number of bytes in words, to three digits: 98.3 MB, 1.29 TB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} PB" if count < 999.5 else f"{count:,.0f} PB"
+
+
+def about(seconds: float) -> str:
+    """A duration that is not exact, in words: under 1 s, about 7 s."""
+    return told(seconds) if seconds < 1 else f"about {told(seconds)}"
 
 
 def told(seconds: float) -> str:

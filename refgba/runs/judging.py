@@ -19,7 +19,7 @@ from refgba.backends.base import AnyConfig, AnyParams, Backend
 from refgba.backends.comm import ALONE, Ranks
 from refgba.baselines import METHODS
 from refgba.config import Settings
-from refgba.data import files
+from refgba.data import files, outputs
 from refgba.data.activations import Activations, open_activations
 from refgba.data.remarks import remarks
 from refgba.data.store import load_matrix
@@ -122,9 +122,8 @@ def trained(run: Path) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        done = (
-            f"training is done and {run / folder.FINAL} complete: `refgba evaluate {run}` judges it where there is more"
-        )
+        again = f"`refgba evaluate {files.quoted(run)}` judges it where there is more"
+        done = f"training is done and {run / folder.FINAL} complete: {again}"
         raise MemoryError(f"{error}; {done}" if str(error) else done) from None
 
 
@@ -174,6 +173,12 @@ def arrays(evaluation: Evaluation, row: Callable[[Int64], Int64] | None = None) 
         top = measured["top_rows"]
         measured["top_rows"] = np.where(top < 0, top, row(top))
     return measured
+
+
+def refuse_output(path: Path) -> None:
+    """InputError, naming the path, unless `save` could make a new file of that name."""
+    files.refuse_new_file(path)
+    outputs.refuse_suffix(path, ".safetensors")
 
 
 def save(
@@ -368,7 +373,10 @@ def judge(
             evaluation = evaluate_dictionary(dictionary, chunks, tick, top, bins)
         else:
             evaluation = evaluate(opened.params, config, engine, chunks, tick, top, bins, opened.centre, ranks)
-    judged = ranks.first(lambda: result(evaluation, config) | check.record(drop_below, median) | recovered)
+    try:
+        judged = ranks.first(lambda: result(evaluation, config) | check.record(drop_below, median) | recovered)
+    except InputError as error:
+        raise InputError(f"{activations.store.path}: {error}") from None
     found = None
     if copied and ranks.size == 1:
         again = read(Check(activations.store, master, drop_zero_rows, check.smallest_kept), min(rows, ROWS))

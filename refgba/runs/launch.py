@@ -26,7 +26,7 @@ from refgba.runs.held_out import HeldOut
 from refgba.runs.judging import Counting, silent
 from refgba.runs.log import Progress
 from refgba.runs.parallel import require_agreement, surveyed
-from refgba.runs.settings import CUSTOMARY, Request, remarks
+from refgba.runs.settings import CUSTOMARY, Request, remarks, switch
 from refgba.runs.trainer import Saving, extended, resume_run, train_run
 
 Say = Callable[[str], object]  # It is told a remark.
@@ -111,7 +111,7 @@ class Plan:
         if self.config.batch > rows:
             besides = f" beside the {kept} held out" if kept else ""
             raise LargeBatch(
-                f"batch {self.config.batch} is more than the {rows} rows to train on{besides}; choose --batch {rows} "
+                f"--batch {self.config.batch} is more than the {rows} rows to train on{besides}; choose --batch {rows} "
                 "or less"
             )
 
@@ -127,6 +127,7 @@ def customary(request: Request) -> tuple[Request, dict[str, Any]]:
 
     The paper's recipe keeps to the paper in this too: numpy and float64, as the reference.
     """
+    request = replace(request, strict=True)
     if request.recipe == "paper":
         return request, {}
     return replace(request, backend=request.backend or backends.AUTO), dict(CUSTOMARY)
@@ -159,7 +160,7 @@ def choose(
 ) -> Choices:  # fmt: skip
     """Settings, checkpoints and backend of a new run on data of d dimensions; InputError for those that cannot be."""
     config = request.config(d, **defaults)
-    for remark in remarks(config):
+    for remark in remarks(config, switch if request.strict else str):
         say(remark)
     saving = Saving.of(config, request.checkpoint_every, request.keep)
     name = request.backend or "numpy"
@@ -196,8 +197,11 @@ def begin(
     centring = centring or ("off" if request.recipe == "paper" else "auto")
     refuse_share(drop_below)
     activations = _opened(data, choice, say)
+    trained, _ = held_out.keep_back(activations, choice)  # as far as the header tells: all that is wrong so is told now
     request, defaults = customary(request)
     planned = plan(path, request, activations.d, say, waiting, ranks, **defaults)
+    all_count = not drop_zero_rows and drop_below == 0
+    planned.refuse_batch(len(trained if all_count else activations), len(trained.held_out) if all_count else 0)
     with counting("checking", len(activations)) as tick:
         launch = planned.launch(activations, drop_zero_rows, tick, drop_below, centring, choice)
     for remark in launch.remarks:
@@ -268,6 +272,8 @@ def go_on(
     if data is None and not about["data"]["path"]:
         raise InputError(f"{path}: was trained on an array in memory; save those rows to a file and give it as DATA")
     capacity.refuse_too_large(name, config, about["data"]["d"], ranks.size, ranks.here)
+    if about.get(folder.DIVERGED) is not None and (config, name) == (record.config, about["backend"]):
+        raise InputError(f"{path}: {folder.diverged(path)}: as it is, it would only diverge again")
     activations = reopen(about["data"], record.dropped, record.crc, data, record.held_out, record.centre)
     kept = _held_out_of(record, config, activations, other, ranks)
     on_others = kept.record if kept else None

@@ -17,7 +17,7 @@ from refgba.data.activations import Activations
 from refgba.data.centre import Centring, centred
 from refgba.data.memory import forgotten
 from refgba.data.survey import survey
-from refgba.errors import InputError
+from refgba.errors import unwritten
 from refgba.runs import checkpoints, folder
 from refgba.runs.launch import Choices
 from refgba.runs.log import Log, Progress
@@ -52,7 +52,7 @@ class Record:
                 origin = {"step": state.t} | self.origin
                 folder.write_network(out / folder.FINAL, state.params, self.config, origin, centre=self.data.centre)
         except OSError as error:
-            raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+            raise unwritten(out, error) from None
 
 
 class MemoryRun:

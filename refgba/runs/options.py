@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import wraps
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -17,6 +18,47 @@ from refgba.recipe import RECIPES
 from refgba.runs import settings
 from refgba.runs.held_out import SHARE, Choice
 from refgba.runs.settings import Request
+
+
+class Finite(click.FloatRange):
+    """A number in a range: never NaN, which click lets through, as it is neither too small nor too large."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if not isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+EMPTY = "is empty; name a file or a folder"
+
+
+class Given(click.ParamType[Path]):
+    """A path that is not empty: what a variable that is not set leaves would otherwise be the current folder."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path."""
+        if value == "":
+            self.fail(EMPTY, param, ctx)
+        return Path(value)
+
+
+class Word(click.ParamType[str]):
+    """A name that is not empty."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name."""
+        if value == "":
+            self.fail("is empty; give a name", param, ctx)
+        return str(value)
+
+
+PATH, WORD = Given(), Word()
 
 _drop_zero_rows = click.option(
     "--drop-zero-rows", is_flag=True, help="skip rows that are all zeros instead of refusing them"
@@ -43,7 +85,7 @@ def held_out_options(command: Callable[..., Any]) -> Callable[..., Any]:
     share = f"share of the rows not to train on but to judge on, 0: none  [default: {SHARE}, at most {MOST:,} rows]"
     other = "other rows to judge on, as DATA; then all of DATA is trained on"
     with_choice = click.option("--held-out-share", type=float, metavar="SHARE", help=share)(with_choice)
-    return click.option("--held-out", type=Path, metavar="ROWS", help=other)(with_choice)
+    return click.option("--held-out", type=PATH, metavar="ROWS", help=other)(with_choice)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of stdout")
@@ -60,7 +102,7 @@ class Output(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path, if nothing refuses it."""
         if value == "":  # of a variable that is not set; a Path would be this folder
-            self.fail("is empty; name a file or a folder", param, ctx)
+            self.fail(EMPTY, param, ctx)
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if str(path) == "-" != value:
             path = path.absolute()  # of "./-": a Path forgets the dot
@@ -92,7 +134,7 @@ def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--method", type=click.Choice(CHOICES), help="ba is gba of one group  [default: gba]"),
         click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="what fills in the rest"),
-        click.option("--config", "config_file", type=Path, help="JSON file of settings; flags win over it"),
+        click.option("--config", "config_file", type=PATH, help="JSON file of settings; flags win over it"),
         click.option(
             "--backend", help="what computes; see `refgba backends`  [default: auto, numba where it runs, else numpy]"
         ),

@@ -29,8 +29,9 @@ from refgba.backends import comm
 from refgba.backends.comm import Ranks
 from refgba.data.activations import Activations
 from refgba.data.survey import Survey
-from refgba.errors import InputError
+from refgba.errors import FAILING, InputError
 from refgba.runs import witness
+from refgba.runs.given import refuse_unused
 from refgba.runs.sections import Sectioned
 from refgba.runs.signals import Stopped
 
@@ -53,6 +54,8 @@ class Ranked(click.Command):
         """Run the command; InputError unless all ranks have the same flags."""
         flags = {param.opts[0]: _plain(ctx.params.get(param.name or "")) for param in self.params}
         with joined(ctx.params.pop("broadcast_rows", True)) as ranks:
+            if not set(comm.LAUNCHED) & set(os.environ):
+                refuse_unused(["broadcast_rows"], "without mpiexec")
             require_agreement(ranks, {"flags": flags})
             ctx.params["ranks"] = ranks
             return super().invoke(ctx)
@@ -193,7 +196,11 @@ def _status(error: BaseException) -> int:
         return 128 + signal.SIGINT
     if isinstance(error, click.exceptions.Exit):
         return int(error.exit_code)
-    return 2 if isinstance(error, InputError | OSError | click.UsageError) else 1
+    if isinstance(error, InputError):
+        return error.status
+    if isinstance(error, OSError):
+        return 1 if error.errno in FAILING else 2
+    return 2 if isinstance(error, click.UsageError) else 1
 
 
 def require_agreement(ranks: Ranks, about: Mapping[str, Any]) -> None:

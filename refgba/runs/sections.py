@@ -25,9 +25,9 @@ def section(name: str) -> str:
         return essentials
     if name in OPTIMISER:
         return optimiser
-    gba = {setting.name: setting.metadata["help"] for setting in fields(METHODS["gba"].Config)}
+    gba = {setting.name: setting.metadata["ours"] for setting in fields(METHODS["gba"].Config)}
     if name in gba:
-        return ours if gba[name].startswith("ours:") else paper
+        return ours if gba[name] else paper
     theirs = {setting.name for method in METHODS.values() for setting in fields(method.Config)} - {"method"}
     return baselines if name in theirs else run
 

@@ -11,7 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -54,9 +54,9 @@ class Saving:
         """The values given, by default CHECKPOINTS per run and the newest two kept; InputError for impossible ones."""
         saving = cls(-(-config.steps // CHECKPOINTS) if every is None else every, cls.keep if keep is None else keep)
         if saving.every < 0:
-            raise InputError(f"checkpoint-every must not be negative, not {saving.every}")
+            raise InputError(f"--checkpoint-every must not be negative, not {saving.every}")
         if saving.keep < 1:
-            raise InputError(f"keep must be at least 1, not {saving.keep}")
+            raise InputError(f"--keep must be at least 1, not {saving.keep}")
         return saving
 
 
@@ -70,6 +70,14 @@ class TrainingError(RuntimeError):
 
     def __str__(self) -> str:
         return f"{self.what}; {self.remedy}"
+
+
+class Diverged(TrainingError):
+    """The loss or the parameters are no longer finite; the run cannot go on, and has no result."""
+
+    def __init__(self, what: str) -> None:
+        """what: what is not finite, and where."""
+        super().__init__(what, REMEDY)
 
 
 def train_run(
@@ -137,6 +145,7 @@ def resume_run(
         checkpoint = checkpoints.newest(path, record.config, data.fingerprint, say, ranks)
         done = checkpoint[0].t if checkpoint else 0
         about = record.about | {"data": record.about["data"] | {"path": data.record()["path"]}}
+        about.pop(folder.DIVERGED, None)  # it goes on otherwise than it did then
         if held_out is not None:
             about |= {folder.HELD_OUT: held_out}
         if config != record.config:
@@ -163,7 +172,7 @@ def resume_run(
 def extended(config: AnyConfig, steps: int) -> AnyConfig:
     """The settings of a run that goes on to more steps than it began with; InputError unless they are more."""
     if steps <= config.steps:
-        raise InputError(f"steps can only be more than the run's {config.steps}, not {steps}")
+        raise InputError(f"--steps can only be more than the run's {config.steps}, not {steps}")
     longer: AnyConfig = METHODS[config.method].extended(config, steps)
     return longer
 
@@ -208,6 +217,11 @@ class Training:
             if self.ranks.together():
                 self._save(state)  # the data failed: what was learned so far is kept
             raise
+        except Diverged:
+            if writes:
+                with suppress(OSError):  # of the two failures the divergence is the one to be told
+                    folder.write_about(writes, self.about | {folder.DIVERGED: state.t})
+            raise
         except OSError as error:
             if self.path is None:
                 raise
@@ -230,7 +244,7 @@ class Training:
     def _progress(self, state: Any, metrics: gba.Metrics) -> Progress:
         loss, config = float(metrics.loss), self.config
         if not math.isfinite(loss):
-            raise TrainingError(f"step {state.t}: the loss is {loss}", REMEDY)
+            raise Diverged(f"step {state.t}: the loss is {loss}")
         counters, own = self.backend.counters(state), self.ranks.own(config.width)
         frequency, groups = counters.counts / counters.rows, METHODS[config.method].groups(config)
         met = 0 if groups is None else np.count_nonzero(frequency <= groups.target[groups.group[own]])
@@ -262,7 +276,7 @@ class Training:
         # `_progress` sees few losses, of one step ago.
         broken = [name for name, array in host.params.arrays().items() if not np.isfinite(array).all()]
         for parameter in [name for names in self.ranks.everyone(broken) for name in names]:
-            raise TrainingError(f"step {state.t}: {parameter} is not finite", REMEDY)
+            raise Diverged(f"step {state.t}: {parameter} is not finite")
         if self.path:
             checkpoints.save(self.path, host, self.origin(), self.saving.keep, self.data.centre, self.ranks)
         self.saved = state.t
@@ -275,7 +289,8 @@ class Training:
 
     def _resumable(self) -> str:
         since = f"from its checkpoint at step {self.saved}" if self.saved else "from its beginning"
-        return f"`refgba train --resume {self.path}` goes on {since}"
+        assert self.path is not None  # nothing stops a run in memory
+        return f"`refgba train --resume {files.quoted(self.path)}` goes on {since}"
 
     def _stopped(self, step: int, number: int) -> Stopped:
         return Stopped(

@@ -18,7 +18,8 @@ from refgba.llm.dashboard.others import FORMATS, write_delphi, write_features
 from refgba.llm.dashboard.survey import Choice
 from refgba.llm.models import Model, open_model
 from refgba.runs import console
-from refgba.runs.options import json_option, output_option
+from refgba.runs.given import refuse_unused
+from refgba.runs.options import PATH, WORD, json_option, output_option
 
 DEFAULT = Choice()
 
@@ -44,12 +45,12 @@ def surveyed(run: Path, store: Path, choice: dict[str, Any]) -> Features:
     return features
 
 
-@click.command("dashboard")
-@click.argument("run", type=Path)
-@click.argument("store", type=Path)
-@click.argument("model", required=False)
+@click.command("dashboard", short_help="Show what each neuron fires on.")
+@click.argument("run", type=PATH)
+@click.argument("store", type=PATH)
+@click.argument("model", type=WORD, required=False)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder; open its index.html")
-@click.option("--other", type=Path, metavar="RUN", help="a run of another seed: each neuron's nearest in it")
+@click.option("--other", type=PATH, metavar="RUN", help="a run of another seed: each neuron's nearest in it")
 @choice_options
 @json_option
 def dashboard_command(
@@ -71,6 +72,8 @@ def dashboard_command(
 
 def fitting(run: Path, store: Path, model: str | None, device: str, other: Path | None = None) -> Model | None:
     """The model, open, if there is one; InputError, before all rows are read, for anything that does not fit."""
+    if model is None:
+        refuse_unused(["device"], "without MODEL")
     harvest = open_fitting(run, open_dictionary(run)[0], store)
     if other is not None:
         directions(other, harvest)
@@ -100,10 +103,10 @@ def summary(features: Features) -> dict[str, Any]:
     }
 
 
-@click.command("features")
-@click.argument("run", type=Path)
-@click.argument("store", type=Path)
-@click.argument("model", required=False)
+@click.command("features", short_help="Write what neurons fire on for other projects.")
+@click.argument("run", type=PATH)
+@click.argument("store", type=PATH)
+@click.argument("model", type=WORD, required=False)
 @output_option(files.refuse_full_folder, files.refuse_place, required=True, help="new folder")
 @click.option("--format", type=click.Choice(FORMATS), required=True, help="whose files to write")
 @choice_options
@@ -121,6 +124,7 @@ def features_command(
     if format == "delphi":
         if model is not None:
             raise InputError("delphi's files hold no effects on logits: leave MODEL out")
+        refuse_unused(["device", *choice], "on --format delphi, which has every activation")
         dictionary, _ = open_dictionary(run)
         harvest = open_fitting(run, dictionary, store)
         console.remark_unfinished(store)
