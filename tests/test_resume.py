@@ -233,9 +233,9 @@ def test_resuming_through_the_command_line_keeps_the_runs_settings(cli, X):
     for flags, complaint in [
         (["--lr", 1], "a run that goes on keeps its settings: --lr cannot be given with --resume"),
         (["-o", "other"], "a run that goes on keeps its settings: -o cannot be given with --resume"),
-        (["--steps", 50], "steps can only be more than the run's 60, not 50"),
-        (["--checkpoint-every", -1], "checkpoint-every must not be negative, not -1"),
-        (["--keep", 0], "keep must be at least 1, not 0"),
+        (["--steps", 50], "--steps can only be more than the run's 60, not 50"),
+        (["--checkpoint-every", -1], "--checkpoint-every must not be negative, not -1"),
+        (["--keep", 0], "--keep must be at least 1, not 0"),
     ]:
         refused = cli("train", "--resume", "run", *flags)
         assert (refused.exit_code, refused.stderr.splitlines()[-1]) == (2, f"Error: {complaint}")

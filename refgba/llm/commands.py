@@ -20,7 +20,7 @@ from refgba.llm.dashboard.commands import dashboard_command, features_command
 from refgba.recipe import RECIPES
 from refgba.runs import console, judging
 from refgba.runs.given import refuse_unused
-from refgba.runs.options import PATH, WORD, Finite, drop_options, json_option, output_option
+from refgba.runs.options import PATH, WORD, drop_options, json_option, output_option
 from refgba.runs.settings import Request
 from refgba.runs.signals import Stopped
 from refgba.runs.trainer import TrainingError
@@ -315,7 +315,7 @@ def effects_command(
 @click.option("--peak", "given", type=float, multiple=True, help="of each neuron  [default: measured on the harvest]")
 @text_flags(False, "measure peaks on this text instead; may repeat")
 @click.option("--new", type=click.IntRange(1), default=40, help="tokens to write")
-@click.option("--temperature", type=Finite(0), default=0.0, help="0 takes the likeliest token")
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, help="0 takes the likeliest token")
 @click.option("--random", type=click.IntRange(0), default=1, help="random directions of the same norm beside")
 @click.option("--seed", type=click.IntRange(0), default=0, help="of drawn tokens and random directions")
 @place_options
