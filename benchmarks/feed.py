@@ -3,7 +3,7 @@
     python benchmarks/feed.py --gb 20
 
 Makes a store of that size in a temporary folder (of random rows: only their number matters) and trains on it.  A
-round times WINDOWS windows of rows without a pause: once on READY batches that are on the device from the start, once
+round times some windows of rows without a pause: once on READY batches that are on the device from the start, once
 on the store, with its shards in the page cache or, in other rounds, dropped from it.  A step on the store takes longer
 by as much as training waits for rows: they are read, brought to unit norm and copied while earlier steps run.  The
 first window of a round is not timed, and nothing of the store is open while ready batches are trained on: each window
@@ -39,7 +39,6 @@ from refgba.data.survey import survey
 from refgba.data.writer import Writer
 from refgba.types import Array
 
-WINDOWS = 3  # that a round times
 ROWS = 65536  # different ones in the store
 READY = 4  # batches
 
@@ -50,6 +49,7 @@ READY = 4  # batches
 @click.option("--width", default=8192, show_default=True)
 @click.option("--batch", default=512, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
+@click.option("--windows", type=click.IntRange(1), default=3, show_default=True, help="that a round times")
 @click.option("--backend", default="numba", show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--in-turn", is_flag=True, help="on a GPU: a batch is copied only when all earlier steps are done")
@@ -57,8 +57,8 @@ READY = 4  # batches
 @click.option("--place", type=Path, default=Path(tempfile.gettempdir()), show_default=True, help="where the store goes")
 @click.option("--json", "as_json", is_flag=True)
 def main(
-    gb: float, d: int, width: int, batch: int, rounds: int, backend: str, dtype: str, in_turn: bool, seed: int,
-    place: Path, as_json: bool,
+    gb: float, d: int, width: int, batch: int, rounds: int, windows: int, backend: str, dtype: str, in_turn: bool,
+    seed: int, place: Path, as_json: bool,
 ) -> None:  # fmt: skip
     engine = load(backend, dtype)
     config = recipe.default(
@@ -75,7 +75,7 @@ def main(
         begin = time.perf_counter()
         data, _ = survey(data, config.master)
         result: dict[str, Any] = {"rows": len(data), "survey_gb_s": gb / (time.perf_counter() - begin)}
-        result |= _alone(data, config) | _training(engine, data, X, config, rounds, in_turn)
+        result |= _alone(data, config) | _training(engine, data, X, config, rounds, windows, in_turn)
     click.echo(
         f"{gb:g} GB, {result['rows']} rows of d {d} in float16; M {width}, L {batch}, {backend}, {dtype}, "
         f"{'copied in turn, ' if in_turn else ''}"
@@ -121,7 +121,9 @@ def _alone(data: Any, config: Any) -> dict[str, float]:
     return speeds
 
 
-def _training(engine: Any, data: Any, X: Array, config: Any, rounds: int, in_turn: bool) -> dict[str, float]:
+def _training(
+    engine: Any, data: Any, X: Array, config: Any, rounds: int, windows: int, in_turn: bool
+) -> dict[str, float]:
     """Steps on ready batches and on the store, in turns.  in_turn: copies to the device wait for all steps before."""
     result: dict[str, float] = {}
     params = gba.random_params(config, data.d)
@@ -154,13 +156,13 @@ def _training(engine: Any, data: Any, X: Array, config: Any, rounds: int, in_tur
         times: tuple[list[float], list[float]] = ([], [])
         with click.progressbar(range(rounds), label=name, file=sys.stderr) as bar:
             for _ in bar:
-                times[0].append(timed(ready, WINDOWS * window))
+                times[0].append(timed(ready, windows * window))
                 if name == "cold":
                     _drop(data)
                 batches = prefetched(map(put, feed.minibatches(data, config)))
                 store = steps(batches)
                 timed(store, window)
-                times[1].append(timed(store, WINDOWS * window))
+                times[1].append(timed(store, windows * window))
                 batches.close()
         result[f"{name}_ready_ms"], result[f"{name}_ms"] = map(statistics.median, times)
         result[f"{name}_ratio"] = statistics.median(b / a for a, b in zip(*times, strict=True))

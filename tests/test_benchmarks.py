@@ -234,7 +234,7 @@ def test_feed_times_windows_of_a_store_on_a_gpu(monkeypatch, tmp_path, in_turn):
     with engine("cupy emulated") as backend:
         monkeypatch.setattr(backend, "unusable", lambda: None)
         emulated_cupy.emulation.log = log = []
-        result = feed._training(backend, data, X, config, 1, in_turn)
+        result = feed._training(backend, data, X, config, 1, 3, in_turn)
     assert {"warm_ms", "cold_ms", "warm_ready_ms", "cold_ready_ms", "warm_ratio", "cold_ratio"} <= set(result)
     assert min(result[name] for name in result if name.endswith("_ms")) > 0
     assert [work.name for work in log].count("gate") == 1 + 2 * (3 + 1 + 3) * result["window_steps"]
@@ -288,8 +288,8 @@ def test_seeds_sums_up_runs():
 
 def test_feed_measures_a_store(tmp_path):
     printed = benchmark(
-        "feed.py", "--gb", "0.002", "--d", "16", "--width", "64", "--batch", "32", "--rounds", "2", "--place",
-        str(tmp_path), "--json",
+        "feed.py", "--gb", "0.002", "--d", "16", "--width", "64", "--batch", "2048", "--rounds", "1", "--windows", "1",
+        "--place", str(tmp_path), "--json",
     )  # fmt: skip
     assert json.loads(printed.splitlines()[-1])["rows"] > 0
 

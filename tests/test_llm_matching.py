@@ -94,7 +94,8 @@ def test_all_that_read_a_store_say_that_it_is_not_whole(cli, trained):
             *(("llm", "features", "run", "fresh", "--format", name) for name in ("saedashboard", "delphi")),
         )
     ):
-        result = cli(*command, *(() if "verify" in command else ("-o", f"out{k}")))
+        out = f"out{k}.safetensors" if command[0] == "evaluate" else f"out{k}"
+        result = cli(*command, *(() if "verify" in command else ("-o", out)))
         assert result.exit_code == 0, result.output
         remark = f"Note: fresh: has not been written to its end; these are the {rows} rows that it has so far"
         assert result.stderr.splitlines().count(remark) == 1, (command, result.stderr)
