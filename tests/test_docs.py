@@ -291,6 +291,8 @@ def test_the_navigation_of_the_site_names_pages_that_exist():
     made = {"api/refgba"}  # from the docstrings
     files = {page: Path(f"{ROOT if page.startswith('/') else ROOT / 'docs/'}/{page}.md") for page in pages}
     assert [page for page in pages if page not in made and not files[page].exists()] == []
+    lasting = {*(ROOT / "benchmarks").rglob("*.md"), *(ROOT / "docs").glob("*.md")} - {ROOT / "docs/index.md"}
+    assert lasting <= {file.resolve() for file in files.values()}, "`make docs` refuses pages that it does not lead to"
 
 
 # ---- doors: hooks, workflow and issue forms --------------------------------------------------------------------------
