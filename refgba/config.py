@@ -22,8 +22,8 @@ Baseline: TypeAlias = Literal["l1", "topk", "batchtopk", "jumprelu", "matryoshka
 
 Source: TypeAlias = Literal["groups", "data"]  # where the frequencies come from that Algorithm 2 aims at
 LARGEST = 2**31 - 1  # no count may exceed it: a larger one is mistyped, and asks for memory that no machine has
-# The default recipe adapts biases about so often per run, and a baseline empties its counters.  A run with fewer steps
-# does so at every step.
+# The default recipe adapts biases about this many times per run, and a baseline empties its counters.  A run with fewer
+# steps does so at every step.
 ADAPTATIONS = 150
 
 

@@ -12,6 +12,11 @@ from pathlib import Path
 FAILING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # of a disk that is full or fails
 
 
+def os_status(error: OSError) -> int:
+    """The exit status of a command that such an error ends: 1 where the disk failed, 2 where a path is wrong."""
+    return 1 if error.errno in FAILING else 2
+
+
 class InputError(ValueError):
     """Bad input or bad usage.  The message is one line, meant for a person.
 
@@ -29,7 +34,7 @@ class DiskError(InputError):
 
 def unwritten(path: Path, error: OSError) -> InputError:
     """What a user is told of a path that could not be written."""
-    kind = DiskError if error.errno in FAILING else InputError
+    kind = DiskError if os_status(error) == DiskError.status else InputError
     return kind(f"{path}: cannot be written ({error.strerror or error})")
 
 

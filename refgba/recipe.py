@@ -53,7 +53,7 @@ FIXED: dict[str, Any] = {
     "lr_decay": 0.5,
     "untied": True,
 }
-RELATIVE_ADAPTATIONS = 400  # A run with relative thresholds has so many, each as far as one of ADAPTATIONS.
+RELATIVE_ADAPTATIONS = 400  # A run with relative thresholds has this many, each as far as one of ADAPTATIONS.
 TRAVEL = 3.75  # how far a bias can move over a run, in peaks of its neuron: γ times the number of adaptations
 MEASURED_LR = 7.5e-3  # learning rate of measured targets, in runs of at most MEASURED_LR_STEPS
 MEASURED_LR_STEPS = 2000  # Longer runs have a lower learning rate.

@@ -6,6 +6,7 @@ A `Mutant` replaces text of the source of `second_port`, each piece of which occ
 from __future__ import annotations
 
 import inspect
+from types import ModuleType
 from typing import NamedTuple
 
 import second_port
@@ -27,15 +28,15 @@ class Mutant(NamedTuple):
     note: str | None = None
 
 
-def compiled(mutant):
-    """The port with a mistake in its source: `second_port.port`."""
-    source = inspect.getsource(second_port)
+def compiled(mutant, port=second_port):
+    """A port, which is a module, with a mistake in its source."""
+    source = inspect.getsource(port)
     for right, wrong in mutant.replace.items():
         assert source.count(right) == 1, f"{source.count(right)} times in the port: {right}"
         source = source.replace(right, wrong)
-    module = {}
-    exec(compile(source, mutant.name, "exec"), module)
-    return module["port"]
+    broken = ModuleType("broken_port")
+    exec(compile(source, mutant.name, "exec"), vars(broken))
+    return broken
 
 
 MUTANTS = [

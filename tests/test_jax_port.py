@@ -5,16 +5,15 @@ tests/jax_port.py is that port, tests/jax_mistakes.py what is put into it.
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from functools import cache
 from importlib import import_module
-from types import ModuleType
 
 import numpy as np
 import pytest
 from engines import library
 from jax_mistakes import MUTANTS
+from mutations import compiled
 from recorded import SHIPPED
 
 from refgba.oracle import compare, traces
@@ -75,20 +74,9 @@ def test_it_starts_as_the_page_says(port):
         assert compare(trace, start | dump, "own").agrees
 
 
-def with_mistake(port, mutant):
-    """The port with a mistake in its source."""
-    source = inspect.getsource(port)
-    for right, wrong in mutant.replace.items():
-        assert source.count(right) == 1, f"{source.count(right)} times in the port: {right}"
-        source = source.replace(right, wrong)
-    broken = ModuleType("broken_port")
-    exec(compile(source, mutant.name, "exec"), broken.__dict__)
-    return broken
-
-
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mistake_is_found_and_never_taken_for_another(port, mutant):
-    broken, trace = with_mistake(port, mutant), shipped(mutant.of)
+    broken, trace = compiled(mutant, port), shipped(mutant.of)
     for dtype, starts in WAYS:
         report = compare(trace, dumped(broken, trace, starts, dtype), starts)
         if report.agrees and dtype == "float32" and (mutant.note or "").endswith("float32"):

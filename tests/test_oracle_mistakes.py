@@ -19,7 +19,9 @@ from refgba.oracle.stepwise import names
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mistake_is_caught_and_named(mutant):
-    found = compare(recorded(mutant.of), compiled(mutant)(recorded(mutant.of), mutant.starts), mutant.starts).deviation
+    found = compare(
+        recorded(mutant.of), compiled(mutant).port(recorded(mutant.of), mutant.starts), mutant.starts
+    ).deviation
     assert found is not None
     assert found.name == mutant.quantity
     assert found.causes == ([mutant.cause] if mutant.cause else [])
@@ -30,14 +32,14 @@ def test_a_mistake_is_caught_and_named(mutant):
 def test_what_misled_a_porter_is_named(mutant, starts):
     for dtype, dump in ((np.float64, lambda arrays: arrays), (np.float32, halved)):
         trace = recorded(mutant.of)
-        found = compare(trace, dump(compiled(mutant)(trace, starts, dtype)), starts).deviation
+        found = compare(trace, dump(compiled(mutant).port(trace, starts, dtype)), starts).deviation
         assert (found.name, found.causes) == (mutant.quantity, [mutant.cause] if mutant.cause else []), str(found)
         assert mutant.note is None or mutant.note in found.notes
 
 
 @pytest.mark.parametrize("mutant", MUTANTS[3::5], ids=lambda mutant: mutant.name)
 def test_a_mistake_is_caught_and_named_in_float32_too(mutant):
-    dumped = halved(compiled(mutant)(recorded(mutant.of), mutant.starts, np.float32))
+    dumped = halved(compiled(mutant).port(recorded(mutant.of), mutant.starts, np.float32))
     found = compare(recorded(mutant.of), dumped, mutant.starts).deviation
     assert (found.name, found.causes) == (mutant.quantity, [mutant.cause] if mutant.cause else [])
 
@@ -56,7 +58,7 @@ def test_a_mistake_is_caught_and_named_in_float32_too(mutant):
 )
 def test_the_cause_is_found_upstream_of_what_is_shown(name, shown):
     mutant = next(mutant for mutant in MUTANTS if mutant.name == name)
-    dumped = compiled(mutant)(recorded(mutant.of), "trace")
+    dumped = compiled(mutant).port(recorded(mutant.of), "trace")
     found = compare(recorded(mutant.of), {k: v for k, v in dumped.items() if k.split("/")[1] in shown}).deviation
     assert found.name in shown
     assert found.causes == [mutant.cause]

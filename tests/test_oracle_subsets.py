@@ -70,7 +70,7 @@ def test_wider_bounds_still_find_what_is_wrong(what):
     seen = 0
     for mutant in MUTANTS:
         trace = recorded(mutant.of)
-        dump = halved(compiled(mutant)(trace, "own", np.float32))
+        dump = halved(compiled(mutant).port(trace, "own", np.float32))
         lacks = [
             key
             for key in dump

@@ -40,7 +40,7 @@ QUESTION = (
 )
 TAKES_DATA = True
 WEIGHTS = ("constant", "half-normal")  # laws of the known features' strengths
-LEVELS = (3.0, 4.0, 5.0)  # Rows are counted beyond so many standard deviations.
+LEVELS = (3.0, 4.0, 5.0)  # Rows are counted beyond this many standard deviations.
 LEVEL = 4.0  # This one is best on known features; the others show how much hangs on it.
 WIDE: dict[str, Any] = {"htf": 0.5, "ltf": 1e-4}  # This is the range of the conference version.
 FEW = 0.05  # A range covers the features if no more of them lie above it, and no more below.

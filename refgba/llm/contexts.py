@@ -21,7 +21,7 @@ from refgba.llm.records import Int32
 from refgba.llm.text import Fingerprint, TextOptions, pieces
 from refgba.types import Int64
 
-WITH = 16  # A token is joined with so many others, to see what it adds.
+WITH = 16  # A token is joined with this many others, to see what it adds.
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,11 +26,11 @@ from refgba.llm.text import Fingerprint, TextOptions
 from refgba.llm.unembedding import Unembedding
 from refgba.types import Array, Float64
 
-TOKENS = 8192  # Peaks and frequencies are measured on so many tokens.
-SAMPLE = 8  # Effects are measured on so many contexts.
+TOKENS = 8192  # Peaks and frequencies are measured on this many tokens.
+SAMPLE = 8  # Effects are measured on this many contexts.
 STRENGTHS = (-1.0, 0.5, 1.0, 2.0)
-LOGITS = 2**26  # At most so many logits are held at a time.
-RANDOM = 3  # Each strength is compared with so many random directions.
+LOGITS = 2**26  # At most this many logits are held at a time.
+RANDOM = 3  # Each strength is compared with this many random directions.
 TOP = 10  # So many tokens are shown.
 
 Tokens = list[tuple[str, float]]

@@ -34,10 +34,10 @@ from refgba.llm.text import Fingerprint, TextOptions
 from refgba.types import Array, Float64, Int64
 
 TOKENS = 16_384
-MEAN_TOKENS = 4096  # The mean row is measured on so many tokens.
-LOGITS = 2**26  # A batch has at most so many logits.
+MEAN_TOKENS = 4096  # The mean row is measured on this many tokens.
+LOGITS = 2**26  # A batch has at most this many logits.
 MASKED = 0.15  # A masked model has to guess this share of the tokens.
-DRAWS = 1000  # The bootstrap draws so often.
+DRAWS = 1000  # The bootstrap draws this many samples.
 VARIANTS = ("spliced", "zero", "mean")
 SCOPES = ("kept", "all")
 GUESSED = "replaced like the tokens that the mask hides"

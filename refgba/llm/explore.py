@@ -45,9 +45,9 @@ from refgba.runs.settings import Request
 from refgba.runs.trainer import Diverged, TrainingError
 
 PARTS = ("store", "run", "dashboard")  # The folder has these parts.
-TIMED = 2  # The forecast times so many batches, after one that it does not.
-BLOCK = 512  # It times the codes of so many rows.
-PASSES = 2  # The dashboard reads the store so often.
+TIMED = 2  # The forecast times this many batches, after one that it does not.
+BLOCK = 512  # It times the codes of this many rows.
+PASSES = 2  # The dashboard reads the store this many times.
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from refgba.llm.text import TABLES, Fingerprint, Omissions, Omitted, TextOptions
 from refgba.types import Array
 
 CONTEXT, BATCH, SHARD = 128, 8, 32_768  # tokens in a context, contexts in a batch, tokens in a shard
-MEASURED = 2048  # The median norm is measured on at least so many tokens.
-MAX_NORM = 10.0  # Rows of more than so many median norms are left out.
+MEASURED = 2048  # The median norm is measured on at least this many tokens.
+MAX_NORM = 10.0  # Rows of more than this many median norms are left out.
 EXACT = {"float32": 1e-6, "bfloat16": 1e-2, "float16": 1e-2}  # hooked rows against the plain forward's, relative
 ALONE = {"float32": 1e-3, "bfloat16": 1e-1, "float16": 5e-2}  # rows of a padded batch against a context alone
 

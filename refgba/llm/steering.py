@@ -22,7 +22,7 @@ from refgba.llm.splice import Place, splicing
 from refgba.llm.text import TextOptions
 from refgba.types import Array
 
-SAMPLE = 16_384  # Peaks are measured on so many rows of a store.
+SAMPLE = 16_384  # Peaks are measured on this many rows of a store.
 ROWS = 1024  # So many rows are read at a time.
 
 

@@ -23,7 +23,7 @@ from refgba.types import Array
 LARGE = 1e3  # the trial edit, times the stream: whatever reads the stream through a norm adds next to nothing to it
 LARGEST = {"float16": 1e4}  # numbers of the trial edit, where a dtype holds no larger ones
 CLOSE = 2e-2  # relative: an edit that arrives so near to itself went straight through
-TOKENS = 8  # The model runs on at most so many tokens.
+TOKENS = 8  # The model runs on at most this many tokens.
 
 
 class Ending:

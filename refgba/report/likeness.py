@@ -13,7 +13,7 @@ from refgba.types import Array, Float64, Int64
 
 NEAR = 5  # neighbours of a neuron that its view lists
 CELLS = 2**24  # cosines in memory at a time
-GROUPS = 512  # A row's cosines are in so many groups, whose largest are compared first.
+GROUPS = 512  # A row's cosines are in this many groups, whose largest are compared first.
 
 
 def likeness(mine: Array, others: Sequence[tuple[str, Array]]) -> tuple[Likeness, ...]:

@@ -18,7 +18,7 @@ from refgba.backends.base import AnyConfig
 from refgba.data.files import quoted
 from refgba.data.remarks import remarks, statistics
 from refgba.data.store import META, Store, open_store
-from refgba.errors import FAILING, InputError
+from refgba.errors import InputError, os_status
 from refgba.runs import interrupts
 from refgba.runs.demo import Demo
 from refgba.runs.forecast import Forecast, about, forecast, sized
@@ -89,7 +89,7 @@ class Commands(click.Group):
             raise  # click ends quietly
         except OSError as error:
             message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            _fail(ctx, message, 1 if error.errno in FAILING else 2)
+            _fail(ctx, message, os_status(error))
 
 
 def _fail(ctx: click.Context, message: str, status: int) -> None:

@@ -22,7 +22,7 @@ from refgba.runs.settings import Request
 from refgba.sae import unit_rows
 
 STEPS = 3000  # Enough for 128 features, and well under a minute on two cores.
-HELD_OUT = 20_000  # The demonstration is judged on so many fresh rows.
+HELD_OUT = 20_000  # The demonstration is judged on this many fresh rows.
 D = model.imbalanced().d
 PAGE = "demo.html"  # in the folder of the run
 

@@ -28,7 +28,7 @@ from refgba.sae import unit_rows
 from refgba.types import Array, Float64
 
 BUSY = 0.2  # Without targets, a run takes about this share of its steps to come near where its neurons end up active.
-WAY = BUSY * recipe.TRAVEL  # With targets, biases are lowered by about so many peaks before neurons come near them.
+WAY = BUSY * recipe.TRAVEL  # With targets, biases are lowered by about this many peaks before neurons come near them.
 SPARSE = 0.03  # share of the rows on which a neuron is taken to end up active where its method sets no target
 ENOUGH = 0.2  # seconds of steps to time, of each kind; at least FEWEST, at most MOST steps
 FEWEST, MOST = 2, 40

@@ -43,7 +43,7 @@ ARRAYS = ("frequency", "peak", "mean", "std", "z_score", "l0_histogram")
 TOP = ("top_rows", "top_values")
 HISTOGRAM = ("activation_counts", "activation_end")
 
-ENTRIES = 2**21  # Activity of so many neurons times rows is worked on at once, 16 MB in float64, or more (`_evaluate`).
+ENTRIES = 2**21  # This many neurons times rows are worked on at once: 16 MB in float64, or more (`_evaluate`).
 CHUNK = 2048  # rows read at a time to be judged
 SAMPLE = 65_536  # rows of its own data, at most, that a run is judged on when it has been trained
 

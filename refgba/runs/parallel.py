@@ -29,7 +29,7 @@ from refgba.backends import comm
 from refgba.backends.comm import Ranks
 from refgba.data.activations import Activations
 from refgba.data.survey import Survey
-from refgba.errors import FAILING, InputError
+from refgba.errors import InputError, os_status
 from refgba.runs import witness
 from refgba.runs.given import refuse_unused
 from refgba.runs.sections import Sectioned
@@ -199,7 +199,7 @@ def _status(error: BaseException) -> int:
     if isinstance(error, InputError):
         return error.status
     if isinstance(error, OSError):
-        return 1 if error.errno in FAILING else 2
+        return os_status(error)
     return 2 if isinstance(error, click.UsageError) else 1
 
 

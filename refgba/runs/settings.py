@@ -148,12 +148,13 @@ def flags() -> Iterator[Flag]:
     """Every setting of every method, GBA's first, in the order in which people are to read them."""
     known = {"method"}  # it has an option of its own
     for config in dict.fromkeys(method.Config for method in METHODS.values()):
+        kinds = get_type_hints(config)
         for setting in fields(config):
             name = setting.name
             if name not in known:
                 known.add(name)
                 about = f"{setting.metadata['help']}  [{_default(name)}]"
-                yield Flag(name, _declaration(config, name), get_type_hints(config)[name], about)
+                yield Flag(name, _declaration(name, kinds[name]), kinds[name], about)
 
 
 def switch(name: str, value: Any = None) -> str:
@@ -161,8 +162,8 @@ def switch(name: str, value: Any = None) -> str:
     return flag(OPPOSITES[name] if value is False else name)
 
 
-def _declaration(config: type[Settings], name: str) -> str:
-    return f"{switch(name)}/{switch(name, False)}" if get_type_hints(config)[name] is bool else switch(name)
+def _declaration(name: str, kind: Any) -> str:
+    return f"{switch(name)}/{switch(name, False)}" if kind is bool else switch(name)
 
 
 def _default(name: str) -> str:

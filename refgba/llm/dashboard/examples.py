@@ -18,7 +18,7 @@ from refgba.llm.dashboard.survey import Survey, Tick, active
 from refgba.llm.records import Harvest, Tokens
 from refgba.types import Array, Float64, Int64, Mask
 
-CELLS = 2**23  # At most so many tokens of windows are held at a time.
+CELLS = 2**23  # At most this many tokens of windows are held at a time.
 BEFORE = 0.75  # This share of a window's tokens comes before the one that it is shown for.
 
 Int32 = npt.NDArray[np.int32]

@@ -33,9 +33,9 @@ from refgba.runs.judging import Counting, silent
 from refgba.sae import unit_rows
 from refgba.types import Array, Float64, Int64
 
-PER_FILE = 64  # A file holds so many neurons.
+PER_FILE = 64  # A file holds this many neurons.
 NEAR = 6  # So many neighbours are shown.
-SHOWN = 6  # The table shows so many tokens of a neuron.
+SHOWN = 6  # The table shows this many tokens of a neuron.
 ABSENT = 2**32 - 1
 
 WHICH = {

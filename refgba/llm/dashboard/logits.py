@@ -18,7 +18,7 @@ from refgba.runs.judging import Counting, silent
 from refgba.types import Float64, Int64
 
 COUNT = 10  # So many tokens are shown at either end.
-BINS = 40  # The histogram of a neuron's effects on all tokens has so many bins.
+BINS = 40  # The histogram of a neuron's effects on all tokens has this many bins.
 ENTRIES = 2**23  # So many effects are worked on at once.
 
 

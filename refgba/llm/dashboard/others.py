@@ -32,11 +32,11 @@ from refgba.llm.records import Harvest
 from refgba.runs.judging import Counting, silent
 from refgba.types import Array, Float64
 
-PER_BATCH = 128  # A batch of SAEDashboard has so many neurons.
+PER_BATCH = 128  # A batch of SAEDashboard has this many neurons.
 ALIGNED = 3  # So many of the model's neurons are named, those that a decoder row is nearest to.
-BARS = 50  # circuit-tracer's histogram has so many bars of equal width.
+BARS = 50  # circuit-tracer's histogram has this many bars of equal width.
 PERCENTILES = 99
-SPLITS = 5  # delphi reads so many files.
+SPLITS = 5  # delphi reads this many files.
 PIECE = 2**20  # So many tokens are written at a time.
 
 Writer = Callable[[Features, Examples, int, Effects | None, Path], object]  # it writes one neuron to a folder

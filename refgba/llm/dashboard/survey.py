@@ -24,7 +24,7 @@ from refgba.llm.records import Harvest, Tokens
 from refgba.types import Array, Float64, Int64, Mask
 
 ENTRIES = 2**22  # So many entries, neurons times rows, are worked on at once.
-KEYED = 8  # Contexts are told apart by so many tokens up to a row.
+KEYED = 8  # Contexts are told apart by this many tokens up to a row.
 BINS, LOWEST_OCTAVE, PER_OCTAVE = 128, -16, 4  # Bins of histograms begin at 2^-16, four in each doubling.
 
 Tick = Callable[[int], object]
